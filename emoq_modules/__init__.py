@@ -1,0 +1,37 @@
+"""EmoQ: speech emotion recognition with a speech-aware Q-Former and an LLM.
+
+Public names are imported on first use, so that taking one lobe, say
+``from emoq_modules import SupConLoss``, does not import the others.
+"""
+
+from importlib import import_module
+
+_PUBLIC = {
+    "AttentivePooling": "qformer",
+    "EmoQFormer": "qformer",
+    "EmotionRecognizer": "recognizer",
+    "EmotionStats": "metrics",
+    "FbankEncoder": "audio_encoder",
+    "FeatureStore": "feature_store",
+    "FocalLoss": "losses",
+    "HuggingFaceEncoder": "audio_encoder",
+    "MALLoss": "losses",
+    "PromptTemplate": "prompt",
+    "SoftPromptDecoder": "decoder",
+    "Stage1Brain": "brain",
+    "Stage2Brain": "brain",
+    "SupConLoss": "losses",
+}
+
+__all__ = sorted(_PUBLIC)
+__version__ = "0.1.0"
+
+
+def __getattr__(name):
+    if name not in _PUBLIC:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f"{__name__}.{_PUBLIC[name]}"), name)
+
+
+def __dir__():
+    return sorted([*globals(), *__all__])

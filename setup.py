@@ -1,0 +1,45 @@
+"""Installs ``emoq_modules``; ``pip install -e .`` is all it takes."""
+
+from pathlib import Path
+
+from setuptools import find_packages, setup
+
+setup(
+    name="emoq",
+    version="0.1.0",
+    description=(
+        "EmoQ: speech emotion recognition with a speech-aware Q-Former "
+        "and a large language model, as a SpeechBrain plugin"
+    ),
+    long_description=Path(__file__)
+    .with_name("README.md")
+    .read_text(encoding="utf-8"),
+    long_description_content_type="text/markdown",
+    license="Apache-2.0",
+    packages=find_packages(include=["emoq_modules", "emoq_modules.*"]),
+    package_data={"emoq_modules": ["architectures/*.json"]},
+    python_requires=">=3.10,<3.14",
+    install_requires=[
+        # torch and torchaudio come in pairs: torchaudio's wheel is built
+        # against one torch release, and SpeechBrain imports torchaudio.
+        "torch>=2.9,<2.12",
+        "torchaudio>=2.9,<2.12",
+        "speechbrain>=1.1,<1.2",
+        "hyperpyyaml>=1.2.2",
+        "ruamel.yaml>=0.17.28,<0.19",
+        "transformers>=5.0,<6",
+        "peft>=0.18",
+        "safetensors>=0.4.5",
+        "tokenizers>=0.22",
+        "numpy>=1.26",
+        "scikit-learn>=1.4",
+        "soundfile>=0.12.1",
+        "matplotlib>=3.8",
+        "tqdm>=4.66",
+    ],
+    extras_require={
+        # MELD's clips are mp4; PyAV brings its own FFmpeg.
+        "meld": ["av>=13"],
+        "dev": ["av>=13", "pytest>=8", "ruff>=0.12"],
+    },
+)
