@@ -7,7 +7,7 @@ Public names are imported on first use, so that taking one lobe, say
 from importlib import import_module
 
 _PUBLIC = {
-    "AttentivePooling": "qformer",
+    "AttentivePooling": "pooling",
     "EmoQFormer": "qformer",
     "EmotionRecognizer": "recognizer",
     "EmotionStats": "metrics",
@@ -16,6 +16,7 @@ _PUBLIC = {
     "FocalLoss": "losses",
     "HuggingFaceEncoder": "audio_encoder",
     "MALLoss": "losses",
+    "MeanPooledAudio": "pooling",
     "PromptTemplate": "prompt",
     "SoftPromptDecoder": "decoder",
     "Stage1Brain": "brain",

@@ -1,0 +1,264 @@
+"""Checkpoints that hold what trains, load whole or not at all.
+
+SpeechBrain's ``Checkpointer`` with three promises added: a module is saved as
+its trainable weights alone, in safetensors; loading compares every key; and a
+checkpoint counts only once all its files are on disk, so that a run killed
+while saving goes on from the checkpoint before.
+"""
+
+import json
+import os
+import random
+import shutil
+
+import numpy as np
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from speechbrain.utils.checkpoints import (
+    Checkpointer,
+    mark_as_loader,
+    mark_as_saver,
+    register_checkpoint_hooks,
+)
+from speechbrain.utils.distributed import if_main_process, main_process_only
+from speechbrain.utils.logger import get_logger
+
+logger = get_logger(__name__)
+
+_CONTENTS = "contents.json"
+
+
+class CheckpointError(RuntimeError):
+    """A checkpoint that cannot be used, in words for the person."""
+
+
+class TrainableCheckpointer(Checkpointer):
+    """A ``Checkpointer`` of trainable weights, safe against kills.
+
+    Arguments
+    ---------
+    checkpoints_dir : str
+        Where the checkpoints go.
+    recoverables : dict
+        What to save, by name.
+
+    Example
+    -------
+    >>> folder = getfixture("tmp_path")
+    >>> layer = torch.nn.Linear(2, 2)
+    >>> layer.bias.requires_grad = False
+    >>> checkpointer = TrainableCheckpointer(folder, {"layer": layer})
+    >>> checkpoint = checkpointer.save_checkpoint()
+    >>> sorted(load_file(checkpoint.paramfiles["layer"]))
+    ['weight']
+    """
+
+    def __init__(self, checkpoints_dir, recoverables):
+        super().__init__(checkpoints_dir)
+        for name, obj in recoverables.items():
+            self.add_recoverable(name, obj)
+
+    def add_recoverable(self, name, obj, *args, **kwargs):
+        """Registers ``obj``; a module gets hooks for its trainable weights."""
+        super().add_recoverable(name, obj, *args, **kwargs)
+        if isinstance(obj, torch.nn.Module):
+            self.custom_save_hooks.setdefault(name, save_trainable)
+            self.custom_load_hooks.setdefault(name, load_trainable)
+
+    def save_checkpoint(self, *args, **kwargs):
+        """Saves, and marks the checkpoint as whole at the very end."""
+        if if_main_process():
+            self._remove_unfinished()
+        checkpoint = super().save_checkpoint(*args, **kwargs)
+        if if_main_process():
+            sizes = {
+                file.name: file.stat().st_size
+                for file in sorted(checkpoint.path.iterdir())
+            }
+            partial = checkpoint.path / f"{_CONTENTS}.partial"
+            partial.write_text(json.dumps(sizes, indent=1))
+            os.replace(partial, checkpoint.path / _CONTENTS)
+        return checkpoint
+
+    def _list_checkpoint_dirs(self):
+        """Leaves out what a kill left unfinished, and warns of damage.
+
+        Raises
+        ------
+        CheckpointError
+            If there are checkpoints and every one is damaged.
+        """
+        finished = [
+            folder
+            for folder in super()._list_checkpoint_dirs()
+            if (folder / _CONTENTS).exists()
+        ]
+        faults = {folder: _fault(folder) for folder in finished}
+        for folder, fault in faults.items():
+            if fault is not None:
+                logger.warning(f"Checkpoint {folder} is left out: {fault}.")
+        whole = [folder for folder in finished if faults[folder] is None]
+        if finished and not whole:
+            raise CheckpointError(
+                f"No checkpoint in {self.checkpoints_dir} is whole "
+                f"({faults[finished[-1]]}). Restore the files, or delete that "
+                "folder to start over."
+            )
+        return whole
+
+    def _remove_unfinished(self):
+        for folder in super()._list_checkpoint_dirs():
+            if not (folder / _CONTENTS).exists():
+                shutil.rmtree(folder)
+                logger.warning(f"Removed {folder}, whose saving was cut off.")
+
+
+@main_process_only
+def save_trainable(module, path):
+    """Writes a module's trainable weights as safetensors.
+
+    Arguments
+    ---------
+    module : torch.nn.Module
+        The module; its frozen weights are left out.
+    path : str
+        Where to write.
+    """
+    weights = {
+        name: parameter.detach().contiguous()
+        for name, parameter in module.named_parameters()
+        if parameter.requires_grad
+    }
+    save_file(weights, path)
+
+
+def load_trainable(module, path, end_of_epoch=True):
+    """Loads what ``save_trainable`` wrote, every key or none.
+
+    Arguments
+    ---------
+    module : torch.nn.Module
+        The module to load into.
+    path : str
+        The file to read.
+    end_of_epoch : bool
+        Of no meaning here; SpeechBrain passes it.
+
+    Raises
+    ------
+    CheckpointError
+        If the file is damaged, or its keys or shapes are another model's.
+    """
+    try:
+        weights = load_file(path)
+    except (SafetensorError, OSError) as error:
+        raise CheckpointError(
+            f"{path} cannot be read ({error}). Delete its folder to go on from "
+            "the checkpoint before, or restore the file."
+        ) from error
+    parameters = {
+        name: parameter
+        for name, parameter in module.named_parameters()
+        if parameter.requires_grad
+    }
+    differences = (
+        [f"{name} is missing" for name in parameters.keys() - weights.keys()]
+        + [
+            f"{name} is not known"
+            for name in weights.keys() - parameters.keys()
+        ]
+        + [
+            f"{name} is {tuple(weights[name].shape)}, not "
+            f"{tuple(parameters[name].shape)}"
+            for name in parameters.keys() & weights.keys()
+            if weights[name].shape != parameters[name].shape
+        ]
+    )
+    if differences:
+        shown = "; ".join(sorted(differences)[:3])
+        raise CheckpointError(
+            f"{path} is a checkpoint of another model: {len(differences)} of "
+            f"its weights do not fit ({shown}). Run with the settings it was "
+            "trained with, or choose another --results_folder."
+        )
+    with torch.no_grad():
+        for name, parameter in parameters.items():
+            parameter.copy_(weights[name])
+
+
+@register_checkpoint_hooks
+class RandomState:
+    """The random generators' states, so that a resumed run draws the same.
+
+    Example
+    -------
+    >>> path = getfixture("tmp_path") / "random.ckpt"
+    >>> state = RandomState()
+    >>> state.save(path)
+    >>> first = torch.rand(1)
+    >>> state.load(path, end_of_epoch=False)
+    >>> bool(torch.rand(1) == first)
+    True
+    """
+
+    @mark_as_saver
+    def save(self, path):
+        """Writes the states of torch, CUDA, NumPy and Python."""
+        algorithm, keys, position, has_gauss, gauss = np.random.get_state()
+        states = {
+            "torch": torch.get_rng_state(),
+            "cuda": torch.cuda.get_rng_state_all(),
+            "numpy": [algorithm, keys.tolist(), position, has_gauss, gauss],
+            "python": random.getstate(),
+        }
+        torch.save(states, path)
+
+    @mark_as_loader
+    def load(self, path, end_of_epoch):
+        """Restores them; a GPU that was not there before keeps its own."""
+        states = torch.load(path, weights_only=True)
+        torch.set_rng_state(states["torch"])
+        if len(states["cuda"]) == torch.cuda.device_count():
+            torch.cuda.set_rng_state_all(states["cuda"])
+        np.random.set_state(states["numpy"])
+        random.setstate(states["python"])
+
+
+@register_checkpoint_hooks
+class History(list):
+    """The figures of each epoch so far, a dict each; survives a restart.
+
+    Example
+    -------
+    >>> path = getfixture("tmp_path") / "history.ckpt"
+    >>> History([{"epoch": 1, "train_loss": 0.5}]).save(path)
+    >>> history = History()
+    >>> history.load(path, end_of_epoch=True)
+    >>> history
+    [{'epoch': 1, 'train_loss': 0.5}]
+    """
+
+    @mark_as_saver
+    def save(self, path):
+        """Writes the rows as JSON."""
+        with open(path, "w", encoding="utf-8") as file:
+            json.dump(self, file)
+
+    @mark_as_loader
+    def load(self, path, end_of_epoch):
+        """Replaces the rows by those in the file."""
+        with open(path, encoding="utf-8") as file:
+            self[:] = json.load(file)
+
+
+def _fault(folder):
+    """What is wrong with a finished checkpoint, or None."""
+    sizes = json.loads((folder / _CONTENTS).read_text())
+    for name, size in sizes.items():
+        file = folder / name
+        if not file.exists():
+            return f"{name} is missing"
+        if file.stat().st_size != size:
+            return f"{name} has {file.stat().st_size} bytes instead of {size}"
+    return None

@@ -1,0 +1,184 @@
+"""A run's configuration: an experiment, presets laid over it, options on top.
+
+An experiment is a HyperPyYAML file; a preset is a few of its keys. Each key
+replaces the experiment's value whole. Keys that only one stage has stand in a
+preset's section ``stage1`` or ``stage2``.
+"""
+
+import difflib
+from io import StringIO
+from pathlib import Path
+
+from hyperpyyaml import load_hyperpyyaml, resolve_references
+from ruamel.yaml import YAML, YAMLError
+from ruamel.yaml.comments import CommentedMap
+
+_SECTIONS = ("stage1", "stage2")
+
+
+class ConfigurationError(ValueError):
+    """An experiment, preset or option is wrong, in words for the person."""
+
+
+def compose(experiment, presets=(), options=""):
+    """Lays presets and options over an experiment.
+
+    Arguments
+    ---------
+    experiment : str or Path
+        The experiment's YAML file.
+    presets : list of str or Path
+        Presets' YAML files; a later one wins.
+    options : str
+        YAML of top-level keys, which win over all.
+
+    Returns
+    -------
+    str
+        The whole experiment as YAML, its references resolved.
+
+    Raises
+    ------
+    ConfigurationError
+        If a file is missing or no YAML, or a key is none of the experiment's.
+
+    Example
+    -------
+    >>> folder = getfixture("tmp_path")
+    >>> _ = (folder / "experiment.yaml").write_text("stage: 1\\na: 2\\nb: !ref <a>")
+    >>> _ = (folder / "preset.yaml").write_text("stage1: {a: 3}")
+    >>> print(compose(folder / "experiment.yaml", [folder / "preset.yaml"]))
+    stage: 1
+    a: 3
+    b: 3
+    <BLANKLINE>
+    """
+    tree = _read(experiment)
+    for preset in presets:
+        content = _read(preset)
+        sections = {
+            name: content.pop(name) for name in _SECTIONS if name in content
+        }
+        _lay_over(tree, content, preset)
+        section = sections.get(f"stage{tree['stage']}")
+        if section is not None:
+            _lay_over(tree, section, preset)
+    if options:
+        _lay_over(tree, YAML().load(options), "the command line")
+    merged = StringIO()
+    YAML().dump(tree, merged)
+    merged.seek(0)
+    try:
+        return resolve_references(merged).getvalue()
+    except (KeyError, ValueError) as error:
+        raise ConfigurationError(f"{experiment}: {error}") from error
+
+
+def known_options(experiment, options):
+    """Those of some options that an experiment has a key for, as YAML."""
+    tree = _read(experiment)
+    options = YAML().load(options) or {}
+    known = {key: value for key, value in options.items() if key in tree}
+    text = StringIO()
+    YAML().dump(known, text)
+    return text.getvalue() if known else ""
+
+
+def load(resolved, keys=None):
+    """Makes the objects of a composed experiment.
+
+    Arguments
+    ---------
+    resolved : str
+        What ``compose`` returned.
+    keys : list of str | None
+        Make these alone, and the plain values; None makes all. What a key
+        refers to has to be plain, or among the keys.
+
+    Returns
+    -------
+    dict
+
+    Raises
+    ------
+    ConfigurationError
+        If a value is still missing (``!PLACEHOLDER``).
+    """
+    if keys is not None:
+        tree = YAML().load(resolved)
+        chosen = {
+            key: value
+            for key, value in tree.items()
+            if key in keys or _is_plain(value)
+        }
+        text = StringIO()
+        YAML().dump(CommentedMap(chosen), text)
+        resolved = text.getvalue()
+    try:
+        return load_hyperpyyaml(resolved)
+    except ValueError as error:
+        if "PLACEHOLDER" not in str(error):
+            raise
+        key = str(error).split("'")[1]
+        raise ConfigurationError(
+            f"{key} has no value: give it as --{key} VALUE."
+        ) from None
+
+
+def differences(resolved, earlier):
+    """The top-level keys whose values differ between two configurations.
+
+    Example
+    -------
+    >>> differences("a: 1\\nb: 2", "a: 1\\nb: 3")
+    {'b': ('3', '2')}
+    """
+    ours, theirs = YAML().load(resolved), YAML().load(earlier)
+    return {
+        key: (_text(theirs.get(key)), _text(ours.get(key)))
+        for key in [*ours, *(key for key in theirs if key not in ours)]
+        if _text(ours.get(key)) != _text(theirs.get(key))
+    }
+
+
+def _read(path):
+    path = Path(path)
+    try:
+        content = YAML().load(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise ConfigurationError(f"There is no file {path}.") from None
+    except YAMLError as error:
+        raise ConfigurationError(f"{path} is no YAML file: {error}") from None
+    if not isinstance(content, CommentedMap):
+        raise ConfigurationError(f"{path} holds no keys and values.")
+    return content
+
+
+def _lay_over(tree, values, origin):
+    for key, value in values.items():
+        if key not in tree:
+            near = difflib.get_close_matches(key, tree, n=1)
+            hint = f" Did you mean {near[0]}?" if near else ""
+            raise ConfigurationError(
+                f"{key!r} in {origin} is no key of this experiment, so nothing "
+                f"would read it.{hint}"
+            )
+        tree[key] = value
+
+
+def _is_plain(node):
+    """Whether a node is made of plain values, with no object to build."""
+    if getattr(node, "tag", None) is not None and str(node.tag.value or ""):
+        if str(node.tag.value).startswith("!"):
+            return False
+    if isinstance(node, dict):
+        return all(_is_plain(value) for value in node.values())
+    if isinstance(node, list):
+        return all(_is_plain(value) for value in node)
+    return True
+
+
+def _text(node):
+    text = StringIO()
+    YAML().dump({"value": node}, text)
+    return text.getvalue().removeprefix("value:").strip()

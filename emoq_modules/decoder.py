@@ -1,0 +1,412 @@
+"""The decoder: an LLM that reads the fused embedding as a soft prompt.
+
+The embedding e'_q is projected into the LLM's space and stands in the place of
+``<AUDIO>`` in a chat; the emotion is read from what the LLM would say next.
+"""
+
+import math
+
+import torch
+from peft import LoraConfig, get_peft_model
+from torch import nn
+from torch.nn import functional as F
+from transformers import AutoConfig, AutoModelForCausalLM
+
+from emoq_modules.backbones import load_tokenizer, local_folder
+
+# LoRA of the paper: r=16 and dropout 0.1; on which layers, and with which
+# alpha, it does not say. "all-linear" is every attention and MLP projection.
+PAPER_LORA = {
+    "r": 16,
+    "lora_alpha": 32,
+    "lora_dropout": 0.1,
+    "target_modules": "all-linear",
+}
+
+
+class SoftPromptDecoder(nn.Module):
+    """Projector, prompt, LLM and LoRA: from embeddings to emotion words.
+
+    Source: EmoQ, Sec. 2.3. The LLM is frozen; the projector and the LoRA
+    adapter train. The vocabulary is never resized.
+
+    Arguments
+    ---------
+    source : str | dict | transformers.PretrainedConfig
+        Any causal LM: its name on the Hugging Face hub or a local folder, whose
+        weights are loaded; or a configuration (its values in a dict, with
+        ``model_type``), which gives random weights and needs ``tokenizer``.
+    prompt : PromptTemplate
+        The chat around the soft prompt.
+    labels : list of str
+        The emotion words, in the order of the classes.
+    embedding_dim : int | None
+        Size of the embeddings; None if the prompt has no ``<AUDIO>``.
+    lora : dict | None
+        Arguments of ``peft.LoraConfig``; None trains the projector alone.
+    word_weight : float
+        Weight w of the emotion word in Eq. 7; the end of the turn weighs 1.
+    tokenizer : str | None
+        Name or folder of the tokenizer, if it is not ``source``.
+    revision : str | None
+        Git revision of a source on the hub.
+    dtype : str
+        Precision of the frozen weights, for instance ``bfloat16``.
+    gradient_checkpointing : bool
+        Trades a second forward pass for memory while training.
+
+    Raises
+    ------
+    BackboneError
+        If a source is neither a folder, nor cached, nor reachable.
+    ValueError
+        If prompt and ``embedding_dim`` do not fit, or the LLM changes its
+        logits after the output layer, so that rows of it are not enough.
+
+    Example
+    -------
+    >>> from emoq_modules import PromptTemplate
+    >>> from emoq_modules.offline import build_llm
+    >>> labels = ["happy", "sad"]
+    >>> decoder = SoftPromptDecoder(
+    ...     build_llm(getfixture("tmp_path"), ["Good morning!"], labels),
+    ...     PromptTemplate("Which of {labels}?", "{text}, said as <AUDIO>"),
+    ...     labels,
+    ...     embedding_dim=8,
+    ... )
+    >>> decoder.posteriors(torch.rand(1, 8), ["Good morning!"]).shape
+    torch.Size([1, 2])
+    """
+
+    def __init__(
+        self,
+        source,
+        prompt,
+        labels,
+        embedding_dim=None,
+        lora=PAPER_LORA,
+        word_weight=5.0,
+        tokenizer=None,
+        revision=None,
+        dtype="float32",
+        gradient_checkpointing=False,
+    ):
+        super().__init__()
+        if prompt.has_audio != (embedding_dim is not None):
+            raise ValueError(
+                "The decoder needs embedding_dim exactly when the prompt holds "
+                f"<AUDIO>; embedding_dim is {embedding_dim} and the user turn "
+                f"is {prompt.user!r}."
+            )
+        self.word_weight = word_weight
+        llm = _load_llm(source, revision, getattr(torch, dtype))
+        self.prompt = prompt.bind(
+            load_tokenizer(tokenizer or source, revision), labels
+        )
+        _check_output_layer(llm, len(self.prompt.tokenizer))
+        if gradient_checkpointing:
+            llm.gradient_checkpointing_enable(
+                gradient_checkpointing_kwargs={"use_reentrant": False}
+            )
+        llm.requires_grad_(False)
+        if lora is not None:
+            llm = get_peft_model(llm, LoraConfig(**lora)).get_base_model()
+        self.llm = llm
+        self.projector = None
+        if embedding_dim is not None:
+            self.projector = Projector(
+                embedding_dim, llm.get_input_embeddings().weight
+            )
+
+    def forward(
+        self, embeddings, texts, speakers, labels, with_posteriors=False
+    ):
+        """``loss``, or ``loss_and_posteriors``.
+
+        Distributed training goes through ``forward``.
+        """
+        if with_posteriors:
+            return self.loss_and_posteriors(embeddings, texts, speakers, labels)
+        return self.loss(embeddings, texts, speakers, labels)
+
+    def loss(self, embeddings, texts, speakers, labels):
+        """Token-weighted cross-entropy of the answers, Eq. 7.
+
+        Divided by the sum of the weights. Only the hidden states before the
+        answer's tokens are projected to the vocabulary.
+
+        Arguments
+        ---------
+        embeddings : torch.Tensor | None
+            ``(B, embedding_dim)``; None if the prompt has no ``<AUDIO>``.
+        texts : list of str
+            The transcripts.
+        speakers : list of str | None
+            The speakers' names, where they are known.
+        labels : torch.Tensor
+            Class indices, ``(B,)``.
+
+        Returns
+        -------
+        torch.Tensor
+            A scalar.
+        """
+        hidden, answers = self._answer_states(
+            embeddings, texts, speakers, labels
+        )
+        return self._weighted_cross_entropy(hidden, answers)
+
+    def posteriors(self, embeddings, texts, speakers=None):
+        """Posterior probabilities of the emotions, Eqs. 8 and 9.
+
+        One hidden state, that of the last prompt token, is projected to the C
+        rows of the emotion words; nothing is generated. If a word is more than
+        one token, the words' length-normalised log-probabilities stand in for
+        their logits.
+
+        Arguments
+        ---------
+        embeddings : torch.Tensor | None
+            ``(B, embedding_dim)``; None if the prompt has no ``<AUDIO>``.
+        texts : list of str
+            The transcripts.
+        speakers : list of str | None
+            The speakers' names, where they are known.
+
+        Returns
+        -------
+        torch.Tensor
+            ``(B, C)``, float32.
+        """
+        if not self.prompt.words_are_single_tokens:
+            return self._whole_word_posteriors(embeddings, texts, speakers)
+        prompts = self._encode(texts, speakers)
+        hidden = self._hidden_states(embeddings, prompts)
+        return self._word_posteriors(hidden[:, -1])
+
+    def loss_and_posteriors(self, embeddings, texts, speakers, labels):
+        """Both, and in one pass where each emotion word is one token.
+
+        Returns
+        -------
+        loss : torch.Tensor
+            A scalar.
+        posteriors : torch.Tensor
+            ``(B, C)``, float32.
+        """
+        hidden, answers = self._answer_states(
+            embeddings, texts, speakers, labels
+        )
+        loss = self._weighted_cross_entropy(hidden, answers)
+        if not self.prompt.words_are_single_tokens:
+            return loss, self._whole_word_posteriors(
+                embeddings, texts, speakers
+            )
+        first = torch.cumsum(
+            torch.tensor([0] + [len(answer) for answer in answers[:-1]]), dim=0
+        )
+        return loss, self._word_posteriors(hidden[first.to(hidden.device)])
+
+    def answer_weight(self, labels):
+        """The sum of the weights w of Eq. 7 over a batch's answers.
+
+        Batches of different weight are averaged by it.
+
+        Arguments
+        ---------
+        labels : torch.Tensor
+            Class indices, ``(B,)``.
+
+        Returns
+        -------
+        float
+        """
+        return sum(
+            sum(self._weights(answer)) for answer in self._answers(labels)
+        )
+
+    def _encode(self, texts, speakers):
+        speakers = speakers or [None] * len(texts)
+        return [
+            self.prompt.encode(text, speaker)
+            for text, speaker in zip(texts, speakers, strict=True)
+        ]
+
+    def _answer_states(self, embeddings, texts, speakers, labels):
+        """Hidden states that predict the answers' tokens, and the answers.
+
+        Returns
+        -------
+        hidden : torch.Tensor
+            ``(sum of the answers' lengths, d_l)``, answer after answer.
+        answers : list of list of int
+            The emotion word's tokens and the end of the turn, B times.
+        """
+        prompts = self._encode(texts, speakers)
+        answers = self._answers(labels)
+        return self._teacher_forced(embeddings, prompts, answers), answers
+
+    def _teacher_forced(self, embeddings, prompts, answers):
+        continued = [
+            (before, after + answer[:-1])
+            if self.projector is not None
+            else (before + answer[:-1], after)
+            for (before, after), answer in zip(prompts, answers, strict=True)
+        ]
+        hidden = self._hidden_states(embeddings, continued)
+        # Sequences end together, so an answer of n tokens is predicted from
+        # the last n positions.
+        return torch.cat(
+            [
+                states[-len(answer) :]
+                for states, answer in zip(hidden, answers, strict=True)
+            ]
+        )
+
+    def _hidden_states(self, embeddings, prompts):
+        """Runs the LLM; sequences are padded on the left.
+
+        Returns
+        -------
+        torch.Tensor
+            ``(B, S, d_l)``
+        """
+        device = self.llm.get_input_embeddings().weight.device
+        soft = int(self.projector is not None)
+        lengths = [len(before) + soft + len(after) for before, after in prompts]
+        size = max(lengths)
+        # Any token does for padding and for the soft prompt: neither is read.
+        filler = self.prompt.end
+        tokens = torch.tensor(
+            [
+                [filler] * (size - length) + before + [filler] * soft + after
+                for (before, after), length in zip(
+                    prompts, lengths, strict=True
+                )
+            ],
+            device=device,
+        )
+        padding = size - torch.tensor(lengths, device=device)  # (B,)
+        mask = torch.arange(size, device=device) >= padding[:, None]  # (B, S)
+        inputs = self.llm.get_input_embeddings()(tokens)  # (B, S, d_l)
+        if soft:
+            rows = torch.arange(len(prompts), device=device)
+            columns = padding + torch.tensor(
+                [len(before) for before, _ in prompts], device=device
+            )
+            projected = self.projector(embeddings).to(inputs.dtype)
+            inputs = inputs.index_put((rows, columns), projected)
+        positions = (mask.long().cumsum(dim=1) - 1).clamp(min=0)
+        return self.llm.base_model(
+            inputs_embeds=inputs,
+            attention_mask=mask.long(),
+            position_ids=positions,
+            use_cache=False,
+        ).last_hidden_state
+
+    def _answers(self, labels):
+        return [
+            [*self.prompt.words[label], self.prompt.end]
+            for label in labels.tolist()
+        ]
+
+    def _weights(self, answer):
+        return [self.word_weight] * (len(answer) - 1) + [1.0]
+
+    def _weighted_cross_entropy(self, hidden, answers):
+        targets = torch.tensor(sum(answers, []), device=hidden.device)
+        weights = torch.tensor(
+            sum(map(self._weights, answers), []), device=hidden.device
+        )
+        logits = self.llm.get_output_embeddings()(hidden).float()
+        losses = F.cross_entropy(logits, targets, reduction="none")
+        return (weights * losses).sum() / weights.sum()
+
+    def _word_posteriors(self, hidden):
+        """From the hidden states before the word, ``(B, d_l)``."""
+        layer = self.llm.get_output_embeddings()
+        rows = torch.tensor(
+            [word[0] for word in self.prompt.words], device=hidden.device
+        )
+        bias = None if layer.bias is None else layer.bias[rows]
+        logits = F.linear(hidden, layer.weight[rows], bias)  # (B, C)
+        return logits.float().softmax(dim=-1)
+
+    def _whole_word_posteriors(self, embeddings, texts, speakers):
+        prompts = self._encode(texts, speakers)
+        scores = []
+        for word in self.prompt.words:
+            hidden = self._teacher_forced(
+                embeddings, prompts, [word] * len(prompts)
+            )
+            logits = self.llm.get_output_embeddings()(hidden).float()
+            targets = torch.tensor(word * len(prompts), device=hidden.device)
+            losses = F.cross_entropy(logits, targets, reduction="none")
+            scores.append(-losses.view(len(prompts), -1).mean(dim=1))
+        return torch.stack(scores, dim=1).softmax(dim=-1)
+
+
+class Projector(nn.Module):
+    """Maps unit-length embeddings into an LLM's word-embedding space.
+
+    A linear map and a learned scale, which starts so that a soft prompt is as
+    long as a word embedding is on average.
+
+    Arguments
+    ---------
+    embedding_dim : int
+        Size of the embeddings.
+    word_embeddings : torch.Tensor
+        The LLM's word embeddings, ``(|V|, d_l)``.
+
+    Example
+    -------
+    >>> projector = Projector(8, torch.randn(100, 16))
+    >>> projector(torch.rand(3, 8)).shape
+    torch.Size([3, 16])
+    """
+
+    def __init__(self, embedding_dim, word_embeddings):
+        super().__init__()
+        dim = word_embeddings.shape[1]
+        self.linear = nn.Linear(embedding_dim, dim)
+        # Of a unit-length embedding the map's expected squared length is 1.
+        nn.init.normal_(self.linear.weight, std=1 / math.sqrt(dim))
+        nn.init.zeros_(self.linear.bias)
+        norms = torch.linalg.vector_norm(
+            word_embeddings.detach(), dim=1, dtype=torch.float32
+        )
+        self.scale = nn.Parameter(norms.mean())
+
+    def forward(self, embeddings):
+        """Maps ``(B, embedding_dim)`` to ``(B, d_l)``."""
+        return self.scale * self.linear(embeddings)
+
+
+def _load_llm(source, revision, dtype):
+    if isinstance(source, str):
+        return AutoModelForCausalLM.from_pretrained(
+            local_folder(source, revision), dtype=dtype
+        )
+    if isinstance(source, dict):
+        values = dict(source)
+        source = AutoConfig.for_model(values.pop("model_type"), **values)
+    return AutoModelForCausalLM.from_config(source, dtype=dtype)
+
+
+def _check_output_layer(llm, vocabulary):
+    """Refuses LLMs of which rows of the output layer are not enough."""
+    rows = llm.get_input_embeddings().weight.shape[0]
+    if vocabulary > rows:
+        raise ValueError(
+            f"The tokenizer has {vocabulary} tokens and the LLM {rows}: they "
+            "do not belong together."
+        )
+    # Gemma 2 caps its logits, Cohere's and Granite scale them.
+    for key in ("final_logit_softcapping", "logit_scale", "logits_scaling"):
+        if getattr(llm.config, key, None) not in (None, 1.0):
+            raise ValueError(
+                f"{type(llm).__name__} changes its logits after the output "
+                f"layer ({key} in its configuration), which the decoder does "
+                "not follow. Choose another LLM, such as Qwen2.5."
+            )

@@ -1,0 +1,150 @@
+"""Pictures of a run: its confusion matrix and its training curves.
+
+Figures are made without ``pyplot``, hence without a display and without state
+that a notebook or another library would share.
+"""
+
+import numpy as np
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
+
+# Okabe and Ito's palette, which colour-blind readers can tell apart.
+_BLUE, _ORANGE, _GREEN = "#0072B2", "#D55E00", "#009E73"
+_PURPLE, _GREY = "#CC79A7", "#666666"
+
+
+def plot_confusion(labels, metrics, title):
+    """Draws a confusion matrix, each row in percent of its class.
+
+    Arguments
+    ---------
+    labels : list of str
+        Names of the classes.
+    metrics : dict
+        As :func:`emoq_modules.metrics.emotion_metrics` returns them.
+    title : str
+        What was measured; the measures stand below it.
+
+    Returns
+    -------
+    matplotlib.figure.Figure
+        One cell a pair of classes, with percent and count.
+
+    Example
+    -------
+    >>> from emoq_modules.metrics import emotion_metrics
+    >>> metrics = emotion_metrics([0, 0, 1], [0, 1, 1], ["no", "yes"])
+    >>> figure = plot_confusion(["no", "yes"], metrics, "toy corpus")
+    >>> [text.get_text() for text in figure.axes[0].texts]
+    ['50 %\\n1', '50 %\\n1', '0 %\\n0', '100 %\\n1']
+    """
+    counts = np.array(metrics["confusion"])
+    members = counts.sum(axis=1)
+    percent = 100 * counts / np.maximum(members, 1)[:, None]
+
+    side = 2.4 + 0.75 * len(labels)  # inches: a cell holds "100 %"
+    figure = Figure(figsize=(side, side), layout="constrained")
+    axes = figure.add_subplot()
+    axes.imshow(percent, cmap="Blues", vmin=0, vmax=100)
+    for (row, column), value in np.ndenumerate(percent):
+        text = f"{value:.0f} %\n{counts[row, column]}"
+        axes.text(
+            column,
+            row,
+            text if members[row] else "–",
+            ha="center",
+            va="center",
+            fontsize=9,
+            color="white" if value > 55 else "black",
+        )
+
+    rows = [f"{x}\n({n})" for x, n in zip(labels, members, strict=True)]
+    places = range(len(labels))
+    slanted = max(map(len, labels)) > 9  # wider than a cell
+    axes.set_xticks(
+        places,
+        labels,
+        rotation=35 if slanted else 0,
+        ha="right" if slanted else "center",
+    )
+    axes.set_yticks(places, rows)
+    axes.tick_params(length=0)
+    axes.set_xlabel("recognised")
+    axes.set_ylabel("reference (utterances)")
+    axes.spines[:].set_visible(False)
+    measures = [f"{x} {metrics[x]:.1f} %" for x in ("WA", "UA", "WF1")]
+    axes.set_title(f"{title}\n{'   '.join(measures)}", fontsize=10)
+    return figure
+
+
+def plot_training_curves(history, best_epoch, title):
+    """Draws losses, validation measures and learning rate over epochs.
+
+    Arguments
+    ---------
+    history : list of dict
+        As :func:`emoq_modules.report.write_results` takes it. A value that an
+        epoch lacks leaves a gap.
+    best_epoch : int
+        The epoch to mark, if any.
+    title : str
+        What was trained.
+
+    Returns
+    -------
+    matplotlib.figure.Figure
+        Three panels over a common axis.
+
+    Example
+    -------
+    >>> history = [{"epoch": 1, "train_loss": 2.0}, {"epoch": 2}]
+    >>> figure = plot_training_curves(history, 2, "toy corpus")
+    >>> [axes.get_ylabel() for axes in figure.axes]
+    ['loss', 'validation (%)', 'learning rate']
+    """
+    figure = Figure(figsize=(7, 6.5), layout="constrained")
+    loss, measures, rate = figure.subplots(
+        3, sharex=True, height_ratios=[3, 3, 1.2]
+    )
+    _curve(loss, history, "train_loss", "training", _BLUE, "o-")
+    _curve(loss, history, "valid_loss", "validation", _ORANGE, "s--")
+    _curve(measures, history, "valid_WA", "WA", _BLUE, "o-")
+    _curve(measures, history, "valid_UA", "UA", _ORANGE, "s--")
+    _curve(measures, history, "valid_WF1", "WF1", _GREEN, "^:")
+    _curve(rate, history, "lr", "learning rate", _PURPLE, "o-")
+    loss.set_ylabel("loss")
+    measures.set_ylabel("validation (%)")
+    rate.set_ylabel("learning rate")
+    rate.set_xlabel("epoch")
+
+    for axes in (loss, measures, rate):
+        axes.grid(color="0.9")
+        axes.set_axisbelow(True)
+        axes.spines[["top", "right"]].set_visible(False)
+        if best_epoch is not None:
+            axes.axvline(
+                best_epoch,
+                color=_GREY,
+                linestyle=(0, (4, 3)),
+                linewidth=1,
+                label=f"best epoch ({best_epoch})",
+            )
+    for axes in (loss, measures):
+        axes.legend(
+            fontsize=8,
+            loc="center left",
+            bbox_to_anchor=(1, 0.5),
+            frameon=False,
+        )
+    epochs = [row["epoch"] for row in history]
+    rate.set_xlim(min(epochs) - 0.5, max(epochs) + 0.5)
+    rate.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
+    rate.set_ylim(bottom=0)
+    figure.suptitle(title, fontsize=11)
+    return figure
+
+
+def _curve(axes, history, key, label, colour, style):
+    epochs = [row["epoch"] for row in history]
+    values = [row.get(key, np.nan) for row in history]
+    axes.plot(epochs, values, style, color=colour, label=label, ms=4)

@@ -1,0 +1,224 @@
+"""The prompt: a chat with places for the speaker, the words and the voice.
+
+A transcript is data. Only the template is read for special tokens, and each
+field is tokenised on its own, as plain text: whatever a transcript holds, the
+token ids of the template around it stay the same.
+"""
+
+from jinja2.exceptions import TemplateError
+
+_AUDIO = "<AUDIO>"
+# Characters for private use stand for the fields while the chat template is
+# applied; no tokenizer's template holds them.
+_PLACES = {"{speaker}": "\ue000", "{text}": "\ue001", _AUDIO: "\ue002"}
+
+
+class PromptTemplate:
+    """What the LLM is told, in the words of an experiment's YAML.
+
+    Arguments
+    ---------
+    system : str
+        The system turn. ``{labels}`` is replaced by the emotion words.
+    user : str
+        The user turn, with ``{speaker}``, ``{text}`` and ``<AUDIO>`` where
+        they belong, each at most once. A line whose field is not known for an
+        utterance is left out; a template without ``<AUDIO>`` has no soft
+        prompt.
+    answer : str
+        What the assistant's turn begins with; the emotion word follows.
+    max_text_tokens : int
+        A longer transcript is cut at its end; the template never is.
+    max_speaker_tokens : int
+        Likewise for the speaker's name.
+
+    Example
+    -------
+    >>> template = PromptTemplate(
+    ...     system="Name the emotion: {labels}.",
+    ...     user="Speaker: {speaker}\\nTranscript: {text}\\nVoice: <AUDIO>",
+    ... )
+    >>> template.has_audio
+    True
+    """
+
+    def __init__(
+        self,
+        system,
+        user,
+        answer="Emotion:",
+        max_text_tokens=256,
+        max_speaker_tokens=16,
+    ):
+        for place in _PLACES:
+            if user.count(place) > 1:
+                raise ValueError(
+                    f"The user turn of the prompt holds {place} more than once."
+                )
+        self.system = system
+        self.user = user
+        self.answer = answer
+        self.max_tokens = {
+            "{text}": max_text_tokens,
+            "{speaker}": max_speaker_tokens,
+        }
+        self.has_audio = _AUDIO in user
+
+    def bind(self, tokenizer, labels):
+        """Returns the ``BoundPrompt`` of this template for a tokenizer."""
+        return BoundPrompt(self, tokenizer, labels)
+
+
+class BoundPrompt:
+    """A prompt template in the token ids of one LLM.
+
+    Arguments
+    ---------
+    template : PromptTemplate
+        What to say.
+    tokenizer : transformers.PreTrainedTokenizerFast
+        The LLM's tokenizer. Its chat template is used; one without gets the
+        turns as paragraphs.
+    labels : list of str
+        The emotion words, in the order of the classes.
+
+    Attributes
+    ----------
+    words : list of list of int
+        The token ids of each emotion word, with the space before it.
+    end : int
+        The token that ends the assistant's turn.
+    """
+
+    def __init__(self, template, tokenizer, labels):
+        self.template = template
+        self.tokenizer = tokenizer
+        self.labels = list(labels)
+        if len(set(self.labels)) < len(self.labels):
+            raise ValueError(f"An emotion word occurs twice in {self.labels}.")
+        self.words = [self._plain_ids(f" {label}") for label in self.labels]
+        if tokenizer.eos_token_id is None:
+            raise ValueError(
+                "The LLM's tokenizer names no end-of-turn token (eos_token); "
+                "its folder lacks tokenizer_config.json, perhaps."
+            )
+        self.end = tokenizer.eos_token_id
+        self._pieces = {}
+
+    @property
+    def words_are_single_tokens(self):
+        """Whether each word is one token, and no two the same."""
+        return len({tuple(word) for word in self.words}) == len(
+            self.words
+        ) and all(len(word) == 1 for word in self.words)
+
+    def encode(self, text=None, speaker=None):
+        """Tokenises the prompt of one utterance.
+
+        Arguments
+        ---------
+        text : str | None
+            The transcript; None or empty where there is none.
+        speaker : str | None
+            The speaker's name, likewise.
+
+        Returns
+        -------
+        before : list of int
+            Token ids before the soft prompt.
+        after : list of int
+            Token ids after it; empty if the template has no ``<AUDIO>``.
+        """
+        values = {"{text}": _one_line(text), "{speaker}": _one_line(speaker)}
+        known = tuple(place for place, value in values.items() if value)
+        before, after = [], []
+        ids = before
+        for piece in self._template_pieces(known):
+            if piece == _AUDIO:
+                ids = after
+            elif isinstance(piece, tuple):
+                place, space = piece
+                field = self._plain_ids(space + values[place])
+                ids += field[: self.template.max_tokens[place]]
+            else:
+                ids += piece
+        return before, after
+
+    def _template_pieces(self, known):
+        """The template cut at its fields, for utterances with these known.
+
+        A piece is the token ids of literal text, ``<AUDIO>``, or a field with
+        the space before it: BPE joins a space to the word that follows.
+        """
+        if known not in self._pieces:
+            places = {mark: place for place, mark in _PLACES.items()}
+            pieces, literal = [], ""
+            for character in self._render(known):
+                if character not in places:
+                    literal += character
+                    continue
+                space = " " if literal.endswith(" ") else ""
+                pieces.append(self._template_ids(literal.removesuffix(" ")))
+                place = places[character]
+                pieces.append(_AUDIO if place == _AUDIO else (place, space))
+                literal = ""
+            pieces.append(self._template_ids(literal))
+            self._pieces[known] = pieces
+        return self._pieces[known]
+
+    def _render(self, known):
+        fields = [place for place in _PLACES if place != _AUDIO]
+        lines = [
+            line
+            for line in self.template.user.splitlines()
+            if all(place in known or place not in line for place in fields)
+        ]
+        user = "\n".join(lines)
+        for place, mark in _PLACES.items():
+            user = user.replace(place, mark)
+        system = self.template.system.format(labels=", ".join(self.labels))
+        return self._apply_chat_template(system, user) + self.template.answer
+
+    def _apply_chat_template(self, system, user):
+        if self.tokenizer.chat_template is None:
+            return f"{self.tokenizer.bos_token or ''}{system}\n\n{user}\n\n"
+        system_turn = {"role": "system", "content": system}
+        user_turn = {"role": "user", "content": user}
+        options = {"tokenize": False, "add_generation_prompt": True}
+        try:
+            return self.tokenizer.apply_chat_template(
+                [system_turn, user_turn], **options
+            )
+        except TemplateError:  # Gemma's, for one, knows no system turn.
+            user_turn["content"] = f"{system}\n\n{user}"
+            return self.tokenizer.apply_chat_template([user_turn], **options)
+
+    def _template_ids(self, text):
+        return self.tokenizer(text, add_special_tokens=False)["input_ids"]
+
+    def _plain_ids(self, text):
+        """Token ids of ``text`` with no added token recognised in it.
+
+        ``split_special_tokens`` would still recognise added tokens that are
+        not special, such as Qwen2.5's <tool_call>; the model behind the
+        tokenizer knows none.
+        """
+        backend = self.tokenizer.backend_tokenizer
+        if backend.normalizer is not None:
+            text = backend.normalizer.normalize_str(text)
+        pieces = [text]
+        if backend.pre_tokenizer is not None:
+            pieces = [
+                piece
+                for piece, _ in backend.pre_tokenizer.pre_tokenize_str(text)
+            ]
+        return [
+            token.id
+            for piece in pieces
+            for token in backend.model.tokenize(piece)
+        ]
+
+
+def _one_line(value):
+    """A field's value on one line: a newline could pass for a new field."""
+    return " ".join((value or "").split())

@@ -1,0 +1,351 @@
+"""The EmoQ-Former: learnable queries that fuse the text with the audio.
+
+A RoBERTa encoder whose input is the learnable queries followed by the text.
+Both attend to each other (Eqs. 1 and 2 of the paper); in every second layer
+the queries also attend to the audio frames (Eq. 3). What the queries hold in
+the end is pooled by attention and scaled to unit length: the embedding e'_q.
+"""
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+from transformers import AutoConfig, RobertaConfig, RobertaModel
+
+from emoq_modules.backbones import local_folder
+from emoq_modules.pooling import AttentivePooling, length_mask
+
+
+class EmoQFormer(nn.Module):
+    """Fuses audio frames and text into one embedding of unit length.
+
+    Source: EmoQ, Sec. 2.1; the layer follows BLIP-2 (Li et al., 2023), with
+    RoBERTa in the place of BERT. The mask of Eq. 3 is additive: a product
+    inside the softmax would leave weight on the padding.
+
+    Arguments
+    ---------
+    source : str | dict | RobertaConfig
+        A RoBERTa name on the Hugging Face hub or a local folder, whose weights
+        are loaded; or a configuration (its values in a dict), which gives
+        random weights.
+    audio_dim : int
+        Size of an audio frame.
+    num_queries : int
+        Number of learnable queries. With 0 the module is RoBERTa itself, of
+        which only ``encode`` is of use.
+    cross_attention_every : int
+        The queries attend to the audio in layers 0, n, 2n, ... With 0 they
+        never do.
+    pooling_heads : int
+        Heads of the attentive pooling over the queries.
+    dropout : float | None
+        Dropout of hidden states and attention, in place of RoBERTa's.
+    revision : str | None
+        Git revision of a source on the hub.
+
+    Raises
+    ------
+    BackboneError
+        If the source is neither a folder, nor cached, nor reachable.
+    ValueError
+        If the weights found are not those of a RoBERTa of this configuration.
+
+    Example
+    -------
+    >>> tiny = {
+    ...     "vocab_size": 50,
+    ...     "hidden_size": 16,
+    ...     "num_hidden_layers": 2,
+    ...     "num_attention_heads": 2,
+    ...     "intermediate_size": 32,
+    ...     "max_position_embeddings": 34,
+    ...     "pad_token_id": 1,
+    ... }
+    >>> fusion = EmoQFormer(tiny, audio_dim=8, num_queries=4, pooling_heads=2)
+    >>> embeddings = fusion(
+    ...     torch.rand(3, 20, 8),
+    ...     torch.tensor([1.0, 0.5, 0.8]),
+    ...     torch.randint(2, 50, (3, 6)),
+    ...     torch.tensor([0.5, 1.0, 1.0]),
+    ... )
+    >>> embeddings.shape
+    torch.Size([3, 16])
+    """
+
+    def __init__(
+        self,
+        source,
+        audio_dim,
+        num_queries=32,
+        cross_attention_every=2,
+        pooling_heads=8,
+        dropout=None,
+        revision=None,
+    ):
+        super().__init__()
+        config, pretrained = _load_roberta(source, revision)
+        if dropout is not None:
+            config.hidden_dropout_prob = dropout
+            config.attention_probs_dropout_prob = dropout
+        self.config = config
+        self.output_dim = config.hidden_size
+        self.text_embeddings = _TextEmbeddings(config)
+        # The queries carry no position: their order means nothing.
+        self.queries = nn.Parameter(
+            torch.empty(num_queries, config.hidden_size)
+        )
+        self.query_norm = nn.LayerNorm(
+            config.hidden_size, eps=config.layer_norm_eps
+        )
+        self.audio_projection = nn.Linear(audio_dim, config.hidden_size)
+        self.dropout = nn.Dropout(config.hidden_dropout_prob)
+        depth = config.num_hidden_layers
+        self.layers = nn.ModuleList(
+            _FusionLayer(
+                config,
+                with_queries=num_queries > 0,
+                with_cross_attention=num_queries > 0
+                and cross_attention_every > 0
+                and index % cross_attention_every == 0,
+                # After the last layer nobody looks at the text.
+                with_text_output=num_queries == 0 or index < depth - 1,
+            )
+            for index in range(depth)
+        )
+        self.pooling = AttentivePooling(config.hidden_size, pooling_heads)
+        self._initialise(pretrained)
+
+    def forward(self, audio, audio_lens, tokens, token_lens):
+        """Returns the embedding e'_q of each utterance.
+
+        Arguments
+        ---------
+        audio : torch.Tensor
+            Frames of any encoder, ``(B, T, audio_dim)``.
+        audio_lens : torch.Tensor
+            Relative lengths of the audio, ``(B,)``.
+        tokens : torch.Tensor
+            RoBERTa token ids of the transcript, ``(B, L)``.
+        token_lens : torch.Tensor
+            Relative lengths of the transcript, ``(B,)``; 0 where there is none.
+
+        Returns
+        -------
+        torch.Tensor
+            ``(B, d_h)``, each of unit L2 norm.
+        """
+        queries, _ = self.encode(audio, audio_lens, tokens, token_lens)
+        everything = queries.new_ones(len(queries))
+        return F.normalize(self.pooling(queries, everything), dim=-1)
+
+    def encode(self, audio, audio_lens, tokens, token_lens):
+        """Returns the hidden states that ``forward`` pools.
+
+        Takes the arguments of ``forward``.
+
+        Returns
+        -------
+        queries : torch.Tensor
+            ``(B, N_q, d_h)``
+        text : torch.Tensor
+            ``(B, L, d_h)``; after the last layer's self-attention, and with no
+            queries after its feed-forward too.
+        """
+        batch, num_queries = len(tokens), len(self.queries)
+        text_mask = length_mask(tokens, token_lens)
+        query_mask = text_mask.new_ones(batch, num_queries)
+        # (B, 1, 1, N_q + L): every position sees the queries and real tokens
+        self_mask = torch.cat([query_mask, text_mask], dim=1)[:, None, None]
+        audio_mask = length_mask(audio, audio_lens)[:, None, None]
+
+        queries = self.query_norm(self.queries).expand(batch, -1, -1)
+        queries = self.dropout(queries)  # (B, N_q, d_h)
+        text = self.text_embeddings(tokens, text_mask)  # (B, L, d_h)
+        audio = self.audio_projection(audio)  # (B, T, d_h)
+        for layer in self.layers:
+            queries, text = layer(queries, text, self_mask, audio, audio_mask)
+        return queries, text
+
+    def _initialise(self, pretrained):
+        deviation = self.config.initializer_range
+        for module in self.modules():
+            if isinstance(module, (nn.Linear, nn.Embedding)):
+                nn.init.normal_(module.weight, std=deviation)
+            if isinstance(module, nn.Linear):
+                nn.init.zeros_(module.bias)
+        nn.init.normal_(self.queries, std=deviation)
+        if pretrained is not None:
+            parameters = dict(self.named_parameters())
+            with torch.no_grad():
+                for name, origin in _roberta_names(parameters).items():
+                    parameters[name].copy_(pretrained[origin])
+
+
+class _FusionLayer(nn.Module):
+    """A RoBERTa layer with a second way through it for the queries."""
+
+    def __init__(
+        self, config, with_queries, with_cross_attention, with_text_output
+    ):
+        super().__init__()
+        self.self_attention = _Attention(config)
+        self.cross_attention = (
+            _Attention(config) if with_cross_attention else None
+        )
+        self.query_output = _FeedForward(config) if with_queries else None
+        self.text_output = _FeedForward(config) if with_text_output else None
+
+    def forward(self, queries, text, self_mask, audio, audio_mask):
+        num_queries = queries.shape[1]
+        joint = torch.cat([queries, text], dim=1)  # (B, N_q + L, d_h), Eq. 1
+        joint = self.self_attention(joint, joint, self_mask)  # Eq. 2
+        queries, text = joint[:, :num_queries], joint[:, num_queries:]
+        if self.cross_attention is not None:
+            queries = self.cross_attention(queries, audio, audio_mask)  # Eq. 3
+        if self.query_output is not None:
+            queries = self.query_output(queries)
+        if self.text_output is not None:
+            text = self.text_output(text)
+        return queries, text
+
+
+class _Attention(nn.Module):
+    """Attention with its residual connection and norm, as in RoBERTa."""
+
+    def __init__(self, config):
+        super().__init__()
+        dim = config.hidden_size
+        self.heads = config.num_attention_heads
+        self.attention_dropout = config.attention_probs_dropout_prob
+        self.query = nn.Linear(dim, dim)
+        self.key = nn.Linear(dim, dim)
+        self.value = nn.Linear(dim, dim)
+        self.output = nn.Linear(dim, dim)
+        self.norm = nn.LayerNorm(dim, eps=config.layer_norm_eps)
+        self.dropout = nn.Dropout(config.hidden_dropout_prob)
+
+    def forward(self, x, memory, mask):
+        query, key, value = (
+            projection(states).unflatten(-1, (self.heads, -1)).transpose(1, 2)
+            for projection, states in (
+                (self.query, x),
+                (self.key, memory),
+                (self.value, memory),
+            )
+        )  # (B, heads, N, d_h / heads)
+        attended = F.scaled_dot_product_attention(
+            query,
+            key,
+            value,
+            attn_mask=mask,
+            dropout_p=self.attention_dropout if self.training else 0.0,
+        )
+        attended = self.output(attended.transpose(1, 2).flatten(2))
+        return self.norm(x + self.dropout(attended))
+
+
+class _FeedForward(nn.Module):
+    """Feed-forward with its residual connection and norm, as in RoBERTa."""
+
+    def __init__(self, config):
+        super().__init__()
+        self.intermediate = nn.Linear(
+            config.hidden_size, config.intermediate_size
+        )
+        self.output = nn.Linear(config.intermediate_size, config.hidden_size)
+        self.norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+        self.dropout = nn.Dropout(config.hidden_dropout_prob)
+
+    def forward(self, x):
+        inner = F.gelu(self.intermediate(x))
+        return self.norm(x + self.dropout(self.output(inner)))
+
+
+class _TextEmbeddings(nn.Module):
+    """Word, position and type embeddings, as in RoBERTa."""
+
+    def __init__(self, config):
+        super().__init__()
+        dim = config.hidden_size
+        # RoBERTa counts positions from the one after the padding index.
+        self.first_position = config.pad_token_id + 1
+        self.max_tokens = config.max_position_embeddings - self.first_position
+        self.word = nn.Embedding(config.vocab_size, dim)
+        self.position = nn.Embedding(config.max_position_embeddings, dim)
+        self.token_type = nn.Embedding(config.type_vocab_size, dim)
+        self.norm = nn.LayerNorm(dim, eps=config.layer_norm_eps)
+        self.dropout = nn.Dropout(config.hidden_dropout_prob)
+
+    def forward(self, tokens, mask):
+        length = tokens.shape[1]
+        if length > self.max_tokens:
+            raise ValueError(
+                f"A transcript of {length} tokens is longer than the text "
+                f"encoder's {self.max_tokens} positions; shorten it before "
+                "(max_text_tokens)."
+            )
+        positions = torch.arange(length, device=tokens.device)
+        positions = (positions + self.first_position).expand_as(tokens)
+        positions = positions.masked_fill(~mask, self.first_position - 1)
+        embeddings = self.word(tokens) + self.position(positions)
+        return self.dropout(self.norm(embeddings + self.token_type.weight[0]))
+
+
+def _load_roberta(source, revision):
+    """Returns the configuration, and the weights where there are some."""
+    if not isinstance(source, str):
+        values = source if isinstance(source, dict) else source.to_dict()
+        return RobertaConfig(**values), None
+    folder = local_folder(source, revision)
+    model_type = AutoConfig.from_pretrained(folder).model_type
+    if model_type != "roberta":
+        raise ValueError(
+            f"{source} is no RoBERTa but a {model_type}. Give a RoBERTa, for "
+            "instance FacebookAI/roberta-base."
+        )
+    model, report = RobertaModel.from_pretrained(
+        folder, add_pooling_layer=False, output_loading_info=True
+    )
+    if report["missing_keys"]:
+        raise ValueError(
+            f"The weights in {folder} are not whole: "
+            f"{len(report['missing_keys'])} are missing, "
+            f"{min(report['missing_keys'])} for one. Fetch the model again."
+        )
+    return model.config, model.state_dict()
+
+
+_ROBERTA_MODULES = {
+    "text_embeddings.word": "embeddings.word_embeddings",
+    "text_embeddings.position": "embeddings.position_embeddings",
+    "text_embeddings.token_type": "embeddings.token_type_embeddings",
+    "text_embeddings.norm": "embeddings.LayerNorm",
+    "self_attention.query": "attention.self.query",
+    "self_attention.key": "attention.self.key",
+    "self_attention.value": "attention.self.value",
+    "self_attention.output": "attention.output.dense",
+    "self_attention.norm": "attention.output.LayerNorm",
+    "text_output.intermediate": "intermediate.dense",
+    "text_output.output": "output.dense",
+    "text_output.norm": "output.LayerNorm",
+    # The queries' feed-forward starts from the text's.
+    "query_output.intermediate": "intermediate.dense",
+    "query_output.output": "output.dense",
+    "query_output.norm": "output.LayerNorm",
+}
+
+
+def _roberta_names(names):
+    """Maps our parameters that start from RoBERTa's to their names there."""
+    mapping = {}
+    for name in names:
+        path, _, parameter = name.rpartition(".")
+        prefix, origin_prefix = "", ""
+        if path.startswith("layers."):
+            index, path = path.split(".", 2)[1:]
+            prefix = f"layers.{index}."
+            origin_prefix = f"encoder.layer.{index}."
+        if path in _ROBERTA_MODULES:
+            origin = f"{origin_prefix}{_ROBERTA_MODULES[path]}.{parameter}"
+            mapping[f"{prefix}{path}.{parameter}"] = origin
+    return mapping

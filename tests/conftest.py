@@ -1,0 +1,40 @@
+"""What several test files share."""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from emoq_modules.offline import build_llm, build_text_encoder
+
+# The models are tiny: more threads would only get in each other's way.
+torch.set_num_threads(1)
+
+SHARED_DATA = Path(__file__).parents[2] / "shared" / "data"
+TRANSCRIPTS = [
+    "Oh no, what have you done to my car?",
+    "I can't believe we won the game!",
+    "The meeting is on Tuesday.",
+    "Leave me alone.",
+]
+LABELS = ["angry", "happy", "neutral", "sad"]
+
+
+@pytest.fixture(scope="session")
+def shared_data():
+    """The folder of real data, where there is one."""
+    if not SHARED_DATA.exists():
+        pytest.skip(f"needs the real data in {SHARED_DATA}, which is not there")
+    return SHARED_DATA
+
+
+@pytest.fixture(scope="session")
+def text_encoder(tmp_path_factory):
+    """The folder of a small RoBERTa."""
+    return build_text_encoder(tmp_path_factory.mktemp("roberta"), TRANSCRIPTS)
+
+
+@pytest.fixture(scope="session")
+def llm(tmp_path_factory):
+    """The folder of a small Qwen2."""
+    return build_llm(tmp_path_factory.mktemp("qwen2"), TRANSCRIPTS, LABELS)
