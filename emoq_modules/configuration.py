@@ -45,7 +45,9 @@ def compose(experiment, presets=(), options=""):
     Example
     -------
     >>> folder = getfixture("tmp_path")
-    >>> _ = (folder / "experiment.yaml").write_text("stage: 1\\na: 2\\nb: !ref <a>")
+    >>> _ = (folder / "experiment.yaml").write_text(
+    ...     "stage: 1\\na: 2\\nb: !ref <a>"
+    ... )
     >>> _ = (folder / "preset.yaml").write_text("stage1: {a: 3}")
     >>> print(compose(folder / "experiment.yaml", [folder / "preset.yaml"]))
     stage: 1
@@ -63,25 +65,29 @@ def compose(experiment, presets=(), options=""):
         section = sections.get(f"stage{tree['stage']}")
         if section is not None:
             _lay_over(tree, section, preset)
-    if options:
-        _lay_over(tree, YAML().load(options), "the command line")
-    merged = StringIO()
-    YAML().dump(tree, merged)
-    merged.seek(0)
+    _lay_over(tree, _parse(options), "the command line")
     try:
-        return resolve_references(merged).getvalue()
+        return resolve_references(_dump(tree)).getvalue()
     except (KeyError, ValueError) as error:
         raise ConfigurationError(f"{experiment}: {error}") from error
+
+
+def change(options, **values):
+    """Returns options with some values set, as YAML.
+
+    Example
+    -------
+    >>> change("a: 1", b=[2, 3])
+    'a: 1\nb:\n- 2\n- 3\n'
+    """
+    return _dump({**_parse(options), **values})
 
 
 def known_options(experiment, options):
     """Those of some options that an experiment has a key for, as YAML."""
     tree = _read(experiment)
-    options = YAML().load(options) or {}
-    known = {key: value for key, value in options.items() if key in tree}
-    text = StringIO()
-    YAML().dump(known, text)
-    return text.getvalue() if known else ""
+    known = {k: v for k, v in _parse(options).items() if k in tree}
+    return _dump(known)
 
 
 def load(resolved, keys=None):
@@ -111,9 +117,7 @@ def load(resolved, keys=None):
             for key, value in tree.items()
             if key in keys or _is_plain(value)
         }
-        text = StringIO()
-        YAML().dump(CommentedMap(chosen), text)
-        resolved = text.getvalue()
+        resolved = _dump(chosen)
     try:
         return load_hyperpyyaml(resolved)
     except ValueError as error:
@@ -178,7 +182,15 @@ def _is_plain(node):
     return True
 
 
-def _text(node):
+def _parse(options):
+    return YAML().load(options) or {}
+
+
+def _dump(tree):
     text = StringIO()
-    YAML().dump({"value": node}, text)
-    return text.getvalue().removeprefix("value:").strip()
+    YAML().dump(dict(tree), text)
+    return text.getvalue()
+
+
+def _text(node):
+    return _dump({"value": node}).removeprefix("value:").strip()

@@ -1,0 +1,298 @@
+"""How EmoQ trains: one ``sb.Brain`` for each of its two stages.
+
+What both do (gradient accumulation, clipping, schedule, checkpoints, metrics)
+is in ``EmoQBrain``; a stage adds what it computes and minimises.
+"""
+
+import speechbrain as sb
+import torch
+from speechbrain.utils.logger import get_logger
+from transformers import get_scheduler
+
+from emoq_modules.checkpoints import CheckpointError, load_trainable
+from emoq_modules.feature_store import round_trip
+from emoq_modules.metrics import EmotionStats
+
+logger = get_logger(__name__)
+
+
+class EmoQBrain(sb.Brain):
+    """The training loop of both stages.
+
+    Takes the arguments of ``sb.Brain``. Modules: ``fusion``, an ``EmoQFormer``
+    or what stands in its place, and ``encoder`` where the audio frames are
+    computed on the fly. Of ``hparams`` it reads ``labels``, ``learning_rates``,
+    ``scheduler``, ``warmup_ratio``, ``selection_metric``, ``epoch_counter``,
+    ``history``, ``store_precision``, ``augment`` and ``train_logger``.
+    """
+
+    def audio_frames(self, batch, stage):
+        """Audio frames of a batch, stored ones or computed on the fly.
+
+        Both ways give the same numbers: what is computed on the fly is
+        rounded as the store would.
+
+        Returns
+        -------
+        frames : torch.Tensor
+            ``(B, T, audio_dim)``
+        lens : torch.Tensor
+            Relative lengths, ``(B,)``.
+        """
+        audio, lens = batch.audio
+        if "encoder" in self.modules:
+            audio, lens = self.modules["encoder"](audio, lens)
+            audio = round_trip(audio, self.hparams.store_precision)
+        audio = audio.float()
+        if stage == sb.Stage.TRAIN and self.hparams.augment is not None:
+            audio = self.hparams.augment(audio, lens)
+        return audio, lens
+
+    def embeddings(self, batch, stage):
+        """Embeddings e'_q of a batch, ``(B, d_h)``."""
+        tokens, token_lens = batch.tokens
+        return self.modules["fusion"](
+            *self.audio_frames(batch, stage), tokens, token_lens
+        )
+
+    def loss_weight(self, batch):
+        """What a batch counts in the mean over accumulated batches."""
+        return len(batch.id)
+
+    # --- one batch -----------------------------------------------------------
+
+    def make_dataloader(self, dataset, stage, **kwargs):
+        """Adds a generator of its own to each loader.
+
+        Otherwise starting to iterate draws from torch's generator, and a
+        resumed epoch, which starts once more, would go another way.
+        """
+        kwargs.setdefault("generator", torch.Generator())
+        loader = super().make_dataloader(dataset, stage, **kwargs)
+        if stage == sb.Stage.TRAIN:
+            self.batches_per_epoch = len(loader)
+        return loader
+
+    def fit_batch(self, batch):
+        """Adds a batch to the gradient, and steps when enough are in it.
+
+        Unlike SpeechBrain's, the mean over accumulated batches is weighted by
+        what is in each, and the last batches of an epoch count too.
+        """
+        last = self.step == self.batches_per_epoch
+        should_step = last or self.step % self.grad_accumulation_factor == 0
+        self.on_fit_batch_start(batch, should_step)
+        with self.no_sync(not should_step):
+            with self.training_ctx:
+                outputs = self.compute_forward(batch, sb.Stage.TRAIN)
+                loss = self.compute_objectives(outputs, batch, sb.Stage.TRAIN)
+            self.check_loss_isfinite(loss)
+            weight = self.loss_weight(batch)
+            self.scaler.scale(loss * weight).backward()
+            self.accumulated_weight += weight
+        if should_step:
+            self.optimizers_step()
+        self.on_fit_batch_end(batch, outputs, loss, should_step)
+        return loss.detach().cpu()
+
+    def optimizers_step(self):
+        """One step on the weighted mean of the accumulated losses.
+
+        Clips over all parameter groups together (SpeechBrain's loop clips the
+        first alone), and leaves a step with a gradient that is not finite out.
+        """
+        self.scaler.unscale_(self.optimizer)
+        parameters = [
+            parameter
+            for group in self.optimizer.param_groups
+            for parameter in group["params"]
+            if parameter.grad is not None
+        ]
+        scale = self._ranks() / self._sum_over_ranks(self.accumulated_weight)
+        for parameter in parameters:
+            parameter.grad.mul_(scale)
+        limit = self.max_grad_norm if self.max_grad_norm > 0 else float("inf")
+        norm = torch.nn.utils.clip_grad_norm_(parameters, limit)
+        if torch.isfinite(norm) or self.scaler.is_enabled():
+            self.scaler.step(self.optimizer)
+            self.scaler.update()
+        else:
+            logger.warning("Left out a step: its gradient is not finite.")
+        self.schedule.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        self.accumulated_weight = 0
+        self.optimizer_step += 1
+
+    def _ranks(self):
+        if not torch.distributed.is_initialized():
+            return 1
+        return torch.distributed.get_world_size()
+
+    def _sum_over_ranks(self, value):
+        if not torch.distributed.is_initialized():
+            return value
+        value = torch.tensor(float(value), device=self.device)
+        torch.distributed.all_reduce(value)
+        return value.item()
+
+    def _should_save_intra_epoch_ckpt(self, last_ckpt_time, steps_since_ckpt):
+        # A checkpoint holds no gradient, so none is made between two steps.
+        due = super()._should_save_intra_epoch_ckpt(
+            last_ckpt_time, steps_since_ckpt
+        )
+        return due and self.accumulated_weight == 0
+
+    # --- start and end -------------------------------------------------------
+
+    def init_optimizers(self):
+        """Gives every part its learning rate, and makes the schedule."""
+        self.accumulated_weight = 0
+        rates = self.hparams.learning_rates
+        groups = {prefix: [] for prefix in rates}
+        for name, parameter in self.modules.named_parameters():
+            if not parameter.requires_grad:
+                continue
+            name = name.replace(".module.", ".")  # as wrapped by DDP
+            matching = [p for p in rates if f"{name}.".startswith(f"{p}.")]
+            if not matching:
+                raise ValueError(
+                    f"learning_rates names no part that {name} belongs to; it "
+                    f"has {', '.join(rates)}."
+                )
+            groups[max(matching, key=len)].append(parameter)
+        self.optimizer = self.opt_class(
+            [
+                {"params": parameters, "lr": rates[prefix]}
+                for prefix, parameters in groups.items()
+                if parameters
+            ]
+        )
+        self.optimizers_dict = {"optimizer": self.optimizer}
+        steps_per_epoch = -(
+            -self.batches_per_epoch // self.grad_accumulation_factor
+        )
+        steps = steps_per_epoch * self.hparams.epoch_counter.limit
+        self.schedule = get_scheduler(
+            self.hparams.scheduler,
+            self.optimizer,
+            num_warmup_steps=round(self.hparams.warmup_ratio * steps),
+            num_training_steps=steps,
+        )
+        self.checkpointer.add_recoverable("optimizer", self.optimizer)
+        self.checkpointer.add_recoverable("schedule", self.schedule)
+
+    def on_stage_start(self, stage, epoch=None):
+        """Starts new statistics."""
+        self.stats = EmotionStats(self.hparams.labels)
+
+    def on_stage_end(self, stage, stage_loss, epoch=None):
+        """Logs the epoch, remembers it, and saves a checkpoint."""
+        if stage == sb.Stage.TRAIN:
+            self.train_loss = float(stage_loss)
+            return
+        figures = {"loss": float(stage_loss)}
+        figures.update(
+            {key: self.stats.summarize(key) for key in ("WA", "UA", "WF1")}
+        )
+        if stage == sb.Stage.TEST:
+            self.hparams.train_logger.log_stats(
+                {"epoch loaded": self.loaded_epoch}, test_stats=figures
+            )
+            return
+        rate = max(self.schedule.get_last_lr())
+        self.hparams.history.append(
+            {
+                "epoch": epoch,
+                "lr": rate,
+                "train_loss": self.train_loss,
+                **{f"valid_{key}": value for key, value in figures.items()},
+            }
+        )
+        self.hparams.train_logger.log_stats(
+            {"epoch": epoch, "lr": rate},
+            train_stats={"loss": self.train_loss},
+            valid_stats=figures,
+        )
+        score = figures[self.hparams.selection_metric]
+        sign = -1 if self.hparams.selection_metric == "loss" else 1
+        self.hparams.epoch_counter.update_metric(sign * score)
+        self.checkpointer.save_and_keep_only(
+            meta={"epoch": epoch, "score": sign * score},
+            max_keys=["score"],
+            # SpeechBrain's default list grows from call to call.
+            importance_keys=[],
+        )
+
+    def on_evaluate_start(self, max_key=None, min_key=None):
+        """Loads the weights of the best epoch, and nothing else with them."""
+        best = self.checkpointer.find_checkpoint(max_key="score")
+        if best is None:
+            raise CheckpointError(
+                f"There is no checkpoint in {self.checkpointer.checkpoints_dir}"
+                "; train first (without --test_only)."
+            )
+        for name, module in self.trained_modules().items():
+            load_trainable(module, best.paramfiles[name])
+        self.loaded_epoch = best.meta["epoch"]
+
+    def trained_modules(self):
+        """The modules whose weights a checkpoint holds, by name."""
+        return {
+            name: module
+            for name, module in self.checkpointer.recoverables.items()
+            if isinstance(module, torch.nn.Module)
+        }
+
+
+class Stage1Brain(EmoQBrain):
+    """Stage 1: EmoQ-Former and an auxiliary classifier by MAL, Eq. 6.
+
+    Modules: ``fusion`` and ``head``, the classifier, which is discarded after
+    the stage. Also reads ``hparams.mal``, the loss.
+    """
+
+    def compute_forward(self, batch, stage):
+        """Returns embeddings ``(B, d_h)`` and logits ``(B, C)``."""
+        embeddings = self.embeddings(batch, stage)
+        return embeddings, self.modules["head"](embeddings)
+
+    def compute_objectives(self, predictions, batch, stage):
+        """Eq. 6; outside training the posteriors are kept."""
+        embeddings, logits = predictions
+        if stage != sb.Stage.TRAIN:
+            posteriors = logits.float().softmax(dim=-1)
+            self.stats.append(batch.id, posteriors, batch.label)
+        return self.hparams.mal(embeddings, logits, batch.label)
+
+
+class Stage2Brain(EmoQBrain):
+    """Stage 2: EmoQ-Former, projector and LoRA by weighted CE, Eq. 7.
+
+    Modules: ``fusion`` (absent where the prompt has no soft prompt) and
+    ``decoder``, a ``SoftPromptDecoder``.
+    """
+
+    def compute_forward(self, batch, stage):
+        """Returns the loss, and outside training the posteriors too."""
+        embeddings = None
+        if "fusion" in self.modules:
+            embeddings = self.embeddings(batch, stage)
+        return self.modules["decoder"](
+            embeddings,
+            batch.text,
+            batch.speaker,
+            batch.label,
+            with_posteriors=stage != sb.Stage.TRAIN,
+        )
+
+    def compute_objectives(self, predictions, batch, stage):
+        """Eq. 7; outside training the posteriors are kept."""
+        if stage == sb.Stage.TRAIN:
+            return predictions
+        loss, posteriors = predictions
+        self.stats.append(batch.id, posteriors, batch.label)
+        return loss
+
+    def loss_weight(self, batch):
+        """The sum of the token weights of Eq. 7 in a batch."""
+        return self.hparams.decoder.answer_weight(batch.label)

@@ -1,0 +1,254 @@
+"""Runs an experiment: data, features, training, evaluation, results."""
+
+import os
+import sys
+import time
+from pathlib import Path
+
+import speechbrain as sb
+from speechbrain.utils.distributed import (
+    ddp_barrier,
+    get_rank,
+    if_main_process,
+    run_on_main,
+)
+from speechbrain.utils.logger import get_logger
+
+from emoq_modules.checkpoints import save_trainable
+from emoq_modules.configuration import (
+    ConfigurationError,
+    change,
+    compose,
+    differences,
+    known_options,
+    load,
+)
+from emoq_modules.dataio import build_datasets, read_audio
+from emoq_modules.feature_extraction import extract_features
+from emoq_modules.feature_store import FeatureStore
+from emoq_modules.manifest import SPLITS, read_manifest
+from emoq_modules.report import (
+    CONFUSION_FILE,
+    CURVES_FILE,
+    format_summary,
+    pool_results,
+    write_results,
+)
+
+logger = get_logger(__name__)
+
+# May change between two starts of a run: its result does not depend on them.
+_FREE_TO_CHANGE = {"num_workers", "ckpt_interval_minutes", "feature_store"}
+
+
+def run_folds(experiment, presets=(), options="", folds=None, run_opts=None):
+    """Runs an experiment on one fold or several.
+
+    Arguments
+    ---------
+    experiment : str or Path
+        The experiment's YAML file.
+    presets : list of str or Path
+        Presets to lay over it.
+    options : str
+        YAML of top-level keys that win over all.
+    folds : str | None
+        A fold, several (``1,2,5``) or ``all``; None is the experiment's own.
+    run_opts : dict | None
+        SpeechBrain's run options (device, debug, ...).
+
+    Returns
+    -------
+    str
+        The results of each stage, over the folds together.
+
+    Raises
+    ------
+    ConfigurationError
+        If there is no such fold, or the configuration is wrong.
+    """
+    plain = load(compose(experiment, presets, options), keys=[])
+    runs = {}
+    for fold in _chosen_folds(folds, plain):
+        for stage, folder in _run_fold(
+            experiment, presets, change(options, fold=int(fold)), run_opts
+        ):
+            runs.setdefault(f"stage {stage}", []).append(folder)
+    last = list(runs.values())[-1]
+    plots = [
+        folder / name
+        for folder in last
+        for name in (CONFUSION_FILE, CURVES_FILE)
+    ]
+    return format_summary(
+        {stage: pool_results(folders) for stage, folders in runs.items()},
+        plots,
+    )
+
+
+def _chosen_folds(folds, plain):
+    if folds is None:
+        chosen = [str(plain["fold"])]
+    elif folds == "all":
+        chosen = [str(fold) for fold in plain["folds"]]
+    else:
+        chosen = folds.split(",")
+    for fold in chosen:
+        if fold not in map(str, plain["folds"]):
+            raise ConfigurationError(
+                f"There is no fold {fold} in {plain['corpus']}; its folds are "
+                f"{', '.join(map(str, plain['folds']))}."
+            )
+    return chosen
+
+
+def _run_fold(experiment, presets, options, run_opts):
+    """Runs a stage, and before it the one it builds on if that is missing.
+
+    Returns
+    -------
+    list of tuple
+        Number and output folder of each stage, in order.
+    """
+    resolved = compose(experiment, presets, options)
+    plain = load(resolved, keys=[])
+    runs = [(plain["stage"], Path(plain["output_folder"]))]
+    if plain["stage"] == 2 and plain["fusion_weights"] is not None:
+        weights = Path(plain["fusion_weights"])
+        runs.insert(0, (1, weights.parent))
+        if not weights.exists():
+            first = Path(experiment).with_name("emoq_stage1.yaml")
+            if not first.exists():
+                raise ConfigurationError(
+                    f"{weights} is not there, nor {first} to make it with: run "
+                    "stage 1 first."
+                )
+            logger.info(f"{weights} is not there yet: stage 1 comes first.")
+            _run_fold(first, presets, known_options(first, options), run_opts)
+    _run_stage(resolved, run_opts)
+    return runs
+
+
+def _run_stage(resolved, run_opts):
+    """Runs one stage, or goes on where it was stopped."""
+    started = time.time()
+    # Data first: a wrong folder should fail before models take their time.
+    plain = load(resolved, keys=["prepare"])
+    _enter_output_folder(plain["output_folder"], resolved)
+    run_on_main(plain["prepare"])
+
+    hparams = load(resolved)
+    modules = dict(hparams["modules"])
+    encoder = hparams["audio_encoder"]
+    if hparams["feature_store"] is None and encoder is not None:
+        modules["encoder"] = encoder
+    brain = hparams["brain"](
+        modules=modules,
+        opt_class=hparams["opt_class"],
+        hparams=hparams,
+        run_opts=run_opts,
+        checkpointer=hparams["checkpointer"],
+    )
+    progressbar = sys.stderr.isatty() and not brain.noprogressbar
+    manifests = {
+        split: read_manifest(
+            f"{hparams['manifest_folder']}/{split}.json",
+            hparams["labels"],
+            hparams["data_root"],
+        )
+        for split in SPLITS
+    }
+    datasets = build_datasets(
+        manifests,
+        hparams["labels"],
+        _audio_source(hparams, manifests, brain.device, progressbar),
+        hparams["text_tokenizer"],
+        hparams["max_text_tokens"],
+    )
+    if hparams["pretrainer"] is not None:
+        hparams["pretrainer"].collect_files()
+        hparams["pretrainer"].load_collected()
+    brain.fit(
+        hparams["epoch_counter"],
+        datasets["train"],
+        datasets["valid"],
+        progressbar=progressbar,
+        train_loader_kwargs=dict(hparams["train_loader"]),
+        valid_loader_kwargs=dict(hparams["eval_loader"]),
+    )
+    brain.evaluate(
+        datasets["test"],
+        progressbar=progressbar,
+        test_loader_kwargs=dict(hparams["eval_loader"]),
+    )
+    run_on_main(_write_results, args=[hparams, brain, time.time() - started])
+
+
+def _enter_output_folder(folder, resolved):
+    """Makes the run's folder, or checks that it holds this very run."""
+    saved = Path(folder) / "hyperparams.yaml"
+    if saved.exists():
+        changed = differences(resolved, saved.read_text(encoding="utf-8"))
+        fixed = {k: v for k, v in changed.items() if k not in _FREE_TO_CHANGE}
+        if fixed:
+            key, (before, now) = next(iter(fixed.items()))
+            others = f" (and {len(fixed) - 1} more)" if len(fixed) > 1 else ""
+            raise ConfigurationError(
+                f"{folder} holds a run with other settings: {key} was "
+                f"{before!r} and is now {now!r}{others}. Choose another "
+                "--results_folder or --variant, or delete that folder."
+            )
+    sb.create_experiment_directory(folder)
+    if if_main_process():
+        saved.write_text(resolved, encoding="utf-8")
+    ddp_barrier()
+
+
+def _audio_source(hparams, manifests, device, progressbar):
+    """What gives an utterance's frames, or its waveform, from its path."""
+    encoder = hparams["audio_encoder"]
+    if encoder is None:
+        return None
+    if encoder.dim != hparams["audio_dim"]:
+        raise ConfigurationError(
+            f"audio_dim is {hparams['audio_dim']}, but a frame of "
+            f"audio_encoder has {encoder.dim} values."
+        )
+    if hparams["feature_store"] is None:
+        return read_audio
+    store = FeatureStore(
+        hparams["feature_store"], encoder.identity, hparams["store_precision"]
+    )
+    extract_features(
+        [row for rows in manifests.values() for row in rows.values()],
+        encoder,
+        store,
+        read_audio,
+        device=device,
+        progressbar=progressbar,
+        rank=get_rank() or 0,
+        world_size=int(os.environ.get("WORLD_SIZE", 1)),
+    )
+    ddp_barrier()  # the other ranks' share is there too
+    encoder.to("cpu")
+    return store.load
+
+
+def _write_results(hparams, brain, seconds):
+    folder = Path(hparams["output_folder"])
+    described = ("corpus", "variant", "fold", "stage", "seed")
+    write_results(
+        folder,
+        brain.stats,
+        {key: hparams[key] for key in described}
+        | {"seconds": round(seconds, 1)},
+        hparams["history"],
+        brain.loaded_epoch,
+    )
+    if hparams["stage"] == 1:
+        # The classifier is discarded, the EmoQ-Former goes on to stage 2.
+        weights = Path(hparams["fusion_weights"])
+        partial = weights.with_suffix(".partial")
+        save_trainable(hparams["fusion"], partial)
+        os.replace(partial, weights)
+    logger.info(f"Results are in {folder}")

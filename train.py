@@ -1,0 +1,78 @@
+#!/usr/bin/env python3
+"""Trains and evaluates EmoQ.
+
+    python train.py hparams/emoq_stage2.yaml --data_folder /data/MELD.Raw
+
+Any top-level key of the experiment's YAML is an option (--num_queries 64), and
+so are SpeechBrain's run options (--device cuda:0, --debug, ...). The same
+command goes on where a run was stopped.
+"""
+
+import argparse
+import sys
+
+import speechbrain as sb
+
+from emoq_modules.audio_files import AudioError
+from emoq_modules.backbones import BackboneError
+from emoq_modules.checkpoints import CheckpointError
+from emoq_modules.configuration import ConfigurationError
+from emoq_modules.describe import describe
+from emoq_modules.experiment import run_folds
+from emoq_modules.feature_store import FeatureStoreError
+from emoq_modules.manifest import CorpusError
+from emoq_modules.report import ResultsError
+
+
+def main(arguments=None):
+    """Parses the command line, runs what it asks for, prints the results."""
+    parser = argparse.ArgumentParser(
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    parser.add_argument(
+        "experiment", help="hparams/emoq_stage1.yaml or …2.yaml"
+    )
+    parser.add_argument(
+        "--preset",
+        action="append",
+        default=[],
+        metavar="YAML",
+        help="a few keys to lay over the experiment; repeatable",
+    )
+    parser.add_argument(
+        "--fold",
+        default=None,
+        metavar="K",
+        help="a fold of the corpus, several (1,2,5), or all",
+    )
+    parser.add_argument(
+        "--describe",
+        action="store_true",
+        help="print the model's parts and their sizes, and do nothing else",
+    )
+    own, rest = parser.parse_known_args(arguments)
+    _, run_opts, options = sb.parse_arguments([own.experiment, *rest])
+    if own.describe:
+        print(describe(own.experiment, own.preset, options))
+    else:
+        print(
+            run_folds(own.experiment, own.preset, options, own.fold, run_opts)
+        )
+
+
+if __name__ == "__main__":
+    try:
+        main()
+    except (
+        AudioError,
+        BackboneError,
+        CheckpointError,
+        ConfigurationError,
+        CorpusError,
+        FeatureStoreError,
+        ResultsError,
+    ) as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
