@@ -1,0 +1,173 @@
+"""Both stages, end to end: results, resuming, the two ways to the frames."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+import train
+from emoq_modules.checkpoints import TrainableCheckpointer
+from emoq_modules.report import read_predictions
+
+ROOT = Path(__file__).parents[1]
+STAGE1, STAGE2 = ("hparams/emoq_stage1.yaml", "hparams/emoq_stage2.yaml")
+RUN = "tiny/emoq/fold1-seed1234"
+# Runs train.py, and is killed after so many batches of the second stage.
+KILLED = """
+import os, signal, sys
+import emoq_modules.brain, train
+batches = 0
+def die(self, batch, outputs, loss, should_step):
+    global batches
+    batches += 1
+    if batches == {after}:
+        os.kill(os.getpid(), signal.SIGKILL)
+emoq_modules.brain.{brain}.on_fit_batch_end = die
+train.main(sys.argv[1:])
+"""
+
+
+def arguments(results, experiment=STAGE2, *options):
+    return [
+        *(experiment, "--preset", "tests/tiny.yaml"),
+        *("--results_folder", str(results)),
+        *options,
+    ]
+
+
+def newest_weights(stage_folder):
+    """All trained weights of the last checkpoint, as one dict."""
+    checkpointer = TrainableCheckpointer(stage_folder / "save", {})
+    newest = checkpointer.find_checkpoint()
+    return {
+        f"{name}.{key}": value
+        for name in ("fusion", "head", "decoder")
+        if name in newest.paramfiles
+        for key, value in load_file(newest.paramfiles[name]).items()
+    }
+
+
+@pytest.fixture(scope="module")
+def whole_run(tmp_path_factory):
+    """Both stages, never stopped."""
+    results = tmp_path_factory.mktemp("whole")
+    os.chdir(ROOT)
+    train.main(arguments(results))
+    return results
+
+
+def test_run_leaves_all_its_results(whole_run):
+    for stage in (1, 2):
+        folder = whole_run / RUN / f"stage{stage}"
+        names = {path.name for path in folder.iterdir()}
+        assert names >= {
+            "results.json",
+            "predictions.csv",
+            "confusion_matrix.png",
+            "training_curves.png",
+            "train_log.txt",
+            "env.log",
+            "hyperparams.yaml",
+        }
+        results = json.loads((folder / "results.json").read_text())
+        assert (results["corpus"], results["stage"]) == ("tiny", stage)
+        assert results["n"] == 9
+        assert read_predictions(folder).summarize("UA") == results["UA"]
+
+
+def test_stage_1_learns(whole_run):
+    results = whole_run / RUN / "stage1" / "results.json"
+    assert json.loads(results.read_text())["UA"] > 60  # chance is 33
+
+
+def test_stage_2_starts_from_stage_1(tmp_path, whole_run):
+    # With a learning rate of 0 the EmoQ-Former stays what it was given.
+    link = tmp_path / RUN
+    link.mkdir(parents=True)
+    (link / "stage1").symlink_to(whole_run / RUN / "stage1")
+    train.main(
+        arguments(tmp_path, STAGE2, "--lr", "0", "--number_of_epochs", "1")
+    )
+    first = load_file(whole_run / RUN / "stage1/emoq_former.safetensors")
+    weights = newest_weights(tmp_path / RUN / "stage2")
+    for name, value in first.items():
+        assert torch.equal(weights[f"fusion.{name}"], value)
+
+
+def test_frozen_weights_are_in_no_checkpoint(whole_run):
+    weights = newest_weights(whole_run / RUN / "stage2")
+    assert any("lora_A" in name for name in weights)
+    assert not any("embed_tokens" in name for name in weights)
+
+
+@pytest.mark.parametrize(
+    ("brain", "after", "stages"),
+    [("Stage1Brain", 8, 1), ("Stage2Brain", 9, 2)],
+)
+def test_killed_run_ends_as_if_it_had_never_been_stopped(
+    tmp_path, whole_run, brain, after, stages
+):
+    options = arguments(
+        tmp_path,
+        STAGE2,
+        *("--ckpt_interval_minutes", "0", "--ckpt_interval_steps", "2"),
+    )
+    script = KILLED.format(brain=brain, after=after)
+    killed = subprocess.run(
+        [sys.executable, "-c", script, *options],
+        cwd=ROOT,
+        capture_output=True,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )
+    assert killed.returncode == -signal.SIGKILL, killed.stderr.decode()
+    assert not (tmp_path / RUN / f"stage{stages}/results.json").exists()
+    stopped = TrainableCheckpointer(
+        tmp_path / RUN / f"stage{stages}" / "save", {}
+    ).find_checkpoint()
+    assert not stopped.meta["end-of-epoch"]
+    train.main(options)
+    for stage in (1, 2):
+        resumed = newest_weights(tmp_path / RUN / f"stage{stage}")
+        expected = newest_weights(whole_run / RUN / f"stage{stage}")
+        assert resumed.keys() == expected.keys()
+        for name, value in expected.items():
+            assert torch.equal(resumed[name], value), name
+        log = (tmp_path / RUN / f"stage{stage}/results.json").read_text()
+        other = (whole_run / RUN / f"stage{stage}/results.json").read_text()
+        assert json.loads(log)["UA"] == json.loads(other)["UA"]
+
+
+def test_frames_on_the_fly_give_the_same_result(tmp_path, whole_run):
+    train.main(arguments(tmp_path, STAGE1, "--feature_store", "null"))
+    assert not (tmp_path / "feature_store").exists()
+    stored = newest_weights(whole_run / RUN / "stage1")
+    for name, value in newest_weights(tmp_path / RUN / "stage1").items():
+        torch.testing.assert_close(value, stored[name], atol=1e-5, rtol=1e-4)
+
+
+def test_finished_run_started_again_changes_nothing(whole_run):
+    before = newest_weights(whole_run / RUN / "stage2")
+    predictions = (whole_run / RUN / "stage2/predictions.csv").read_text()
+    train.main(arguments(whole_run))
+    after = newest_weights(whole_run / RUN / "stage2")
+    assert all(torch.equal(after[name], before[name]) for name in before)
+    assert (
+        whole_run / RUN / "stage2/predictions.csv"
+    ).read_text() == predictions
+
+
+def test_saved_configuration_repeats_the_run_alone(tmp_path, whole_run):
+    saved = whole_run / RUN / "stage1/hyperparams.yaml"
+    text = saved.read_text().replace(str(whole_run), str(tmp_path))
+    copy = tmp_path / "again.yaml"
+    copy.write_text(text)
+    train.main([str(copy)])
+    expected = newest_weights(whole_run / RUN / "stage1")
+    for name, value in newest_weights(tmp_path / RUN / "stage1").items():
+        assert torch.equal(value, expected[name])
