@@ -1,0 +1,147 @@
+"""Audio files on disk: how long they are, and how they come out of clips.
+
+The lowest layer of the package: it knows files, and no corpus.
+"""
+
+import io
+import os
+from pathlib import Path
+
+import numpy as np
+import soundfile
+
+SAMPLE_RATE = 16000
+# Some writers put a few bytes too many into a RIFF header; that is harmless.
+_RIFF_SLACK = 64
+
+
+class AudioError(ValueError):
+    """A file does not hold the audio it should; the message names it."""
+
+
+def audio_duration(path):
+    """Seconds of audio in a file, found without decoding all of it.
+
+    Any sampling rate and number of channels will do.
+
+    Arguments
+    ---------
+    path : str or Path
+        A file that libsndfile reads: WAV, FLAC, ...
+
+    Returns
+    -------
+    float
+        Seconds, above zero.
+
+    Raises
+    ------
+    AudioError
+        The file is missing, not audio, truncated, or without a sample.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise AudioError(f"there is no file {path}")
+    try:
+        with soundfile.SoundFile(path) as audio:
+            frames, rate = audio.frames, audio.samplerate
+            if frames:
+                # A FLAC header may promise more than the file holds.
+                audio.seek(frames - 1)
+                audio.read(1)
+    except soundfile.LibsndfileError as error:
+        raise AudioError(
+            f"{path} cannot be read as audio ({error.error_string})"
+        ) from error
+    if _is_truncated_riff(path):
+        raise AudioError(f"{path} is truncated: its header says more")
+    if not frames:
+        raise AudioError(f"{path} has 0 samples")
+    return round(frames / rate, 6)
+
+
+def extract_audio(clip, wav, max_duration_s):
+    """Write a video clip's sound as a 16 kHz mono 16-bit WAV file.
+
+    Packets that do not decode are passed over, as the ``ffmpeg`` program
+    does; the WAV file appears whole or not at all.
+
+    Arguments
+    ---------
+    clip : Path or file object
+        Anything FFmpeg reads: mp4, mkv, ...
+    wav : Path
+        The file to write; its folder must exist.
+    max_duration_s : float
+        Seconds to keep from the start.
+
+    Returns
+    -------
+    int
+        Packets passed over because they were damaged.
+
+    Raises
+    ------
+    AudioError
+        The clip does not open, or has no sound in it.
+    """
+    import av  # an extra: only corpora of video clips need it
+
+    wanted = round(max_duration_s * SAMPLE_RATE)
+    pieces, kept, damaged = [], 0, 0
+    resampler = av.AudioResampler("s16", "mono", SAMPLE_RATE)
+    try:
+        with av.open(clip) as media:
+            if not media.streams.audio:
+                raise AudioError("the clip has no sound track")
+            for packet in media.demux(media.streams.audio[0]):
+                try:
+                    frames = packet.decode()
+                except av.error.InvalidDataError:
+                    damaged += 1
+                    continue
+                # After the last packet, None empties the resampler.
+                for frame in frames if packet.size else [*frames, None]:
+                    for piece in resampler.resample(frame):
+                        pieces.append(piece.to_ndarray()[0])
+                        kept += len(pieces[-1])
+                if kept >= wanted:
+                    break
+    except av.error.FFmpegError as error:
+        raise AudioError(f"the clip is corrupt: {error.strerror}") from error
+    if not kept:
+        raise AudioError("the clip's sound track is empty or does not decode")
+    buffer = io.BytesIO()
+    samples = np.concatenate(pieces)[:wanted]
+    soundfile.write(buffer, samples, SAMPLE_RATE, "PCM_16", format="WAV")
+    write_atomically(wav, buffer.getvalue())
+    return damaged
+
+
+def write_atomically(path, content):
+    """Write bytes so that ``path`` holds the old or the new, never a part.
+
+    Arguments
+    ---------
+    path : Path
+        Its folder must exist.
+    content : bytes
+        The whole new content.
+    """
+    # Same folder, hence same file system: os.replace is then atomic.
+    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    try:
+        partial.write_bytes(content)
+        os.replace(partial, path)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def _is_truncated_riff(path):
+    with path.open("rb") as file:
+        magic, size = file.read(4), file.read(4)
+    declared = int.from_bytes(size, "little")
+    # Writers to a pipe cannot know the size and put 0 or all ones.
+    if magic != b"RIFF" or declared in (0, 0xFFFFFFFF):
+        return False
+    return path.stat().st_size + _RIFF_SLACK < declared + 8

@@ -1,0 +1,350 @@
+"""The manifest: one row an utterance, the same columns for every corpus.
+
+``write_manifests`` writes ``train.json``, ``valid.json``, ``test.json`` and,
+last, ``manifest_settings.json``; ``is_prepared`` says whether they were made
+for these very settings; ``read_manifest`` reads one back and checks every row
+again, because files move and people edit. Paths hold ``{data_root}``, so that
+a manifest survives a move of the data.
+"""
+
+import hashlib
+import json
+import logging
+from collections import Counter
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+
+from emoq_modules.audio_files import (
+    AudioError,
+    audio_duration,
+    write_atomically,
+)
+
+logger = logging.getLogger(__name__)
+
+SPLITS = ("train", "valid", "test")
+SETTINGS_FILE = "manifest_settings.json"
+# Raise it when the manifests' meaning changes, so that old ones are re-made.
+_FORMAT = 1
+_SHOWN = 5
+
+
+class CorpusError(ValueError):
+    """Something is wrong with the data; the message is for the person."""
+
+
+@dataclass(frozen=True)
+class Utterance:
+    """One row of a manifest.
+
+    Arguments
+    ---------
+    id : str
+        Unique over all three splits.
+    wav : str
+        Path of the audio; may start with ``{data_root}/``.
+    duration : float
+        Seconds.
+    speaker : str
+        Who speaks, unique in the corpus.
+    session : str
+        The recording session, or what the corpus has in its place.
+    dialogue : str
+        The conversation the utterance belongs to, unique in the corpus.
+    turn : int
+        Place in the dialogue; only the order means something.
+    text : str
+        Transcript; may be empty.
+    emotion : str
+        The emotion word to predict.
+    """
+
+    id: str
+    wav: str
+    duration: float
+    speaker: str
+    session: str
+    dialogue: str
+    turn: int
+    text: str
+    emotion: str
+
+
+COLUMNS = tuple(field.name for field in fields(Utterance))
+
+
+def write_manifests(save_folder, splits, labels, settings, left_out=None):
+    """Check the rows, write the three manifests and log a summary.
+
+    Each file replaces its predecessor in one step, and the settings are
+    written last: a run stopped half-way leaves nothing that passes for done.
+
+    Arguments
+    ---------
+    save_folder : str or Path
+        Where ``train.json``, ``valid.json`` and ``test.json`` go.
+    splits : dict[str, Sequence[Utterance]]
+        Rows under ``"train"``, ``"valid"`` and ``"test"``.
+    labels : Sequence[str]
+        The emotion words, in the order of the posteriors.
+    settings : dict
+        Plain values that determine the manifests: corpus, source, fold,
+        labels, ... ``is_prepared`` compares them.
+    left_out : dict[str, Sequence[str]], optional
+        Reason -> the ids left out for it; for the summary.
+
+    Raises
+    ------
+    CorpusError
+        An unknown label, a repeated id, a duration that is not above zero or
+        an empty split. Nothing has been written then.
+
+    Example
+    -------
+    >>> from dataclasses import replace
+    >>> from tempfile import TemporaryDirectory
+    >>> row = Utterance("a1", "a1.wav", 1.5, "a", "s", "d", 0, "Oh.", "happy")
+    >>> splits = {
+    ...     "train": [row],
+    ...     "valid": [replace(row, id="a2")],
+    ...     "test": [replace(row, id="a3")],
+    ... }
+    >>> with TemporaryDirectory() as folder:
+    ...     write_manifests(folder, splits, ["happy", "sad"], {"fold": 1})
+    ...     is_prepared(folder, {"fold": 1}), is_prepared(folder, {"fold": 2})
+    (True, False)
+    """
+    _check_rows(save_folder, splits, labels)
+    save_folder = Path(save_folder)
+    save_folder.mkdir(parents=True, exist_ok=True)
+    digests = {}
+    for split in SPLITS:
+        rows = sorted(splits[split], key=lambda r: (r.dialogue, r.turn, r.id))
+        manifest = {row.id: asdict(row) for row in rows}
+        for row in manifest.values():
+            del row["id"]  # it is the key; SpeechBrain reserves the name
+        content = _to_json(manifest)
+        write_atomically(save_folder / f"{split}.json", content)
+        digests[split] = _digest(content)
+    record = {"format": _FORMAT, "settings": settings, "digests": digests}
+    write_atomically(save_folder / SETTINGS_FILE, _to_json(record))
+    logger.info(_summary(save_folder, splits, labels, left_out or {}))
+    learnt = {row.emotion for row in splits["train"]}
+    for label in labels:
+        if label not in learnt:
+            logger.warning(f"There is no training utterance for '{label}'.")
+
+
+def is_prepared(save_folder, settings):
+    """Whether the manifests there were made for these settings, untouched.
+
+    Arguments
+    ---------
+    save_folder : str or Path
+        Where ``write_manifests`` has written, or would write.
+    settings : dict
+        The settings wanted now.
+
+    Returns
+    -------
+    bool
+        False, with a log line that says why, if anything differs: settings,
+        the format of the manifests, or the content of one of the files.
+    """
+    save_folder = Path(save_folder)
+    if not (save_folder / SETTINGS_FILE).is_file():
+        return False
+    why = _why_stale(save_folder, json.loads(_to_json(settings)))
+    if why:
+        logger.info(f"Making the manifests in {save_folder} again: {why}.")
+    else:
+        logger.info(f"The manifests in {save_folder} are up to date.")
+    return not why
+
+
+def read_manifest(path, labels, data_root=None):
+    """Read a manifest and check every row of it.
+
+    Arguments
+    ---------
+    path : str or Path
+        A manifest as ``write_manifests`` writes it.
+    labels : Sequence[str]
+        The emotion words that may occur.
+    data_root : str or Path, optional
+        What ``{data_root}`` in the paths stands for.
+
+    Returns
+    -------
+    dict[str, dict]
+        Id -> the other columns, ``wav`` resolved; as SpeechBrain's
+        ``DynamicItemDataset`` takes it.
+
+    Raises
+    ------
+    CorpusError
+        Names the rows at fault (the first few), what is wrong and what to do.
+    """
+    path = Path(path)
+    repeated = []
+    try:
+        rows = json.loads(
+            path.read_bytes(),
+            object_pairs_hook=lambda pairs: _unique(pairs, repeated),
+        )
+    except FileNotFoundError as error:
+        raise CorpusError(
+            f"There is no manifest {path}: run the corpus's prepare step."
+        ) from error
+    except ValueError as error:
+        raise CorpusError(
+            f"The manifest {path} is damaged ({error}): delete it and run "
+            "the prepare step again."
+        ) from error
+    if not isinstance(rows, dict) or not rows:
+        raise CorpusError(
+            f"The manifest {path} holds no utterances: run the prepare step "
+            "again."
+        )
+    problems = [f"'{key}' occurs more than once" for key in repeated]
+    for key, row in rows.items():
+        problem = _row_problem(row, labels, data_root)
+        if problem is None:
+            row["wav"] = _resolve(row["wav"], data_root)
+        else:
+            problems.append(f"row '{key}' {problem}")
+    if problems:
+        raise CorpusError(
+            f"The manifest {path} has {_faults(problems)}\n"
+            "Mend the data or settings and run the prepare step again."
+        )
+    return rows
+
+
+def name_few(ids):
+    """How many there are, and the names of the first.
+
+    Example
+    -------
+    >>> name_few(["a1", "a2", "a3", "a4", "a5", "a6", "a7"])
+    '7 (a1, a2, a3, a4, a5, ...)'
+    """
+    dots = ["..."] if len(ids) > _SHOWN else []
+    return f"{len(ids)} ({', '.join([*ids[:_SHOWN], *dots])})"
+
+
+def _why_stale(save_folder, wanted):
+    """Why manifests cannot be used for the wanted settings, or None."""
+    try:
+        record = json.loads((save_folder / SETTINGS_FILE).read_bytes())
+        version, stored = record["format"], record["settings"]
+        digests = record["digests"]
+    except (ValueError, TypeError, KeyError):
+        return f"{SETTINGS_FILE} is damaged"
+    if version != _FORMAT:
+        return f"their format is {version}, now it is {_FORMAT}"
+    changes = [
+        f"{key} was {stored.get(key)!r}, is {wanted.get(key)!r}"
+        for key in sorted(stored.keys() | wanted.keys())
+        if stored.get(key) != wanted.get(key)
+    ]
+    if changes:
+        return f"they were made for other settings ({'; '.join(changes)})"
+    for split in SPLITS:
+        path = save_folder / f"{split}.json"
+        if not path.is_file() or _digest(path.read_bytes()) != digests[split]:
+            return f"{path.name} is not what was written"
+    return None
+
+
+def _check_rows(save_folder, splits, labels):
+    problems, seen = [], set()
+    for split in SPLITS:
+        rows = splits[split]
+        if not rows:
+            problems.append(f"the {split} split has no utterances")
+        for row in rows:
+            if row.emotion not in labels:
+                problems.append(
+                    _unknown_label(f"'{row.id}'", row.emotion, labels)
+                )
+            if row.id in seen:
+                problems.append(f"'{row.id}' occurs more than once")
+            seen.add(row.id)
+            if not row.duration > 0:
+                problems.append(f"'{row.id}' lasts {row.duration} s")
+    if problems:
+        raise CorpusError(
+            f"No manifests written to {save_folder}, {_faults(problems)}"
+        )
+
+
+def _unknown_label(row, emotion, labels):
+    return f"{row} has the label '{emotion}', not one of {', '.join(labels)}"
+
+
+def _unique(pairs, repeated):
+    """A dict of JSON pairs, noting keys that occur twice."""
+    counts = Counter(key for key, _ in pairs)
+    repeated += [key for key, count in counts.items() if count > 1]
+    return dict(pairs)
+
+
+def _row_problem(row, labels, data_root):
+    """What is wrong with a manifest's row, or None."""
+    if not isinstance(row, dict):
+        return "is not a set of columns"
+    missing = [name for name in COLUMNS[1:] if name not in row]
+    if missing:
+        return f"has no {', '.join(missing)}"
+    if row["emotion"] not in labels:
+        return _unknown_label("", row["emotion"], labels).strip()
+    duration = row["duration"]
+    if not isinstance(duration, int | float) or not duration > 0:
+        return f"lasts {duration!r} s"
+    if "{data_root}" in row["wav"] and data_root is None:
+        return "has {data_root} in its path, and no data_root was given"
+    try:
+        audio_duration(_resolve(row["wav"], data_root))
+    except AudioError as error:
+        return f"has bad audio: {error}"
+    return None
+
+
+def _resolve(wav, data_root):
+    return wav.replace("{data_root}", str(data_root))
+
+
+def _to_json(value):
+    text = json.dumps(value, ensure_ascii=False, indent=1, default=str)
+    return (text + "\n").encode()
+
+
+def _digest(content):
+    return hashlib.sha256(content).hexdigest()
+
+
+def _faults(problems):
+    """How many, and the first few, a line each."""
+    lines = [f"  {problem}" for problem in problems[:_SHOWN]]
+    if len(problems) > _SHOWN:
+        lines.append(f"  and {len(problems) - _SHOWN} more")
+    return f"faults: {len(problems)}\n" + "\n".join(lines)
+
+
+def _summary(save_folder, splits, labels, left_out):
+    """The table of counts by split and class, and what was left out."""
+    table = [["", *labels, "total"]]
+    for split in SPLITS:
+        counts = Counter(row.emotion for row in splits[split])
+        numbers = [counts[label] for label in labels]
+        table.append([split, *map(str, numbers), str(counts.total())])
+    widths = [max(map(len, column)) for column in zip(*table, strict=True)]
+    lines = [f"Manifests in {save_folder}:"]
+    for row in table:
+        cells = [cell.rjust(w) for cell, w in zip(row, widths, strict=True)]
+        lines.append("  ".join(cells))
+    for reason, ids in left_out.items():
+        if ids:
+            lines.append(f"left out, {reason}: {name_few(ids)}")
+    return "\n".join(lines)

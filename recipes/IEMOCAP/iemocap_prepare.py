@@ -1,0 +1,251 @@
+"""IEMOCAP: from ``IEMOCAP_full_release`` as distributed to manifests.
+
+What is read of each session, and nothing else::
+
+    Session1/dialog/EmoEvaluation/Ses01F_impro01.txt   turns, times, emotions
+    Session1/dialog/transcriptions/Ses01F_impro01.txt  what was said
+    Session1/sentences/wav/Ses01F_impro01/*.wav        one file a turn
+
+``python recipes/IEMOCAP/iemocap_prepare.py DATA_FOLDER SAVE_FOLDER`` runs it
+alone.
+
+Reference: C. Busso et al., "IEMOCAP: Interactive emotional dyadic motion
+capture database", Language Resources and Evaluation 42 (2008).
+"""
+
+import logging
+import re
+from collections import Counter, defaultdict
+from pathlib import Path
+from typing import Literal
+
+from emoq_modules.audio_files import AudioError, audio_duration
+from emoq_modules.corpus import (
+    CorpusError,
+    Utterance,
+    check_choice,
+    is_prepared,
+    main,
+    name_few,
+    read_text,
+    rooted,
+    split_by_dialogue,
+    write_manifests,
+)
+
+logger = logging.getLogger(__name__)
+
+LABELS = ("angry", "happy", "neutral", "sad")
+SESSIONS = range(1, 6)
+SPEAKERS = [f"Ses{s:02d}{gender}" for s in SESSIONS for gender in "FM"]
+
+# The annotators' majority, as EmoEvaluation writes it. The others, "xxx" (no
+# majority) and "oth", name no emotion.
+EMOTIONS = {
+    "ang": "angry",
+    "dis": "disgust",
+    "exc": "excited",
+    "fea": "fear",
+    "fru": "frustrated",
+    "hap": "happy",
+    "neu": "neutral",
+    "sad": "sad",
+    "sur": "surprise",
+}
+
+# What the literature's four-class set has, of the complete release.
+STANDARD_COUNTS = {
+    "class": {"angry": 1103, "happy": 1636, "neutral": 1708, "sad": 1084},
+    "session": {
+        "Ses01": 1085,
+        "Ses02": 1023,
+        "Ses03": 1151,
+        "Ses04": 1031,
+        "Ses05": 1241,
+    },
+}
+
+_REASONS = {"xxx": "no majority ('xxx')"}
+
+# [6.2901 - 8.2357]	Ses01F_impro01_F000	neu	[2.5000, 2.5000, 2.5000]
+_TURN = re.compile(
+    r"^\[([\d.]+) - [\d.]+\]\s+(Ses\d\d\w+_[FM]\w+)\s+(\w+)", re.MULTILINE
+)
+# Ses01F_impro01_F000 [006.2901-008.2357]: Excuse me.
+_SPOKEN = re.compile(r"^(Ses\d\d\w+)\s*\[[\d.\s-]*\]:(.*)$", re.MULTILINE)
+
+
+def prepare_iemocap(
+    data_folder: str,
+    save_folder: str,
+    fold: int = 1,
+    leave_out: Literal["session", "speaker"] = "session",
+    labels: tuple[str, ...] = LABELS,
+    valid_fraction: float = 0.1,
+    seed: int = 1234,
+):
+    """Make the manifests of one IEMOCAP fold.
+
+    The test set is one session or one speaker. Validation is about a tenth of
+    the remaining utterances, in whole dialogues chosen by a seeded hash; no
+    dialogue is in both training and validation, and neither is chosen by
+    looking at the test set. With one speaker left out, the partner's side of
+    the same dialogues stays in training.
+
+    Arguments
+    ---------
+    data_folder : str
+        ``IEMOCAP_full_release``, or the folder that holds it.
+    save_folder : str
+        Where the manifests go. ``{data_root}`` in them is ``data_folder``.
+    fold : int
+        Test session 1 to 5, or test speaker 1 to 10 in the order Ses01F,
+        Ses01M, Ses02F, ...
+    leave_out : {"session", "speaker"}
+        What the test set is.
+    labels : tuple[str, ...]
+        Emotion words to keep. "excited" joins "happy" unless it is itself
+        among them.
+    valid_fraction : float
+        Share of the training utterances to validate on.
+    seed : int
+        Seed of the choice of validation dialogues.
+
+    Raises
+    ------
+    CorpusError
+        The folder is not IEMOCAP, or the fold or a label does not exist.
+    """
+    folds = SESSIONS if leave_out == "session" else range(1, 11)
+    check_choice("leave_out", leave_out, ("session", "speaker"))
+    check_choice("fold", fold, folds)
+    for label in labels:
+        check_choice("label", label, sorted(EMOTIONS.values()))
+    data_folder = Path(data_folder)
+    release = _release_folder(data_folder)
+    wavs = {
+        path.stem: path
+        for path in release.glob("Session[1-5]/sentences/wav/*/Ses*.wav")
+    }
+    settings = {
+        "corpus": "IEMOCAP",
+        "data_folder": data_folder.resolve(),
+        "wavs": len(wavs),
+        "fold": fold,
+        "leave_out": leave_out,
+        "labels": labels,
+        "valid_fraction": valid_fraction,
+        "seed": seed,
+    }
+    if is_prepared(save_folder, settings):
+        return
+    utterances, left_out = _read(release, wavs, data_folder, labels)
+    if set(labels) == set(LABELS):
+        _compare_with_standard(utterances)
+    if leave_out == "session":
+        held_out = {f"Ses{fold:02d}"}
+        test = [u for u in utterances if u.session in held_out]
+    else:
+        held_out = {SPEAKERS[fold - 1]}
+        test = [u for u in utterances if u.speaker in held_out]
+    tested = {u.id for u in test}
+    rest = [u for u in utterances if u.id not in tested]
+    train, valid = split_by_dialogue(rest, valid_fraction, seed)
+    splits = {"train": train, "valid": valid, "test": test}
+    write_manifests(save_folder, splits, labels, settings, left_out)
+
+
+def _release_folder(data_folder):
+    """The folder that holds Session1 ... Session5."""
+    for folder in (data_folder, data_folder / "IEMOCAP_full_release"):
+        if any(folder.glob("Session[1-5]/dialog/EmoEvaluation")):
+            return folder
+    raise CorpusError(
+        f"{data_folder} is not IEMOCAP: neither it nor an "
+        "IEMOCAP_full_release in it holds Session1/dialog/EmoEvaluation. "
+        "Give the folder that holds Session1 to Session5."
+    )
+
+
+def _read(release, wavs, data_folder, labels):
+    """The utterances of the wanted classes, and the others by reason."""
+    spoken = _transcripts(release)
+    joined = {} if "excited" in labels else {"exc": "happy"}
+    utterances, left_out = [], defaultdict(list)
+    for dialogue, turns in _dialogues(release):
+        # Left-out turns count too, so that gaps in a dialogue stay visible.
+        for turn, (_, id_, code) in enumerate(turns):
+            emotion = joined.get(code) or EMOTIONS.get(code)
+            if emotion not in labels:
+                left_out[_REASONS.get(code, f"labelled '{code}'")].append(id_)
+                continue
+            try:
+                duration = audio_duration(wavs[id_])
+            except KeyError:
+                left_out["no wav file"].append(id_)
+                continue
+            except AudioError as error:
+                logger.warning(f"{id_} is left out: {error}.")
+                left_out["unusable wav file"].append(id_)
+                continue
+            session, gender = id_[:5], id_.rsplit("_", 1)[1][0]
+            utterances.append(
+                Utterance(
+                    id=id_,
+                    wav=rooted(wavs[id_], data_folder),
+                    duration=duration,
+                    speaker=session + gender,
+                    session=session,
+                    dialogue=dialogue,
+                    turn=turn,
+                    text=spoken.get(id_, ""),
+                    emotion=emotion,
+                )
+            )
+    untold = [u.id for u in utterances if u.id not in spoken]
+    if untold:
+        logger.warning(f"Kept without a transcript: {name_few(untold)}.")
+    return utterances, left_out
+
+
+def _dialogues(release):
+    """Each dialogue's name and its (start, id, emotion code), in time."""
+    # The pattern passes over "._*" files and the raters' subfolders.
+    for path in sorted(
+        release.glob("Session[1-5]/dialog/EmoEvaluation/Ses*.txt")
+    ):
+        turns = _TURN.findall(read_text(path))
+        yield path.stem, sorted((float(t), id_, code) for t, id_, code in turns)
+
+
+def _transcripts(release):
+    """Id -> what was said; lines of no turn (``F: ...``) have no id."""
+    spoken = {}
+    for path in release.glob("Session[1-5]/dialog/transcriptions/Ses*.txt"):
+        for id_, text in _SPOKEN.findall(read_text(path)):
+            spoken[id_] = " ".join(text.split())
+    return spoken
+
+
+def _compare_with_standard(utterances):
+    """Say so where the copy at hand is not the complete release."""
+    found = {
+        "class": Counter(u.emotion for u in utterances),
+        "session": Counter(u.session for u in utterances),
+    }
+    differences = [
+        f"{name} {expected} expected, {found[kind][name]} found"
+        for kind, counts in STANDARD_COUNTS.items()
+        for name, expected in counts.items()
+        if found[kind][name] != expected
+    ]
+    if differences:
+        total = sum(STANDARD_COUNTS["class"].values())
+        logger.warning(
+            f"This is not the complete release: {total} utterances expected, "
+            f"{len(utterances)} found ({'; '.join(differences)})."
+        )
+
+
+if __name__ == "__main__":
+    raise SystemExit(main(prepare_iemocap))

@@ -1,0 +1,333 @@
+"""MELD: from the published ``MELD.Raw`` to manifests.
+
+``MELD.Raw`` holds ``train.tar.gz``, ``dev.tar.gz`` and ``test.tar.gz`` with
+the clips, an mp4 file an utterance, and a CSV file a split; the one of the
+training split is inside ``train.tar.gz``. Extracted, the clips lie in
+``train_splits``, ``dev_splits_complete`` and ``output_repeated_splits_test``.
+Both forms will do, split by split, and so will ``MELD.Raw.tar.gz`` itself.
+
+``python recipes/MELD/meld_prepare.py DATA_FOLDER SAVE_FOLDER`` runs it alone.
+
+Reference: S. Poria et al., "MELD: A multimodal multi-party dataset for emotion
+recognition in conversations", ACL 2019.
+"""
+
+import contextlib
+import csv
+import hashlib
+import io
+import logging
+import re
+import tarfile
+import zlib
+from collections import defaultdict
+from pathlib import Path, PurePosixPath
+
+from emoq_modules.audio_files import write_atomically
+from emoq_modules.clip_store import ClipStore
+from emoq_modules.corpus import (
+    CorpusError,
+    Utterance,
+    check_choice,
+    is_prepared,
+    main,
+    name_few,
+    read_text,
+    rooted,
+    write_manifests,
+)
+
+logger = logging.getLogger(__name__)
+
+LABELS = ("neutral", "angry", "sadness", "joy", "surprise", "disgust", "fear")
+
+# MELD's name of a split -> the manifest's, and the number of its utterances
+# that have audio in a complete copy.
+SPLITS = {"train": "train", "dev": "valid", "test": "test"}
+COMPLETE = {"train": 9988, "dev": 1108, "test": 2610}
+
+_WHOLE = ("MELD.Raw", set(SPLITS))
+
+# MELD's word -> the word to predict, where the two differ.
+WORDS = {"anger": "angry"}
+
+COLUMNS = (
+    "Utterance",
+    "Speaker",
+    "Emotion",
+    "Dialogue_ID",
+    "Utterance_ID",
+    "Season",
+    "Episode",
+)
+
+
+def prepare_meld(
+    data_folder: str,
+    save_folder: str,
+    audio_folder: str | None = None,
+    labels: tuple[str, ...] = LABELS,
+    max_duration_s: float = 30.0,
+    num_workers: int | None = None,
+):
+    """Make MELD's manifests, on its own splits, and the audio they name.
+
+    The audio of every clip is extracted, whichever classes are wanted: once
+    it is in ``audio_folder``, other label sets need no clips any more.
+
+    Arguments
+    ---------
+    data_folder : str
+        ``MELD.Raw``, extracted or packed, or ``MELD.Raw.tar.gz``.
+    save_folder : str
+        Where the manifests go.
+    audio_folder : str, optional
+        Where the audio goes (16 kHz mono; about 1.4 GB), ``audio`` in
+        ``save_folder`` unless given. ``{data_root}`` in the manifests is this
+        folder.
+    labels : tuple[str, ...]
+        Emotion words to keep.
+    max_duration_s : float
+        Longer clips are cut to it: three are far longer than what is said.
+    num_workers : int, optional
+        Processes that extract audio; one a core unless given.
+
+    Raises
+    ------
+    CorpusError
+        A split without clips or CSV file, a damaged archive, an unknown
+        label, or an ``audio_folder`` cut to another length.
+    """
+    for label in labels:
+        check_choice("label", label, LABELS)
+    data_folder = Path(data_folder)
+    if not data_folder.exists():
+        raise CorpusError(
+            f"{data_folder} does not exist: give the folder MELD.Raw, or "
+            "MELD.Raw.tar.gz."
+        )
+    audio_folder = Path(audio_folder or Path(save_folder) / "audio")
+    with ClipStore(audio_folder, max_duration_s, num_workers) as store:
+        _fill(store, data_folder)
+    tables = {s: _find_csv(s, data_folder, audio_folder) for s in SPLITS}
+    digest = hashlib.sha256(b"".join(p.read_bytes() for p in tables.values()))
+    settings = {
+        "corpus": "MELD",
+        "data_folder": data_folder.resolve(),
+        "audio_folder": audio_folder.resolve(),
+        "clips_with_audio": len(store.durations),
+        "annotations": digest.hexdigest(),
+        "labels": labels,
+        "max_duration_s": max_duration_s,
+    }
+    if is_prepared(save_folder, settings):
+        return
+    rows = {
+        key: row
+        for split, path in tables.items()
+        for key, row in _annotations(split, path).items()
+    }
+    _report(store, rows)
+    splits, left_out = _utterances(store, rows, labels)
+    write_manifests(save_folder, splits, labels, settings, left_out)
+
+
+def _fill(store, data_folder):
+    """Put the audio of all the clips at hand into the store."""
+    clips, archives = _find_clips(data_folder)
+    in_store = {key.split("/")[0] for key in store.durations}
+    at_hand = in_store.union(clips, *archives.values())
+    for split in SPLITS:
+        if split not in at_hand:
+            raise CorpusError(
+                f"There are no clips of MELD's {split} split in "
+                f"{data_folder}: looked for *.mp4 in folders with '{split}' "
+                f"in their name, for {split}.tar.gz and for MELD.Raw.tar.gz."
+            )
+    for split, paths in clips.items():
+        pairs = ((f"{split}/{path.stem}", path) for path in paths)
+        store.add(split, _stamp(paths), pairs, len(paths))
+    for archive, splits in archives.items():
+        pairs = _unpack(archive, splits, store.folder)
+        try:
+            store.add(archive.name, _stamp([archive]), pairs)
+        except (tarfile.TarError, EOFError, zlib.error) as error:
+            raise CorpusError(
+                f"{archive} is truncated or damaged ({error}): get it again. "
+                f"The audio that came out of it is kept in {store.folder}."
+            ) from error
+
+
+def _stamp(paths):
+    """Values that change when a file is added, removed or replaced."""
+    states = [path.stat() for path in paths]
+    return [
+        len(states),
+        sum(state.st_size for state in states),
+        max(state.st_mtime_ns for state in states),
+    ]
+
+
+def _find_clips(data_folder):
+    """Split -> clips, and archive -> the splits it has to provide."""
+    if data_folder.is_file():
+        return {}, {data_folder: set(SPLITS)}
+    clips = defaultdict(list)
+    # macOS has left "._dia0_utt0.mp4" and the like, which are no clips.
+    for path in sorted(data_folder.rglob("[!.]*.mp4")):
+        split = _split_of(path.relative_to(data_folder))
+        if split is not None:
+            clips[split].append(path)
+    archives, wanted = {}, SPLITS.keys() - clips.keys()
+    for name, holds in (*((split, {split}) for split in SPLITS), _WHOLE):
+        found = sorted(data_folder.rglob(f"{name}.tar.gz"))
+        if found and holds & wanted:
+            archives[found[0]] = holds & wanted
+            wanted -= holds
+    return clips, archives
+
+
+def _unpack(archive, splits, csv_folder):
+    """Key and clip, in the order of the archive; CSV files are set down."""
+    with archive.open("rb") as file:
+        for path, content in _members(file, PurePosixPath(archive.name)):
+            split = _split_of(path)
+            if path.name in {f"{split}_sent_emo.csv" for split in SPLITS}:
+                write_atomically(csv_folder / path.name, content.read())
+            elif path.suffix == ".mp4" and split in splits:
+                yield f"{split}/{path.stem}", content
+
+
+def _members(file, path):
+    """The files of a tar stream, and of the tar files in it."""
+    with tarfile.open(fileobj=file, mode="r|*") as archive:
+        for member in archive:
+            inner = path / member.name
+            if not member.isfile() or inner.name.startswith("."):
+                continue
+            content = archive.extractfile(member)
+            if inner.name.endswith(".tar.gz"):
+                yield from _members(content, inner)
+            else:
+                yield inner, content
+
+
+def _split_of(path):
+    """The split a clip is of, by the innermost folder that names one."""
+    for folder in reversed(path.parts[:-1]):
+        for split in SPLITS:
+            if split in folder:
+                return split
+    return None
+
+
+def _find_csv(split, data_folder, audio_folder):
+    """A split's annotations: as published, or as found in an archive."""
+    name = f"{split}_sent_emo.csv"
+    found = sorted(data_folder.rglob(name), key=lambda p: len(p.parts))
+    found.append(audio_folder / name)
+    if not found[0].is_file():
+        raise CorpusError(
+            f"There is no {name} in {data_folder} or the archives in it. "
+            "It can be had from https://github.com/declare-lab/MELD."
+        )
+    return found[0]
+
+
+def _annotations(split, path):
+    """Key -> row of a CSV file, its emotion in our words."""
+    # newline="": some utterances have line breaks, within quotes.
+    table = csv.DictReader(io.StringIO(read_text(path), newline=""))
+    absent = [c for c in COLUMNS if c not in (table.fieldnames or ())]
+    if absent:
+        raise CorpusError(
+            f"{path} has no column {', '.join(absent)}: it is not MELD's."
+        )
+    rows = {}
+    for number, row in enumerate(table, start=1):
+        key = f"{split}/dia{row['Dialogue_ID']}_utt{row['Utterance_ID']}"
+        emotion = (row["Emotion"] or "").strip().lower()
+        row["Emotion"] = WORDS.get(emotion, emotion)
+        fault = None
+        if any(row[column] is None for column in COLUMNS):
+            fault = "is not complete"
+        elif key in rows:
+            fault = "repeats an earlier row"
+        elif row["Emotion"] not in LABELS:
+            fault = f"has an unknown emotion, '{emotion}'"
+        if fault:
+            raise CorpusError(
+                f"Row {number} of {path} ({key}) {fault}: compare the file "
+                "with the published one."
+            )
+        rows[key] = row
+    return rows
+
+
+def _repair(text):
+    """Undo wrong encodings and line breaks.
+
+    Some copies of the CSV files hold bytes of Windows-1252 as control
+    characters (``\\x92`` for an apostrophe), some UTF-8 read as
+    Windows-1252.
+    """
+    text = re.sub(
+        "[\x80-\x9f]",
+        lambda c: c[0].encode("latin-1").decode("cp1252", errors="replace"),
+        text,
+    )
+    if "\u00e2\u20ac" in text:
+        with contextlib.suppress(UnicodeError):
+            text = text.encode("cp1252").decode("utf-8")
+    return " ".join(text.split())
+
+
+def _utterances(store, rows, labels):
+    """The manifests' rows by split, and what was left out by reason."""
+    splits = {split: [] for split in SPLITS.values()}
+    left_out = defaultdict(list)
+    for key, row in rows.items():
+        split, name = key.split("/")
+        if key not in store.durations:
+            left_out[store.faults.get(key, "the clip is missing")].append(key)
+        elif row["Emotion"] not in labels:
+            left_out[f"labelled '{row['Emotion']}'"].append(key)
+        else:
+            dialogue, turn = name.split("_utt")
+            season, episode = int(row["Season"]), int(row["Episode"])
+            splits[SPLITS[split]].append(
+                Utterance(
+                    id=f"{split}_{name}",
+                    wav=rooted(store.path(key), store.folder),
+                    duration=store.durations[key],
+                    speaker=_repair(row["Speaker"]),
+                    session=f"S{season:02d}E{episode:02d}",
+                    dialogue=f"{split}_{dialogue}",
+                    turn=int(turn),
+                    text=_repair(row["Utterance"]),
+                    emotion=row["Emotion"],
+                )
+            )
+    return splits, left_out
+
+
+def _report(store, rows):
+    """Log what was cut, what has no annotation, and what a copy lacks."""
+    with_audio = [key for key in rows if key in store.durations]
+    cut = [k for k in with_audio if store.durations[k] >= store.max_duration_s]
+    unannotated = sorted((store.durations | store.faults).keys() - rows)
+    if cut:
+        logger.info(f"cut to {store.max_duration_s:g} s: {name_few(cut)}")
+    if unannotated:
+        logger.info(f"clips without annotation: {name_few(unannotated)}")
+    for split, expected in COMPLETE.items():
+        found = sum(key.startswith(f"{split}/") for key in with_audio)
+        if found != expected:
+            logger.warning(
+                f"This is not all of MELD: of {split} {expected} utterances "
+                f"with audio are expected, {found} found."
+            )
+
+
+if __name__ == "__main__":
+    raise SystemExit(main(prepare_meld))
