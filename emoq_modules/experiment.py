@@ -27,6 +27,7 @@ from emoq_modules.dataio import build_datasets, read_audio
 from emoq_modules.feature_extraction import extract_features
 from emoq_modules.feature_store import FeatureStore
 from emoq_modules.manifest import SPLITS, read_manifest
+from emoq_modules.recognizer import save_recognizer
 from emoq_modules.report import (
     CONFUSION_FILE,
     CURVES_FILE,
@@ -181,7 +182,9 @@ def _run_stage(resolved, run_opts):
         progressbar=progressbar,
         test_loader_kwargs=dict(hparams["eval_loader"]),
     )
-    run_on_main(_write_results, args=[hparams, brain, time.time() - started])
+    run_on_main(
+        _write_results, args=[resolved, hparams, brain, time.time() - started]
+    )
 
 
 def _enter_output_folder(folder, resolved):
@@ -234,7 +237,7 @@ def _audio_source(hparams, manifests, device, progressbar):
     return store.load
 
 
-def _write_results(hparams, brain, seconds):
+def _write_results(resolved, hparams, brain, seconds):
     folder = Path(hparams["output_folder"])
     described = ("corpus", "variant", "fold", "stage", "seed")
     write_results(
@@ -251,4 +254,6 @@ def _write_results(hparams, brain, seconds):
         partial = weights.with_suffix(".partial")
         save_trainable(hparams["fusion"], partial)
         os.replace(partial, weights)
+    else:
+        save_recognizer(folder / "recognizer", resolved, hparams)
     logger.info(f"Results are in {folder}")

@@ -1,5 +1,6 @@
 """What several test files share."""
 
+import os
 from pathlib import Path
 
 import pytest
@@ -10,6 +11,9 @@ from emoq_modules.offline import build_llm, build_text_encoder
 # The models are tiny: more threads would only get in each other's way.
 torch.set_num_threads(1)
 
+ROOT = Path(__file__).parents[1]
+# Experiments and presets are named relative to the root, as users name them.
+os.chdir(ROOT)
 SHARED_DATA = Path(__file__).parents[2] / "shared" / "data"
 TRANSCRIPTS = [
     "Oh no, what have you done to my car?",

@@ -57,7 +57,6 @@ def newest_weights(stage_folder):
 def whole_run(tmp_path_factory):
     """Both stages, never stopped."""
     results = tmp_path_factory.mktemp("whole")
-    os.chdir(ROOT)
     train.main(arguments(results))
     return results
 
