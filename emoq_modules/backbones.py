@@ -6,6 +6,7 @@ milliseconds where it is cached, and in seconds to a message that says what to
 do where it is not.
 """
 
+import hashlib
 import json
 import os
 from pathlib import Path
@@ -17,11 +18,12 @@ from huggingface_hub import (
     try_to_load_from_cache,
 )
 from huggingface_hub.utils import HFValidationError, validate_repo_id
-from transformers import AutoTokenizer
+from transformers import AutoModel, AutoTokenizer
 
 # A hub that does not answer would otherwise be waited for without end.
 _PATIENCE_S = 5
 _WEIGHTS = ("model.safetensors", "pytorch_model.bin")
+_DETERMINING = ("config.json", "preprocessor_config.json")
 _TEXT_FILES = (".json", ".txt", ".model", ".jinja")
 
 
@@ -159,6 +161,56 @@ def weight_files(folder):
             shards = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
             return [folder / shard for shard in sorted(set(shards.values()))]
     return []
+
+
+def check_complete(folder, unused=()):
+    """Refuses weights that would be filled up with random numbers.
+
+    Arguments
+    ---------
+    folder : str or Path
+        A folder written by ``save_pretrained``.
+    unused : set of str
+        Names of parameters that may be missing.
+
+    Raises
+    ------
+    BackboneError
+        If others are missing.
+    """
+    # On the meta device names and shapes are read, and nothing else.
+    _, report = AutoModel.from_pretrained(
+        folder, device_map="meta", output_loading_info=True
+    )
+    missing = set(report["missing_keys"]) - set(unused)
+    if missing:
+        raise BackboneError(
+            f"{folder} lacks {len(missing)} of the weights that its "
+            f"config.json asks for, for one {min(missing)}. It is not the "
+            "folder of a pre-trained model."
+        )
+
+
+def fingerprint(folder):
+    """Digest of what determines a model: its files, whatever its name.
+
+    Arguments
+    ---------
+    folder : str or Path
+        A folder written by ``save_pretrained``.
+
+    Returns
+    -------
+    str
+        Of the weights, ``config.json`` and ``preprocessor_config.json``.
+    """
+    texts = [Path(folder) / name for name in _DETERMINING]
+    digest = hashlib.blake2b(digest_size=16)
+    for path in [*filter(Path.is_file, texts), *weight_files(folder)]:
+        with path.open("rb") as file:
+            while block := file.read(2**24):
+                digest.update(block)
+    return digest.hexdigest()
 
 
 def _lacking(folder, weights, needs):

@@ -1,0 +1,344 @@
+"""Frames of a frozen encoder, computed once and kept on disk.
+
+::
+
+    folder/audio_digests.json             so as not to read all audio each time
+    folder/<hash of encoder and precision>/encoder.json      for people
+    folder/<hash of encoder and precision>/shard-*.safetensors
+
+A shard is written whole or not at all and never changed, and what the store
+holds is what its shards' headers say. So it may be filled by several
+processes at once, and goes on where one was killed. Frames are kept under a
+digest of the audio file's content: folds, stages and runs share them, and a
+changed file is not taken for what it was.
+"""
+
+import errno
+import json
+import os
+import shutil
+import time
+import uuid
+from pathlib import Path
+
+import safetensors
+import safetensors.torch
+import torch
+from speechbrain.utils.logger import get_logger
+
+from emoq_modules.audio_digests import AudioDigests, digest_of
+from emoq_modules.audio_files import write_atomically
+
+logger = get_logger(__name__)
+
+_DTYPES = {
+    "fp16": torch.float16,
+    "bf16": torch.bfloat16,
+    "fp32": torch.float32,
+}
+# Changes whenever what is stored gets another meaning.
+_FORMAT = 1
+_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+# Nobody needs this long to write a shard: who left it is dead.
+_ABANDONED_S = 3600
+
+
+class FeatureStoreError(OSError):
+    """The store cannot give or take features; the message says why."""
+
+
+class FeatureStore:
+    """Frames by audio file, for one encoder in one precision.
+
+    May be sent to data loader workers, forked or spawned.
+
+    Arguments
+    ---------
+    folder : str or Path
+        Where all stores are; may be shared by any experiments.
+    encoder_identity : dict
+        Plain values that determine the frames (``FrozenEncoder.identity``).
+        Other values, other features: they are never mixed.
+    precision : str
+        What frames are rounded to: fp16, bf16 or fp32.
+
+    Raises
+    ------
+    ValueError
+        If the precision is none of these.
+
+    Example
+    -------
+    >>> wav = getfixture("tmp_path") / "a.wav"
+    >>> _ = wav.write_bytes(b"any bytes")
+    >>> store = FeatureStore(wav.parent / "store", {"class": "Mine"})
+    >>> store.missing([wav]) == [wav]
+    True
+    >>> store.save({store.key(wav): torch.ones(3, 2)})
+    >>> wav in store, len(store), store.load(wav).shape
+    (True, 1, torch.Size([3, 2]))
+    """
+
+    def __init__(self, folder, encoder_identity, precision="fp16"):
+        _dtype(precision)
+        self.precision = precision
+        self._description = json.dumps(
+            {
+                "format": _FORMAT,
+                "encoder": encoder_identity,
+                "precision": precision,
+            },
+            indent=2,
+            sort_keys=True,
+        )
+        self.folder = Path(folder) / digest_of(self._description.encode())
+        self._digests = AudioDigests(Path(folder) / "audio_digests.json")
+        self._shard_of = {}  # key -> name of its shard
+        self._shards = set()
+        self._opened = {}
+        self.refresh()
+
+    def __len__(self):
+        return len(self._shard_of)
+
+    def __contains__(self, path):
+        return self.key(path) in self._shard_of
+
+    def key(self, path):
+        """Digest of an audio file's bytes, under which its frames are kept."""
+        return self._digests.of(path)
+
+    def missing(self, paths):
+        """Finds what is still to be computed.
+
+        Arguments
+        ---------
+        paths : iterable of str or Path
+            Audio files.
+
+        Returns
+        -------
+        list
+            Those whose frames are not in the store, in the order given; of
+            files with the same content only the first.
+        """
+        self.refresh()
+        missing = {}
+        for path in paths:
+            key = self.key(path)
+            if key not in self._shard_of:
+                missing.setdefault(key, path)
+        self._digests.save()
+        return list(missing.values())
+
+    def load(self, path):
+        """Reads the frames of an audio file.
+
+        Arguments
+        ---------
+        path : str or Path
+            The audio file.
+
+        Returns
+        -------
+        torch.Tensor
+            Frames ``(T', dim)``, float32.
+
+        Raises
+        ------
+        FeatureStoreError
+            If they are not in the store, or their shard is damaged.
+        """
+        key = self.key(path)
+        if key not in self._shard_of:
+            self.refresh()  # another process may have written them
+        if key not in self._shard_of:
+            raise FeatureStoreError(
+                f"The feature store {self.folder} has no frames of {path}. "
+                "Start the run again, which computes what is missing."
+            )
+        name = self._shard_of[key]
+        try:
+            if name not in self._opened:
+                self._opened[name] = _open(self.folder / name)
+            frames = self._opened[name].get_tensor(key)
+        except (safetensors.SafetensorError, FileNotFoundError) as error:
+            self._set_aside(name, error)
+            raise FeatureStoreError(
+                f"The shard {self.folder / name} with the frames of {path} "
+                f"cannot be read ({error}). Start the run again, which "
+                "computes what is missing."
+            ) from error
+        # A copy: what is mapped from the file must not be written to.
+        return frames.to(torch.float32, copy=True)
+
+    def save(self, features, still_to_come=0):
+        """Writes a shard: all of it, or nothing.
+
+        Arguments
+        ---------
+        features : dict
+            Frames ``(T', dim)`` by key.
+        still_to_come : int
+            Bytes that will be wanted after these, for the message when the
+            disk is full.
+
+        Raises
+        ------
+        FeatureStoreError
+            If the disk is full; the shards before are unharmed.
+        """
+        content = safetensors.torch.save(
+            {
+                key: to_precision(frames, self.precision).cpu().contiguous()
+                for key, frames in features.items()
+            }
+        )
+        name = f"shard-{uuid.uuid4().hex}.safetensors"
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            self._tidy()
+            if not (self.folder / "encoder.json").exists():
+                write_atomically(
+                    self.folder / "encoder.json", self._description.encode()
+                )
+            write_atomically(self.folder / name, content)
+        except OSError as error:
+            if error.errno not in _FULL:
+                raise
+            needed = len(content) + still_to_come
+            there = next(p for p in self.folder.parents if p.exists())
+            free = shutil.disk_usage(there).free
+            raise FeatureStoreError(
+                f"No space left in {self.folder} ({error.strerror}): "
+                f"{_megabytes(free)} are free, and the feature store needs "
+                f"about {_megabytes(needed)} more. Make room and start the run "
+                "again, which goes on from here; or give a --feature_store on "
+                "another disk, or null to compute features on the fly."
+            ) from error
+        self.refresh()
+
+    def refresh(self):
+        """Takes notice of shards that others have written or removed."""
+        names = {path.name for path in self.folder.glob("shard-*.safetensors")}
+        if self._shards - names:
+            self._shard_of, self._shards, self._opened = {}, set(), {}
+        for name in sorted(names - self._shards):
+            try:
+                keys = _open(self.folder / name).keys()
+            except FileNotFoundError:
+                continue  # another process has just set it aside
+            except safetensors.SafetensorError as error:
+                self._set_aside(name, error)
+                continue
+            self._shards.add(name)
+            for key in keys:
+                self._shard_of.setdefault(key, name)
+
+    def _set_aside(self, name, error):
+        damaged = self.folder / f"{name}.damaged"
+        try:
+            os.replace(self.folder / name, damaged)
+        except FileNotFoundError:
+            return  # another process was faster
+        logger.warning(
+            f"A shard of the feature store is damaged ({error}). It is set "
+            f"aside as {damaged}, which you may delete; its features are "
+            "computed again."
+        )
+
+    def _tidy(self):
+        for partial in self.folder.glob(".shard-*.partial"):
+            try:
+                if time.time() - partial.stat().st_mtime > _ABANDONED_S:
+                    partial.unlink()
+            except FileNotFoundError:
+                pass  # its writer has just finished, or another tidied it
+
+    def __getstate__(self):
+        return {**self.__dict__, "_opened": {}}
+
+
+def round_trip(frames, precision):
+    """Rounds frames as storing and loading them does.
+
+    What is computed on the fly goes through this, and so gives the same
+    results as what comes from a store.
+
+    Arguments
+    ---------
+    frames : torch.Tensor
+        Frames of any shape.
+    precision : str
+        fp16, bf16 or fp32.
+
+    Returns
+    -------
+    torch.Tensor
+        float32, of the same shape.
+
+    Raises
+    ------
+    ValueError
+        If a value does not fit the precision.
+
+    Example
+    -------
+    >>> round_trip(torch.tensor([1 / 3]), "fp16")
+    tensor([0.3333])
+    >>> round_trip(torch.tensor([1e6]), "fp16")
+    Traceback (most recent call last):
+    ...
+    ValueError: Frames of the audio encoder do not fit fp16...
+    """
+    return to_precision(frames, precision).float()
+
+
+def to_precision(frames, precision):
+    """Rounds frames to what the store keeps.
+
+    Arguments
+    ---------
+    frames : torch.Tensor
+        Frames of any shape.
+    precision : str
+        fp16, bf16 or fp32.
+
+    Returns
+    -------
+    torch.Tensor
+        Of that type.
+
+    Raises
+    ------
+    ValueError
+        If a value does not fit the precision.
+    """
+    frames = frames.to(_dtype(precision))
+    if not torch.isfinite(frames).all():
+        raise ValueError(
+            f"Frames of the audio encoder do not fit {precision}: some are "
+            "infinite in it, or not numbers. Try store_precision bf16."
+        )
+    return frames
+
+
+def _dtype(precision):
+    if precision not in _DTYPES:
+        raise ValueError(
+            f"The precision of a feature store is one of {', '.join(_DTYPES)}; "
+            f"it is {precision!r}."
+        )
+    return _DTYPES[precision]
+
+
+def _open(path):
+    # What keeps a file from being opened (too many open files, say) must not
+    # look like a missing or a damaged shard, as it does in safe_open.
+    with path.open("rb"):
+        pass
+    return safetensors.safe_open(path, framework="pt")
+
+
+def _megabytes(size):
+    return f"{size / 1e6:.1f} MB"
