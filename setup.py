@@ -43,6 +43,6 @@ setup(
     extras_require={
         # MELD's clips are mp4; PyAV brings its own FFmpeg.
         "meld": ["av>=13"],
-        "dev": ["av>=13", "pytest>=8", "ruff>=0.12"],
+        "dev": ["av>=13", "pytest>=8", "ruff>=0.12", "scipy>=1.11"],
     },
 )

@@ -176,9 +176,7 @@ def save_recognizer(folder, resolved, hparams):
     """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    names = [
-        name for name in ("fusion", "decoder") if name in hparams["modules"]
-    ]
+    names = [name for name, m in hparams["modules"].items() if m is not None]
     for name in names:
         partial = folder / f"{name}.partial"
         save_trainable(hparams[name], partial)
@@ -188,7 +186,8 @@ def save_recognizer(folder, resolved, hparams):
     tree = {key: training[key] for key in _KEYS}
     for key in ("text_encoder", "llm"):
         # A backbone built on the spot is there now, and not built again.
-        _replace(tree, training[key], hparams[key])
+        if training[key] != hparams[key]:
+            _replace(tree, training[key], hparams[key])
     text = StringIO()
     YAML().dump(tree, text)
     modules = {name: name for name in names}
