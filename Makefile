@@ -2,8 +2,29 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
+OFFLINE := --preset hparams/presets/offline.yaml
+EMODB ?= ../shared/data/emodb
 
-.PHONY: test lint install
+.PHONY: demo demo-modalities emodb test install
+
+# Stage 1, stage 2 and the evaluation on the synthesised corpus, on a CPU.
+demo: install
+	$(BIN)/python train.py hparams/emoq_stage2.yaml $(OFFLINE) \
+	    --preset recipes/demo/demo.yaml
+
+# The voice alone, the words alone, both: about three times a demo.
+demo-modalities: install
+	$(BIN)/python recipes/demo/modalities.py
+
+# Real speech: EMO-DB, four classes, both stages, all five folds, on a CPU.
+emodb: install
+	$(BIN)/python train.py hparams/emoq_stage2.yaml $(OFFLINE) \
+	    --preset recipes/EMODB/emodb4.yaml --data_folder $(EMODB) --fold all
+
+test: install
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/python -m pytest
 
 install: $(VENV)/.installed
 
@@ -13,11 +34,3 @@ $(VENV)/.installed: setup.py
 	$(BIN)/python -m pip install --quiet torch==2.11.0 torchaudio==2.11.0
 	$(BIN)/python -m pip install --quiet -e '.[dev]'
 	touch $@
-
-test: install
-	$(BIN)/ruff check .
-	$(BIN)/ruff format --check .
-	$(BIN)/python -m pytest
-
-lint: install
-	$(BIN)/ruff check . && $(BIN)/ruff format --check .

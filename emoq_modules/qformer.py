@@ -97,15 +97,17 @@ class EmoQFormer(nn.Module):
         self.query_norm = nn.LayerNorm(
             config.hidden_size, eps=config.layer_norm_eps
         )
-        self.audio_projection = nn.Linear(audio_dim, config.hidden_size)
+        listens = num_queries > 0 and cross_attention_every > 0
+        self.audio_projection = (
+            nn.Linear(audio_dim, config.hidden_size) if listens else None
+        )
         self.dropout = nn.Dropout(config.hidden_dropout_prob)
         depth = config.num_hidden_layers
         self.layers = nn.ModuleList(
             _FusionLayer(
                 config,
                 with_queries=num_queries > 0,
-                with_cross_attention=num_queries > 0
-                and cross_attention_every > 0
+                with_cross_attention=listens
                 and index % cross_attention_every == 0,
                 # After the last layer nobody looks at the text.
                 with_text_output=num_queries == 0 or index < depth - 1,
@@ -161,7 +163,8 @@ class EmoQFormer(nn.Module):
         queries = self.query_norm(self.queries).expand(batch, -1, -1)
         queries = self.dropout(queries)  # (B, N_q, d_h)
         text = self.text_embeddings(tokens, text_mask)  # (B, L, d_h)
-        audio = self.audio_projection(audio)  # (B, T, d_h)
+        if self.audio_projection is not None:
+            audio = self.audio_projection(audio)  # (B, T, d_h)
         for layer in self.layers:
             queries, text = layer(queries, text, self_mask, audio, audio_mask)
         return queries, text
