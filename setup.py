@@ -35,7 +35,6 @@ setup(
         "safetensors>=0.4.5",
         "tokenizers>=0.22",
         "numpy>=1.26",
-        "scikit-learn>=1.4",
         "soundfile>=0.12.1",
         "matplotlib>=3.8",
         "tqdm>=4.66",
@@ -43,6 +42,12 @@ setup(
     extras_require={
         # MELD's clips are mp4; PyAV brings its own FFmpeg.
         "meld": ["av>=13"],
-        "dev": ["av>=13", "pytest>=8", "ruff>=0.12", "scipy>=1.11"],
+        "dev": [
+            "av>=13",
+            "pytest>=8",
+            "ruff>=0.12",
+            "scikit-learn>=1.4",
+            "scipy>=1.11",
+        ],
     },
 )
