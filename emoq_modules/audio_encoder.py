@@ -235,6 +235,11 @@ class FbankEncoder(FrozenEncoder):
     stack : int
         Consecutive frames to join into one, which makes the sequence that
         many times shorter: 4 gives 25 frames a second.
+    window : int
+        Where above 0, a frame is not joined from its neighbours but describes
+        so many of them: mean, deviation and mean absolute change of each
+        filter, side by side. How much the spectrum moves tells more of an
+        emotion than what it is at an instant.
     normalize : str
         What to do over the frames of each utterance, after a fixed scaling
         that gives speech values around 0 with a deviation around 1: "none",
@@ -243,7 +248,8 @@ class FbankEncoder(FrozenEncoder):
     Raises
     ------
     ValueError
-        If ``normalize`` is something else.
+        If ``normalize`` is something else, or a window is 1 or combined with
+        derivatives or context.
 
     Example
     -------
@@ -259,6 +265,10 @@ class FbankEncoder(FrozenEncoder):
     # output and of its first and second derivative.
     _MEAN_DB = -16.0
     _DEVIATIONS_DB = (17.5, 3.9, 1.6)
+    # Of what describes a window, after that scaling: its own mean and
+    # deviation, for windows of 0.3 s.
+    _WINDOW_MEAN = (0.04, 0.65, 0.26)
+    _WINDOW_DEVIATION = (0.69, 0.27, 0.09)
 
     def __init__(
         self,
@@ -266,26 +276,35 @@ class FbankEncoder(FrozenEncoder):
         deltas=False,
         context_frames=0,
         stack=1,
+        window=0,
         normalize="none",
     ):
         if normalize not in ("none", "mean", "mean_std"):
             raise ValueError(
                 f"normalize is {normalize!r}; it can be none, mean or mean_std."
             )
+        if window == 1 or window and (deltas or context_frames):
+            raise ValueError(
+                "A window describes how the filters change over some frames: "
+                "give it 2 or more, and neither deltas nor context_frames."
+            )
         settings = {
             "n_mels": n_mels,
             "deltas": deltas,
             "context_frames": context_frames,
             "stack": stack,
+            "window": window,
             "normalize": normalize,
         }
         streams = 3 if deltas else 1
+        values = 3 if window else streams * (stack + 2 * context_frames)
         super().__init__(
-            n_mels * streams * (stack + 2 * context_frames),
+            n_mels * values,
             {"class": type(self).__name__, "version": 1, **settings},
         )
         self.context_frames = context_frames
         self.stack = stack
+        self.window = window
         self.normalize = normalize
         # With 512 points every one of 80 narrow filters has a bin of its own.
         self.fbank = Fbank(
@@ -316,15 +335,34 @@ class FbankEncoder(FrozenEncoder):
         if self.normalize == "mean_std":
             # What does not vary, as in silence, must not become large.
             frames = frames / frames.std(dim=0, correction=0).clamp(min=1e-3)
-        # The first and last frame are repeated where there is no neighbour.
-        tokens = -(-len(frames) // self.stack)
-        positions = (
-            torch.arange(tokens).unsqueeze(1) * self.stack
-            + torch.arange(
+        if self.window:
+            start = (self.stack - self.window) // 2
+            neighbours = torch.arange(start, start + self.window)
+        else:
+            neighbours = torch.arange(
                 -self.context_frames, self.stack + self.context_frames
             )
-        ).clamp(0, len(frames) - 1)
-        return frames[positions.to(frames.device)].flatten(1)
+        tokens = -(-len(frames) // self.stack)
+        centres = torch.arange(tokens).unsqueeze(1) * self.stack
+        # The first and last frame are repeated where there is no neighbour.
+        positions = (centres + neighbours).clamp(0, len(frames) - 1)
+        frames = frames[positions.to(frames.device)]  # (T', neighbours, n)
+        return self._describe(frames) if self.window else frames.flatten(1)
+
+    def _describe(self, windows):
+        """Mean, deviation and change over windows ``(T', window, n_mels)``."""
+        values = torch.stack(
+            [
+                windows.mean(dim=1),
+                windows.std(dim=1, correction=0),
+                windows.diff(dim=1).abs().mean(dim=1),
+            ],
+            dim=-1,
+        )  # (T', n_mels, 3)
+        mean, deviation = values.new_tensor(
+            [self._WINDOW_MEAN, self._WINDOW_DEVIATION]
+        )
+        return ((values - mean) / deviation).flatten(1)
 
 
 _WRAPPERS = {"hubert": HuBERT, "wav2vec2": Wav2Vec2, "wavlm": WavLM}

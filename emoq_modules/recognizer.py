@@ -18,6 +18,7 @@ _KEYS = (
     "labels",
     "store_precision",
     "max_text_tokens",
+    "speaker_in_prompt",
     "audio_encoder",
     "text_tokenizer",
     "fusion",
@@ -109,7 +110,9 @@ class EmotionRecognizer(Pretrained):
         with torch.inference_mode():
             embeddings = self._embeddings(wavs, wav_lens, texts)
             posteriors = self.mods.decoder.posteriors(
-                embeddings, texts, speakers
+                embeddings,
+                texts,
+                speakers if self.hparams.speaker_in_prompt else None,
             )
         score, index = posteriors.max(dim=-1)
         label = [self.hparams.labels[i] for i in index.tolist()]

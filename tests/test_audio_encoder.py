@@ -396,3 +396,36 @@ def test_encoders_are_made_by_yaml(folder_of):
     assert hparams["fbank"].dim == 160
     assert hparams["dim"] == 32
     assert hparams["hubert"].sample_rate == 16000
+
+
+def test_window_describes_the_frames_around():
+    wav = torch.randn(9000, generator=torch.Generator().manual_seed(0))
+    frames = FbankEncoder(n_mels=20)(wav[None], torch.ones(1))[0][0]
+    frames = frames.double().numpy()
+    encoder = FbankEncoder(n_mels=20, stack=8, window=32)
+    described = encoder(wav[None], torch.ones(1))[0][0]
+    assert described.shape == (-(-len(frames) // 8), encoder.dim)
+    for token, values in enumerate(described.double().numpy()):
+        window = [
+            frames[min(max(8 * token - 12 + offset, 0), len(frames) - 1)]
+            for offset in range(32)
+        ]
+        mean, deviation = np.mean(window, axis=0), np.std(window, axis=0)
+        change = np.abs(np.diff(window, axis=0)).mean(axis=0)
+        expected = np.stack(
+            [
+                (mean - 0.04) / 0.69,
+                (deviation - 0.65) / 0.27,
+                (change - 0.26) / 0.09,
+            ],
+            axis=-1,
+        ).ravel()
+        np.testing.assert_allclose(values, expected, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    "settings", [{"window": 1}, {"window": 8, "deltas": True}]
+)
+def test_window_that_cannot_be_described_is_refused(settings):
+    with pytest.raises(ValueError, match="window"):
+        FbankEncoder(**settings)
