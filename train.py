@@ -12,14 +12,17 @@ import argparse
 import sys
 
 import speechbrain as sb
+from ruamel.yaml import YAML
 
 from emoq_modules.audio_files import AudioError
-from emoq_modules.backbones import BackboneError
 from emoq_modules.checkpoints import CheckpointError
-from emoq_modules.configuration import ConfigurationError
+from emoq_modules.configuration import (
+    ConfigurationError,
+    change,
+    known_options,
+)
 from emoq_modules.describe import describe
 from emoq_modules.experiment import run_folds
-from emoq_modules.feature_store import FeatureStoreError
 from emoq_modules.manifest import CorpusError
 from emoq_modules.report import ResultsError
 
@@ -54,6 +57,10 @@ def main(arguments=None):
     )
     own, rest = parser.parse_known_args(arguments)
     _, run_opts, options = sb.parse_arguments([own.experiment, *rest])
+    # Run options that the experiment has keys for are settings of the run.
+    given = {key: run_opts[key] for key in run_opts.overridden_args}
+    settings = known_options(own.experiment, change("", **given))
+    options = change(options, **YAML().load(settings))
     if own.describe:
         print(describe(own.experiment, own.preset, options))
     else:
@@ -62,17 +69,28 @@ def main(arguments=None):
         )
 
 
-if __name__ == "__main__":
+def run(arguments=None):
+    """``main``, with an error for the person as a message.
+
+    Returns
+    -------
+    int
+        Exit status: 0, or 2 after an error message.
+    """
     try:
-        main()
+        main(arguments)
     except (
         AudioError,
-        BackboneError,
         CheckpointError,
         ConfigurationError,
         CorpusError,
-        FeatureStoreError,
+        OSError,
         ResultsError,
     ) as error:
         print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(run())

@@ -4,16 +4,22 @@ What both do (gradient accumulation, clipping, schedule, checkpoints, metrics)
 is in ``EmoQBrain``; a stage adds what it computes and minimises.
 """
 
+from operator import attrgetter
+from types import SimpleNamespace
+
 import speechbrain as sb
 import torch
 from speechbrain.utils.logger import get_logger
-from transformers import get_scheduler
+from transformers import SchedulerType, get_scheduler
 
 from emoq_modules.checkpoints import CheckpointError, load_trainable
+from emoq_modules.configuration import ConfigurationError
 from emoq_modules.feature_store import round_trip
 from emoq_modules.metrics import EmotionStats
 
 logger = get_logger(__name__)
+
+_MEASURES = ("WA", "UA", "WF1")
 
 
 class EmoQBrain(sb.Brain):
@@ -21,9 +27,10 @@ class EmoQBrain(sb.Brain):
 
     Takes the arguments of ``sb.Brain``. Modules: ``fusion``, an ``EmoQFormer``
     or what stands in its place, and ``encoder`` where the audio frames are
-    computed on the fly. Of ``hparams`` it reads ``labels``, ``learning_rates``,
-    ``scheduler``, ``warmup_ratio``, ``selection_metric``, ``epoch_counter``,
-    ``history``, ``store_precision``, ``augment`` and ``train_logger``.
+    computed on the fly. Of ``hparams`` it reads ``labels``, ``modules``,
+    ``learning_rates``, ``scheduler``, ``warmup_ratio``, ``selection_metric``,
+    ``epoch_counter``, ``history``, ``store_precision``, ``augment`` and
+    ``train_logger``.
     """
 
     def audio_frames(self, batch, stage):
@@ -45,7 +52,7 @@ class EmoQBrain(sb.Brain):
             audio = round_trip(audio, self.hparams.store_precision)
         audio = audio.float()
         if stage == sb.Stage.TRAIN and self.hparams.augment is not None:
-            audio = self.hparams.augment(audio, lens)
+            audio = self.hparams.augment(audio)
         return audio, lens
 
     def embeddings(self, batch, stage):
@@ -145,8 +152,17 @@ class EmoQBrain(sb.Brain):
     # --- start and end -------------------------------------------------------
 
     def init_optimizers(self):
-        """Gives every part its learning rate, and makes the schedule."""
-        self.accumulated_weight = 0
+        """Gives every part its learning rate, and makes the schedule.
+
+        Raises
+        ------
+        ConfigurationError
+            If a part has no learning rate, or a learning rate no part; if
+            there is no such schedule or selection metric.
+        """
+        self._check_choice("scheduler", [kind.value for kind in SchedulerType])
+        # Used only after an epoch, which nobody should wait for in vain.
+        self._check_choice("selection_metric", ["loss", *_MEASURES])
         rates = self.hparams.learning_rates
         groups = {prefix: [] for prefix in rates}
         for name, parameter in self.modules.named_parameters():
@@ -155,11 +171,20 @@ class EmoQBrain(sb.Brain):
             name = name.replace(".module.", ".")  # as wrapped by DDP
             matching = [p for p in rates if f"{name}.".startswith(f"{p}.")]
             if not matching:
-                raise ValueError(
+                raise ConfigurationError(
                     f"learning_rates names no part that {name} belongs to; it "
                     f"has {', '.join(rates)}."
                 )
             groups[max(matching, key=len)].append(parameter)
+        for prefix in rates:
+            # A part may be left out or frozen, but has to be one.
+            try:
+                attrgetter(prefix)(SimpleNamespace(**self.hparams.modules))
+            except AttributeError as error:
+                raise ConfigurationError(
+                    f"learning_rates has a rate for {prefix}, which is no part "
+                    f"of {', '.join(self.hparams.modules)}."
+                ) from error
         self.optimizer = self.opt_class(
             [
                 {"params": parameters, "lr": rates[prefix]}
@@ -181,9 +206,18 @@ class EmoQBrain(sb.Brain):
         self.checkpointer.add_recoverable("optimizer", self.optimizer)
         self.checkpointer.add_recoverable("schedule", self.schedule)
 
+    def _check_choice(self, key, allowed):
+        value = getattr(self.hparams, key)
+        if value not in allowed:
+            raise ConfigurationError(
+                f"{key} is {value!r}; it can be {', '.join(allowed)}."
+            )
+
     def on_stage_start(self, stage, epoch=None):
         """Starts new statistics."""
         self.stats = EmotionStats(self.hparams.labels)
+        if stage == sb.Stage.TRAIN:
+            self.accumulated_weight = 0
 
     def on_stage_end(self, stage, stage_loss, epoch=None):
         """Logs the epoch, remembers it, and saves a checkpoint."""
@@ -191,9 +225,7 @@ class EmoQBrain(sb.Brain):
             self.train_loss = float(stage_loss)
             return
         figures = {"loss": float(stage_loss)}
-        figures.update(
-            {key: self.stats.summarize(key) for key in ("WA", "UA", "WF1")}
-        )
+        figures.update({key: self.stats.summarize(key) for key in _MEASURES})
         if stage == sb.Stage.TEST:
             self.hparams.train_logger.log_stats(
                 {"epoch loaded": self.loaded_epoch}, test_stats=figures
@@ -213,11 +245,10 @@ class EmoQBrain(sb.Brain):
             train_stats={"loss": self.train_loss},
             valid_stats=figures,
         )
-        score = figures[self.hparams.selection_metric]
-        sign = -1 if self.hparams.selection_metric == "loss" else 1
-        self.hparams.epoch_counter.update_metric(sign * score)
+        score = _score(figures, self.hparams.selection_metric)
+        self.hparams.epoch_counter.update_metric(score)
         self.checkpointer.save_and_keep_only(
-            meta={"epoch": epoch, "score": sign * score},
+            meta={"epoch": epoch, "score": score},
             max_keys=["score"],
             # SpeechBrain's default list grows from call to call.
             importance_keys=[],
@@ -269,7 +300,8 @@ class Stage2Brain(EmoQBrain):
     """Stage 2: EmoQ-Former, projector and LoRA by weighted CE, Eq. 7.
 
     Modules: ``fusion`` (absent where the prompt has no soft prompt) and
-    ``decoder``, a ``SoftPromptDecoder``.
+    ``decoder``, a ``SoftPromptDecoder``. Also reads
+    ``hparams.speaker_in_prompt``.
     """
 
     def compute_forward(self, batch, stage):
@@ -280,7 +312,7 @@ class Stage2Brain(EmoQBrain):
         return self.modules["decoder"](
             embeddings,
             batch.text,
-            batch.speaker,
+            batch.speaker if self.hparams.speaker_in_prompt else None,
             batch.label,
             with_posteriors=stage != sb.Stage.TRAIN,
         )
@@ -296,3 +328,12 @@ class Stage2Brain(EmoQBrain):
     def loss_weight(self, batch):
         """The sum of the token weights of Eq. 7 in a batch."""
         return self.hparams.decoder.answer_weight(batch.label)
+
+
+def _score(figures, metric):
+    """What is to be high: the measure, or the loss turned round.
+
+    It is at most 0. Of positive scores, SpeechBrain's early stopping takes one
+    that is only as good as the best for a better one, and never stops.
+    """
+    return -figures["loss"] if metric == "loss" else figures[metric] - 100

@@ -16,17 +16,26 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from speechbrain.utils.checkpoints import (
+    CKPT_PREFIX,
+    METAFNAME,
+    PARAMFILE_EXT,
     Checkpointer,
     mark_as_loader,
     mark_as_saver,
     register_checkpoint_hooks,
 )
 from speechbrain.utils.distributed import if_main_process, main_process_only
+from speechbrain.utils.epoch_loop import EpochCounterWithStopper
 from speechbrain.utils.logger import get_logger
+
+from emoq_modules.audio_files import write_atomically
 
 logger = get_logger(__name__)
 
 _CONTENTS = "contents.json"
+
+# SpeechBrain registers its base class alone, whose hooks forget the patience.
+register_checkpoint_hooks(EpochCounterWithStopper)
 
 
 class CheckpointError(RuntimeError):
@@ -35,6 +44,9 @@ class CheckpointError(RuntimeError):
 
 class TrainableCheckpointer(Checkpointer):
     """A ``Checkpointer`` of trainable weights, safe against kills.
+
+    A run goes on from the newest checkpoint. Earlier ones are kept for their
+    weights, and lose the optimiser's moments, which take twice the space.
 
     Arguments
     ---------
@@ -67,19 +79,62 @@ class TrainableCheckpointer(Checkpointer):
             self.custom_load_hooks.setdefault(name, load_trainable)
 
     def save_checkpoint(self, *args, **kwargs):
-        """Saves, and marks the checkpoint as whole at the very end."""
+        """Saves, and marks the checkpoint as whole at the very end.
+
+        Raises
+        ------
+        CheckpointError
+            If it cannot be written; those before are unharmed.
+        """
         if if_main_process():
             self._remove_unfinished()
-        checkpoint = super().save_checkpoint(*args, **kwargs)
-        if if_main_process():
-            sizes = {
-                file.name: file.stat().st_size
-                for file in sorted(checkpoint.path.iterdir())
-            }
-            partial = checkpoint.path / f"{_CONTENTS}.partial"
-            partial.write_text(json.dumps(sizes, indent=1))
-            os.replace(partial, checkpoint.path / _CONTENTS)
+        try:
+            checkpoint = super().save_checkpoint(*args, **kwargs)
+            if if_main_process():
+                sizes = {
+                    file.name: file.stat().st_size
+                    for file in sorted(checkpoint.path.iterdir())
+                }
+                _write_contents(checkpoint.path, sizes)
+                self._shrink_earlier(checkpoint.path)
+        except (OSError, RuntimeError, SafetensorError) as error:
+            # As torch and safetensors say that the disk is full.
+            if if_main_process():
+                self._remove_unfinished()
+            raise CheckpointError(
+                f"No checkpoint can be saved in {self.checkpoints_dir} "
+                f"({error}). If the disk is full, make room; the same command "
+                "then goes on from the checkpoint before."
+            ) from error
         return checkpoint
+
+    def load_checkpoint(self, checkpoint):
+        """Loads; an optimiser that lost its moments starts anew.
+
+        Raises
+        ------
+        CheckpointError
+            If the checkpoint is another model's.
+        """
+        missing = [
+            name
+            for name in self.recoverables
+            if name not in checkpoint.paramfiles
+            and not self.optional_recoverables[name]
+        ]
+        if missing:
+            raise CheckpointError(
+                f"{checkpoint.path} is a checkpoint of another model: it has "
+                f"no {', '.join(missing)}. Run with the settings it was "
+                "trained with, or choose another --results_folder."
+            )
+        if not self._optimizer_files() <= _contents(checkpoint.path).keys():
+            logger.warning(
+                f"The run goes on from {checkpoint.path}, which is not the "
+                "last that was saved: the optimiser starts anew, and the "
+                "result will not be quite that of a run never stopped."
+            )
+        super().load_checkpoint(checkpoint)
 
     def _list_checkpoint_dirs(self):
         """Leaves out what a kill left unfinished, and warns of damage.
@@ -97,7 +152,9 @@ class TrainableCheckpointer(Checkpointer):
         faults = {folder: _fault(folder) for folder in finished}
         for folder, fault in faults.items():
             if fault is not None:
-                logger.warning(f"Checkpoint {folder} is left out: {fault}.")
+                logger.warning_once(
+                    f"Checkpoint {folder} is left out: {fault}."
+                )
         whole = [folder for folder in finished if faults[folder] is None]
         if finished and not whole:
             raise CheckpointError(
@@ -108,10 +165,27 @@ class TrainableCheckpointer(Checkpointer):
         return whole
 
     def _remove_unfinished(self):
-        for folder in super()._list_checkpoint_dirs():
-            if not (folder / _CONTENTS).exists():
+        for folder in self.checkpoints_dir.glob(f"{CKPT_PREFIX}+*"):
+            # Either is missing if saving it was cut off, or deleting it.
+            if (
+                not (folder / _CONTENTS).exists()
+                or not (folder / METAFNAME).exists()
+            ):
                 shutil.rmtree(folder)
-                logger.warning(f"Removed {folder}, whose saving was cut off.")
+                logger.warning(f"Removed {folder}, which was not whole.")
+
+    def _optimizer_files(self):
+        return {
+            f"{name}{PARAMFILE_EXT}"
+            for name, obj in self.recoverables.items()
+            if isinstance(obj, torch.optim.Optimizer)
+        }
+
+    def _shrink_earlier(self, newest):
+        for folder in self._list_checkpoint_dirs():
+            if folder != newest:
+                for name in self._optimizer_files():
+                    _drop_moments(folder, name)
 
 
 @main_process_only
@@ -154,8 +228,8 @@ def load_trainable(module, path, end_of_epoch=True):
         weights = load_file(path)
     except (SafetensorError, OSError) as error:
         raise CheckpointError(
-            f"{path} cannot be read ({error}). Delete its folder to go on from "
-            "the checkpoint before, or restore the file."
+            f"{path} cannot be read ({error}). Restore the file, or delete it: "
+            "the same command then makes it again from what was before it."
         ) from error
     parameters = {
         name: parameter
@@ -254,7 +328,10 @@ class History(list):
 
 def _fault(folder):
     """What is wrong with a finished checkpoint, or None."""
-    sizes = json.loads((folder / _CONTENTS).read_text())
+    try:
+        sizes = _contents(folder)
+    except ValueError:
+        return f"{_CONTENTS} is damaged"
     for name, size in sizes.items():
         file = folder / name
         if not file.exists():
@@ -262,3 +339,29 @@ def _fault(folder):
         if file.stat().st_size != size:
             return f"{name} has {file.stat().st_size} bytes instead of {size}"
     return None
+
+
+def _contents(folder):
+    """The files of a finished checkpoint, and their sizes in bytes."""
+    return json.loads((folder / _CONTENTS).read_text())
+
+
+def _write_contents(folder, sizes):
+    write_atomically(folder / _CONTENTS, json.dumps(sizes, indent=1).encode())
+
+
+def _drop_moments(folder, name):
+    """Keeps an optimiser's rates and drops its moments.
+
+    From the first step on, the file's size no longer counts: wherever a kill
+    stops this, the checkpoint is whole.
+    """
+    sizes = _contents(folder)
+    if sizes.pop(name, None) is not None:
+        _write_contents(folder, sizes)
+    file = folder / name
+    state = torch.load(file, weights_only=True, mmap=True)
+    if state["state"]:
+        partial = folder / f"{name}.partial"
+        torch.save({**state, "state": {}}, partial)
+        os.replace(partial, file)

@@ -5,15 +5,19 @@ replaces the experiment's value whole. Keys that only one stage has stand in a
 preset's section ``stage1`` or ``stage2``.
 """
 
+import copy
 import difflib
+import re
 from io import StringIO
 from pathlib import Path
 
 from hyperpyyaml import load_hyperpyyaml, resolve_references
 from ruamel.yaml import YAML, YAMLError
-from ruamel.yaml.comments import CommentedMap
+from ruamel.yaml.comments import CommentedMap, CommentedSeq
 
 _SECTIONS = ("stage1", "stage2")
+# How HyperPyYAML begins its messages.
+_REFUSED = "There is no such|Invalid argument to"
 
 
 class ConfigurationError(ValueError):
@@ -40,7 +44,8 @@ def compose(experiment, presets=(), options=""):
     Raises
     ------
     ConfigurationError
-        If a file is missing or no YAML, or a key is none of the experiment's.
+        If a file is missing or no YAML, a key is none of the experiment's, or
+        a value is of the wrong kind or still missing (``!PLACEHOLDER``).
 
     Example
     -------
@@ -56,6 +61,12 @@ def compose(experiment, presets=(), options=""):
     <BLANKLINE>
     """
     tree = _read(experiment)
+    if "stage" not in tree:
+        raise ConfigurationError(
+            f"{experiment} is no experiment, it has no key 'stage': give "
+            "hparams/emoq_stage1.yaml or hparams/emoq_stage2.yaml, and then "
+            "the options; a preset goes after --preset."
+        )
     for preset in presets:
         content = _read(preset)
         sections = {
@@ -64,12 +75,18 @@ def compose(experiment, presets=(), options=""):
         _lay_over(tree, content, preset)
         section = sections.get(f"stage{tree['stage']}")
         if section is not None:
-            _lay_over(tree, section, preset)
+            _lay_over(tree, _checked(section, preset), preset)
     _lay_over(tree, _parse(options), "the command line")
     try:
         return resolve_references(_dump(tree)).getvalue()
-    except (KeyError, ValueError) as error:
-        raise ConfigurationError(f"{experiment}: {error}") from error
+    except ValueError as error:
+        missing = re.match(r"'(\w+)' is a !PLACEHOLDER", str(error))
+        if missing is None:
+            raise ConfigurationError(f"{experiment}: {error}") from error
+        key = missing[1]
+        raise ConfigurationError(
+            f"{key} has no value: give it as --{key} VALUE."
+        ) from None
 
 
 def change(options, **values):
@@ -78,7 +95,7 @@ def change(options, **values):
     Example
     -------
     >>> change("a: 1", b=[2, 3])
-    'a: 1\nb:\n- 2\n- 3\n'
+    'a: 1\\nb:\\n- 2\\n- 3\\n'
     """
     return _dump({**_parse(options), **values})
 
@@ -108,7 +125,7 @@ def load(resolved, keys=None):
     Raises
     ------
     ConfigurationError
-        If a value is still missing (``!PLACEHOLDER``).
+        If what a value names does not exist, or does not take its arguments.
     """
     if keys is not None:
         tree = YAML().load(resolved)
@@ -120,13 +137,12 @@ def load(resolved, keys=None):
         resolved = _dump(chosen)
     try:
         return load_hyperpyyaml(resolved)
-    except ValueError as error:
-        if "PLACEHOLDER" not in str(error):
-            raise
-        key = str(error).split("'")[1]
-        raise ConfigurationError(
-            f"{key} has no value: give it as --{key} VALUE."
-        ) from None
+    except (ImportError, TypeError, ValueError) as error:
+        # Raised by HyperPyYAML, or by a constructor for a value it refuses.
+        message = ": ".join(map(str, error.args))
+        if type(error) is ValueError or re.match(_REFUSED, message):
+            raise ConfigurationError(message) from error
+        raise
 
 
 def differences(resolved, earlier):
@@ -151,10 +167,30 @@ def _read(path):
         content = YAML().load(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise ConfigurationError(f"There is no file {path}.") from None
-    except YAMLError as error:
+    except OSError as error:
+        raise ConfigurationError(
+            f"{path} cannot be read ({error.strerror})."
+        ) from None
+    except (YAMLError, UnicodeDecodeError) as error:
         raise ConfigurationError(f"{path} is no YAML file: {error}") from None
-    if not isinstance(content, CommentedMap):
-        raise ConfigurationError(f"{path} holds no keys and values.")
+    return _checked(content, path)
+
+
+def _parse(options):
+    try:
+        content = YAML().load(options) or {}
+    except YAMLError as error:
+        raise ConfigurationError(
+            f"The options on the command line are no YAML: {error}"
+        ) from None
+    return _checked(content, "the command line")
+
+
+def _checked(content, origin):
+    if not isinstance(content, dict):
+        raise ConfigurationError(
+            f"In {origin} there is {content!r} in place of keys with values."
+        )
     return content
 
 
@@ -166,6 +202,11 @@ def _lay_over(tree, values, origin):
             raise ConfigurationError(
                 f"{key!r} in {origin} is no key of this experiment, so nothing "
                 f"would read it.{hint}"
+            )
+        if isinstance(tree[key], bool | int | float) and isinstance(value, str):
+            raise ConfigurationError(
+                f"{key} in {origin} is {value!r}; it has to be something like "
+                f"{_text(tree[key])}."
             )
         tree[key] = value
 
@@ -182,10 +223,6 @@ def _is_plain(node):
     return True
 
 
-def _parse(options):
-    return YAML().load(options) or {}
-
-
 def _dump(tree):
     text = StringIO()
     YAML().dump(dict(tree), text)
@@ -193,4 +230,18 @@ def _dump(tree):
 
 
 def _text(node):
+    """A node as YAML, without the comments."""
+    node = copy.deepcopy(node)
+    for part in _parts(node):
+        part.ca.items.clear()
+        part.ca.comment = None
     return _dump({"value": node}).removeprefix("value:").strip()
+
+
+def _parts(node):
+    """All mappings and sequences of a tree."""
+    if isinstance(node, CommentedMap | CommentedSeq):
+        yield node
+        values = node.values() if isinstance(node, CommentedMap) else node
+        for value in values:
+            yield from _parts(value)

@@ -7,13 +7,18 @@ import numpy as np
 import soundfile
 import torch
 from speechbrain.dataio.dataset import DynamicItemDataset
+from speechbrain.utils.logger import get_logger
 from torchaudio.functional import resample
 
-from emoq_modules.audio_files import SAMPLE_RATE, AudioError
+from emoq_modules.audio_files import SAMPLE_RATE, AudioError, audio_duration
+
+logger = get_logger(__name__)
 
 
 def read_audio(path):
     """Reads any file libsndfile can, as 16 kHz mono.
+
+    Silence is read as it is, with a warning.
 
     Arguments
     ---------
@@ -39,20 +44,18 @@ def read_audio(path):
     torch.Size([16000])
     """
     try:
-        with soundfile.SoundFile(path) as file:
-            rate, expected = file.samplerate, file.frames
-            samples = file.read(dtype="float32", always_2d=True)
-    except (soundfile.LibsndfileError, OSError) as error:
-        raise AudioError(f"{path} cannot be read as audio ({error}).") from None
-    if not len(samples):
-        raise AudioError(f"{path} has 0 samples; leave it out of the corpus.")
-    if len(samples) < expected:
+        audio_duration(path)  # sees what is missing, truncated or empty
+        samples, rate = soundfile.read(path, dtype="float32", always_2d=True)
+    except (AudioError, soundfile.LibsndfileError) as error:
         raise AudioError(
-            f"{path} is truncated: {len(samples)} of {expected} samples. "
-            "Copy it again from the corpus."
-        )
+            f"{error}. Copy it again from the corpus, or leave it out."
+        ) from None
     if not np.isfinite(samples).all():
-        raise AudioError(f"{path} holds samples that are not finite numbers.")
+        raise AudioError(
+            f"{path} holds samples that are not finite numbers; leave it out."
+        )
+    if not samples.any():
+        logger.warning_once(f"{path} is silent: every sample is 0.")
     audio = torch.from_numpy(samples).mean(dim=1)
     return resample(audio, rate, SAMPLE_RATE) if rate != SAMPLE_RATE else audio
 
@@ -70,7 +73,7 @@ def build_datasets(manifests, labels, audio, tokenizer, max_text_tokens=256):
         Gives what ``audio`` holds from an utterance's path: its stored frames
         ``(T, audio_dim)``, or its waveform ``(T,)``. None leaves audio out.
     tokenizer : transformers.PreTrainedTokenizerFast | None
-        That of the text encoder; None leaves tokens out.
+        That of the text encoder; None if nothing reads the tokens.
     max_text_tokens : int
         A longer transcript is cut at its end.
 
@@ -83,14 +86,17 @@ def build_datasets(manifests, labels, audio, tokenizer, max_text_tokens=256):
     """
 
     def tokens(text):
+        if tokenizer is None:
+            return torch.zeros(1, dtype=torch.long)
         ids = tokenizer(text, truncation=True, max_length=max_text_tokens)
         return torch.tensor(ids["input_ids"])
 
-    items = [{"func": labels.index, "takes": "emotion", "provides": "label"}]
+    items = [
+        {"func": labels.index, "takes": "emotion", "provides": "label"},
+        {"func": tokens, "takes": "text", "provides": "tokens"},
+    ]
     if audio is not None:
         items += [{"func": audio, "takes": "wav", "provides": "audio"}]
-    if tokenizer is not None:
-        items += [{"func": tokens, "takes": "text", "provides": "tokens"}]
     outputs = ["id", "text", "speaker", *(item["provides"] for item in items)]
     return {
         split: DynamicItemDataset(

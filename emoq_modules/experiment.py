@@ -4,6 +4,7 @@ import os
 import sys
 import time
 from pathlib import Path
+from textwrap import shorten
 
 import speechbrain as sb
 from speechbrain.utils.distributed import (
@@ -14,6 +15,7 @@ from speechbrain.utils.distributed import (
 )
 from speechbrain.utils.logger import get_logger
 
+from emoq_modules.audio_files import write_atomically
 from emoq_modules.checkpoints import save_trainable
 from emoq_modules.configuration import (
     ConfigurationError,
@@ -31,6 +33,7 @@ from emoq_modules.recognizer import save_recognizer
 from emoq_modules.report import (
     CONFUSION_FILE,
     CURVES_FILE,
+    RESULTS_FILE,
     format_summary,
     pool_results,
     write_results,
@@ -93,7 +96,7 @@ def _chosen_folds(folds, plain):
     elif folds == "all":
         chosen = [str(fold) for fold in plain["folds"]]
     else:
-        chosen = folds.split(",")
+        chosen = list(dict.fromkeys(folds.replace(" ", "").split(",")))
     for fold in chosen:
         if fold not in map(str, plain["folds"]):
             raise ConfigurationError(
@@ -133,13 +136,23 @@ def _run_fold(experiment, presets, options, run_opts):
 def _run_stage(resolved, run_opts):
     """Runs one stage, or goes on where it was stopped."""
     started = time.time()
-    # Data first: a wrong folder should fail before models take their time.
+    # Data first: what is wrong there shows before models take their time.
     plain = load(resolved, keys=["prepare"])
     _enter_output_folder(plain["output_folder"], resolved)
     run_on_main(plain["prepare"])
+    manifests = {
+        split: read_manifest(
+            f"{plain['manifest_folder']}/{split}.json",
+            plain["labels"],
+            plain["data_root"],
+        )
+        for split in SPLITS
+    }
 
     hparams = load(resolved)
-    modules = dict(hparams["modules"])
+    modules = {k: m for k, m in hparams["modules"].items() if m is not None}
+    for name, module in modules.items():
+        hparams["checkpointer"].add_recoverable(name, module)
     encoder = hparams["audio_encoder"]
     if hparams["feature_store"] is None and encoder is not None:
         modules["encoder"] = encoder
@@ -151,14 +164,6 @@ def _run_stage(resolved, run_opts):
         checkpointer=hparams["checkpointer"],
     )
     progressbar = sys.stderr.isatty() and not brain.noprogressbar
-    manifests = {
-        split: read_manifest(
-            f"{hparams['manifest_folder']}/{split}.json",
-            hparams["labels"],
-            hparams["data_root"],
-        )
-        for split in SPLITS
-    }
     datasets = build_datasets(
         manifests,
         hparams["labels"],
@@ -189,8 +194,11 @@ def _run_stage(resolved, run_opts):
 
 def _enter_output_folder(folder, resolved):
     """Makes the run's folder, or checks that it holds this very run."""
-    saved = Path(folder) / "hyperparams.yaml"
-    if saved.exists():
+    folder = Path(folder)
+    saved = folder / "hyperparams.yaml"
+    # A start that failed before its first checkpoint leaves nothing to keep.
+    to_keep = [*folder.glob("save/*"), *folder.glob(RESULTS_FILE)]
+    if saved.exists() and to_keep:
         changed = differences(resolved, saved.read_text(encoding="utf-8"))
         fixed = {k: v for k, v in changed.items() if k not in _FREE_TO_CHANGE}
         if fixed:
@@ -198,12 +206,13 @@ def _enter_output_folder(folder, resolved):
             others = f" (and {len(fixed) - 1} more)" if len(fixed) > 1 else ""
             raise ConfigurationError(
                 f"{folder} holds a run with other settings: {key} was "
-                f"{before!r} and is now {now!r}{others}. Choose another "
+                f"{shorten(before, 60)!r} and is now {shorten(now, 60)!r}"
+                f"{others}. Choose another "
                 "--results_folder or --variant, or delete that folder."
             )
     sb.create_experiment_directory(folder)
     if if_main_process():
-        saved.write_text(resolved, encoding="utf-8")
+        write_atomically(saved, resolved.encode())
     ddp_barrier()
 
 

@@ -107,7 +107,7 @@ def test_frozen_weights_are_in_no_checkpoint(whole_run):
 
 @pytest.mark.parametrize(
     ("brain", "after", "stages"),
-    [("Stage1Brain", 8, 1), ("Stage2Brain", 9, 2)],
+    [("Stage1Brain", 9, 1), ("Stage2Brain", 9, 2)],
 )
 def test_killed_run_ends_as_if_it_had_never_been_stopped(
     tmp_path, whole_run, brain, after, stages
