@@ -29,8 +29,8 @@ class EmoQBrain(sb.Brain):
     or what stands in its place, and ``encoder`` where the audio frames are
     computed on the fly. Of ``hparams`` it reads ``labels``, ``modules``,
     ``learning_rates``, ``scheduler``, ``warmup_ratio``, ``selection_metric``,
-    ``epoch_counter``, ``history``, ``store_precision``, ``augment`` and
-    ``train_logger``.
+    ``epoch_counter``, ``history``, ``store_precision``, ``augment_audio``,
+    ``augment_frames`` and ``train_logger``.
     """
 
     def audio_frames(self, batch, stage):
@@ -47,12 +47,15 @@ class EmoQBrain(sb.Brain):
             Relative lengths, ``(B,)``.
         """
         audio, lens = batch.audio
+        training = stage == sb.Stage.TRAIN
         if "encoder" in self.modules:
+            if training and self.hparams.augment_audio is not None:
+                audio = self.hparams.augment_audio(audio)
             audio, lens = self.modules["encoder"](audio, lens)
             audio = round_trip(audio, self.hparams.store_precision)
         audio = audio.float()
-        if stage == sb.Stage.TRAIN and self.hparams.augment is not None:
-            audio = self.hparams.augment(audio)
+        if training and self.hparams.augment_frames is not None:
+            audio = self.hparams.augment_frames(audio)
         return audio, lens
 
     def embeddings(self, batch, stage):
@@ -162,7 +165,7 @@ class EmoQBrain(sb.Brain):
         """
         self._check_choice("scheduler", [kind.value for kind in SchedulerType])
         # Used only after an epoch, which nobody should wait for in vain.
-        self._check_choice("selection_metric", ["loss", *_MEASURES])
+        self._check_choice("selection_metric", ["last", "loss", *_MEASURES])
         rates = self.hparams.learning_rates
         groups = {prefix: [] for prefix in rates}
         for name, parameter in self.modules.named_parameters():
@@ -245,7 +248,7 @@ class EmoQBrain(sb.Brain):
             train_stats={"loss": self.train_loss},
             valid_stats=figures,
         )
-        score = _score(figures, self.hparams.selection_metric)
+        score = self._score(figures, epoch)
         self.hparams.epoch_counter.update_metric(score)
         self.checkpointer.save_and_keep_only(
             meta={"epoch": epoch, "score": score},
@@ -253,6 +256,17 @@ class EmoQBrain(sb.Brain):
             # SpeechBrain's default list grows from call to call.
             importance_keys=[],
         )
+
+    def _score(self, figures, epoch):
+        """What is to be high: a measure, the loss turned round, the epoch.
+
+        It is at most 0. Of positive scores, SpeechBrain's early stopping takes
+        one that is only as good as the best for a better one, and never stops.
+        """
+        metric = self.hparams.selection_metric
+        if metric == "last":
+            return float(epoch - self.hparams.epoch_counter.limit)
+        return -figures["loss"] if metric == "loss" else figures[metric] - 100
 
     def on_evaluate_start(self, max_key=None, min_key=None):
         """Loads the weights of the best epoch, and nothing else with them."""
@@ -328,12 +342,3 @@ class Stage2Brain(EmoQBrain):
     def loss_weight(self, batch):
         """The sum of the token weights of Eq. 7 in a batch."""
         return self.hparams.decoder.answer_weight(batch.label)
-
-
-def _score(figures, metric):
-    """What is to be high: the measure, or the loss turned round.
-
-    It is at most 0. Of positive scores, SpeechBrain's early stopping takes one
-    that is only as good as the best for a better one, and never stops.
-    """
-    return -figures["loss"] if metric == "loss" else figures[metric] - 100

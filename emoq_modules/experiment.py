@@ -228,6 +228,11 @@ def _audio_source(hparams, manifests, device, progressbar):
         )
     if hparams["feature_store"] is None:
         return read_audio
+    if hparams["augment_audio"] is not None:
+        raise ConfigurationError(
+            "augment_audio changes waveforms, but frames come from the feature "
+            "store: set feature_store to null, or augment_audio."
+        )
     store = FeatureStore(
         hparams["feature_store"], encoder.identity, hparams["store_precision"]
     )

@@ -82,7 +82,8 @@ def make_brain(folder, kind=Stage1Brain, modules=None, **changes):
         "number_of_epochs": 1,
         "history": History(),
         "store_precision": "fp32",
-        "augment": None,
+        "augment_audio": None,
+        "augment_frames": None,
         "train_logger": FileTrainLogger(str(folder / "train_log.txt")),
         "mal": Mal(),
         "max_grad_norm": 0.0,
@@ -320,7 +321,7 @@ def test_a_part_that_is_left_out_or_frozen_may_have_a_learning_rate(tmp_path):
     ("key", "says"),
     [
         ("scheduler", r"scheduler is 'no'; it can be linear"),
-        ("selection_metric", r"is 'no'; it can be loss, WA, UA, WF1"),
+        ("selection_metric", r"is 'no'; it can be last, loss, WA, UA, WF1"),
     ],
 )
 def test_what_can_be_chosen_is_said_before_training(tmp_path, key, says):
@@ -509,3 +510,9 @@ def test_evaluation_without_a_checkpoint_says_to_train_first(tmp_path):
     brain = make_brain(tmp_path)
     with pytest.raises(CheckpointError, match="train first"):
         brain.evaluate(make_dataset(3))
+
+
+def test_last_epoch_is_tested_where_that_is_asked_for(tmp_path):
+    script = [(4, 0.1), (1, 0.2), (2, 0.5)]
+    brain = run_script(tmp_path, script, selection_metric="last")
+    assert brain.loaded_epoch == 3
