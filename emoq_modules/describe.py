@@ -71,6 +71,7 @@ def model_parts(experiment, presets=(), options=""):
             "audio_source": _configuration(plain.get("audio_source")),
             "text_encoder": _configuration(plain["text_encoder"]),
             "text_tokenizer": None,
+            "checkpointer": None,  # would make a folder
         }
         if plain["stage"] == 1:
             changes["class_weights"] = None

@@ -26,6 +26,8 @@ from transformers import (
     RobertaModel,
 )
 
+from emoq_modules.backbones import BackboneError
+
 _CHAT_TEMPLATE = (
     "{% for message in messages %}"
     "{{ '<|im_start|>' + message['role'] + '\n' }}"
@@ -178,6 +180,11 @@ def build_llm(folder, texts, words, vocab_size=2000, seed=1234, **config):
 def _transcripts(texts):
     if isinstance(texts, list):
         return texts
+    if not Path(texts).exists():
+        raise BackboneError(
+            f"There is no manifest {texts} yet, whose transcripts the tokenizer "
+            "is to be trained on: prepare the corpus, or train, first."
+        )
     rows = json.loads(Path(texts).read_text(encoding="utf-8"))
     return [row["text"] for row in rows.values()]
 
