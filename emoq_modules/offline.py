@@ -182,8 +182,8 @@ def _transcripts(texts):
         return texts
     if not Path(texts).exists():
         raise BackboneError(
-            f"There is no manifest {texts} yet, whose transcripts the tokenizer "
-            "is to be trained on: prepare the corpus, or train, first."
+            f"There is no manifest {texts} yet, with whose transcripts the "
+            "tokenizer is to be trained: prepare the corpus, or train, first."
         )
     rows = json.loads(Path(texts).read_text(encoding="utf-8"))
     return [row["text"] for row in rows.values()]
