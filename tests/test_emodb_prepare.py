@@ -87,6 +87,21 @@ def test_no_speaker_is_in_two_sets_and_every_speaker_is_tested(
     assert len(set(validated)) == 5 * valid_speakers
 
 
+def test_without_validation_speakers_eight_train_and_a_tenth_validates(
+    corpus, tmp_path
+):
+    prepare(corpus, tmp_path / "save", fold=2, valid_speakers=0)
+    splits = read_splits(tmp_path / "save")
+    tested = {row["speaker"] for row in splits["test"].values()}
+    learnt = {row["speaker"] for row in splits["train"].values()}
+    heard = {row["speaker"] for row in splits["valid"].values()}
+    assert tested == set(recipe.FOLDS[1])
+    assert len(learnt) == 8 and not learnt & tested
+    assert heard <= learnt
+    share = len(splits["valid"]) / (len(splits["train"]) + len(splits["valid"]))
+    assert abs(share - 0.1) < 0.02
+
+
 def test_a_flat_folder_will_do(corpus, tmp_path):
     prepare(corpus / "wav", tmp_path / "save")
     row = read_splits(tmp_path / "save")["test"]["03a05Fb"]
@@ -143,8 +158,11 @@ def test_a_second_run_changes_nothing_and_other_settings_do(corpus, tmp_path):
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"fold": 0}, "fold is 0; it must be one of 1, 2, 3, 4, 5"),
-        ({"valid_speakers": 3}, "valid_speakers is 3; it must be one of 1, 2"),
+        ({"fold": 0}, "fold is 0; it must be one of 0, 1, 2, 3, 4, 5"),
+        (
+            {"valid_speakers": 3},
+            "valid_speakers is 3; it must be one of 0, 1, 2",
+        ),
         ({"labels": ["angry", "joy"]}, "label is 'joy'"),
     ],
 )

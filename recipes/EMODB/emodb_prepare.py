@@ -32,6 +32,7 @@ from emoq_modules.corpus import (
     is_prepared,
     main,
     rooted,
+    split_by_dialogue,
     write_manifests,
 )
 
@@ -41,6 +42,9 @@ LABELS = ("angry", "happy", "neutral", "sad")
 
 # Test speakers of folds 1 to 5.
 FOLDS = (("03", "08"), ("09", "10"), ("11", "12"), ("13", "14"), ("15", "16"))
+# Of a validation set without speakers of its own.
+VALID_FRACTION = 0.1
+VALID_SEED = 1234
 
 # The letter of the German word -> the emotion word to predict.
 EMOTIONS = {
@@ -105,7 +109,8 @@ def prepare_emodb(
     The test set is a pair of speakers. Validation is the first one or both of
     the pair that the next fold tests (of the first fold, after the last), so
     that no speaker is in two sets and the choice depends on the number of the
-    fold alone. Every utterance was spoken by itself: each is a dialogue of one
+    fold alone; or, with no validation speakers, a tenth of the utterances of
+    the eight that train, chosen by a seeded hash. Every utterance was spoken by itself: each is a dialogue of one
     turn, and a speaker is a session.
 
     Arguments
@@ -120,7 +125,7 @@ def prepare_emodb(
         Emotion words to keep, of angry, bored, disgust, fear, happy, neutral
         and sad.
     valid_speakers : int
-        Speakers to validate on, 1 or 2.
+        Speakers to validate on: 0, 1 or 2.
     download : bool
         Get the corpus first if ``data_folder`` does not hold it.
 
@@ -130,7 +135,7 @@ def prepare_emodb(
         No EMO-DB there, or a fold or label that does not exist.
     """
     check_choice("fold", fold, range(1, len(FOLDS) + 1))
-    check_choice("valid_speakers", valid_speakers, (1, 2))
+    check_choice("valid_speakers", valid_speakers, (0, 1, 2))
     for label in labels:
         check_choice("label", label, COMPLETE)
     data_folder = Path(data_folder)
@@ -159,6 +164,10 @@ def prepare_emodb(
             splits["valid"].append(utterance)
         else:
             splits["train"].append(utterance)
+    if not valid_speakers:
+        splits["train"], splits["valid"] = split_by_dialogue(
+            splits["train"], VALID_FRACTION, VALID_SEED
+        )
     write_manifests(save_folder, splits, labels, settings, left_out)
 
 
