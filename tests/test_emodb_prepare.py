@@ -158,7 +158,7 @@ def test_a_second_run_changes_nothing_and_other_settings_do(corpus, tmp_path):
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"fold": 0}, "fold is 0; it must be one of 0, 1, 2, 3, 4, 5"),
+        ({"fold": 0}, "fold is 0; it must be one of 1, 2, 3, 4, 5"),
         (
             {"valid_speakers": 3},
             "valid_speakers is 3; it must be one of 0, 1, 2",

@@ -110,8 +110,8 @@ def prepare_emodb(
     the pair that the next fold tests (of the first fold, after the last), so
     that no speaker is in two sets and the choice depends on the number of the
     fold alone; or, with no validation speakers, a tenth of the utterances of
-    the eight that train, chosen by a seeded hash. Every utterance was spoken by itself: each is a dialogue of one
-    turn, and a speaker is a session.
+    the eight that train, chosen by a seeded hash. Every utterance was spoken by
+    itself: each is a dialogue of one turn, and a speaker is a session.
 
     Arguments
     ---------
