@@ -20,17 +20,18 @@ setup(
     package_data={"emoq_modules": ["architectures/*.json"]},
     python_requires=">=3.10,<3.14",
     install_requires=[
-        # torch and torchaudio come in pairs: torchaudio's wheel is built
-        # against one torch release, and SpeechBrain imports torchaudio.
-        "torch>=2.9,<2.12",
-        "torchaudio>=2.9,<2.12",
-        "speechbrain>=1.1,<1.2",
-        "hyperpyyaml>=1.2.2",
-        "ruamel.yaml>=0.17.28,<0.19",
-        "transformers>=5.0,<6",
-        "peft>=0.18",
-        "accelerate>=1.0",
-        "huggingface_hub>=1.0",
+        # Lower bounds are what the tests have been run with. torch and
+        # torchaudio come in pairs: torchaudio's wheel is built against one
+        # torch release, and SpeechBrain imports torchaudio.
+        "torch>=2.11,<2.12",
+        "torchaudio>=2.11,<2.12",
+        "speechbrain>=1.1.2,<1.2",
+        "hyperpyyaml>=1.2.3",
+        "ruamel.yaml>=0.18,<0.19",
+        "transformers>=5.20,<6",
+        "peft>=0.21",
+        "accelerate>=1.15",
+        "huggingface_hub>=2.4",
         "jinja2>=3.1",
         "safetensors>=0.4.5",
         "tokenizers>=0.22",
