@@ -11,7 +11,7 @@ _PUBLIC = {
     "EmoQFormer": "qformer",
     "EmotionRecognizer": "recognizer",
     "EmotionStats": "metrics",
-    "FbankEncoder": "audio_encoder",
+    "FbankEncoder": "fbank",
     "FeatureStore": "feature_store",
     "FocalLoss": "losses",
     "HuggingFaceEncoder": "audio_encoder",
