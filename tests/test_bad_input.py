@@ -348,7 +348,7 @@ REFUSED = [
         "selection metric that is none",
         nothing,
         again("--selection_metric", "UAR", *AFRESH),
-        r"selection_metric is 'UAR'; it can be loss, WA, UA, WF1",
+        r"selection_metric is 'UAR'; it can be last, loss, WA, UA, WF1",
     ),
     (
         "folder as experiment",
