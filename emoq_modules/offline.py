@@ -80,21 +80,17 @@ def build_text_encoder(folder, texts, vocab_size=2000, seed=1234, **config):
         "initializer_range": 0.1,
         **config,
     }
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        model = RobertaModel(
-            RobertaConfig(
-                vocab_size=tokenizer.get_vocab_size(),
-                bos_token_id=0,
-                pad_token_id=1,
-                eos_token_id=2,
-                **values,
-            ),
-            add_pooling_layer=False,
-        )
+    config = RobertaConfig(
+        vocab_size=tokenizer.get_vocab_size(),
+        bos_token_id=0,
+        pad_token_id=1,
+        eos_token_id=2,
+        **values,
+    )
     return _save(
         folder,
-        model,
+        lambda: RobertaModel(config, add_pooling_layer=False),
+        seed,
         PreTrainedTokenizerFast(
             tokenizer_object=tokenizer,
             bos_token="<s>",
@@ -153,20 +149,17 @@ def build_llm(folder, texts, words, vocab_size=2000, seed=1234, **config):
         "initializer_range": 0.1,
         **config,
     }
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        model = Qwen2ForCausalLM(
-            Qwen2Config(
-                vocab_size=tokenizer.get_vocab_size(),
-                bos_token_id=0,
-                pad_token_id=0,
-                eos_token_id=2,
-                **values,
-            )
-        )
+    config = Qwen2Config(
+        vocab_size=tokenizer.get_vocab_size(),
+        bos_token_id=0,
+        pad_token_id=0,
+        eos_token_id=2,
+        **values,
+    )
     return _save(
         folder,
-        model,
+        lambda: Qwen2ForCausalLM(config),
+        seed,
         PreTrainedTokenizerFast(
             tokenizer_object=tokenizer,
             pad_token="<|endoftext|>",
@@ -204,7 +197,11 @@ def _train_tokenizer(texts, vocab_size, special):
     return tokenizer
 
 
-def _save(folder, model, tokenizer):
+def _save(folder, make_model, seed, tokenizer):
+    # The weights are the seed's, and the run's own draws stay as they were.
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        model = make_model()
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     return str(folder)
