@@ -13,6 +13,7 @@ import sys
 
 import speechbrain as sb
 from ruamel.yaml import YAML
+from transformers.utils import logging as transformers_logging
 
 from emoq_modules.audio_files import AudioError
 from emoq_modules.checkpoints import CheckpointError
@@ -56,6 +57,8 @@ def main(arguments=None):
         help="print the model's parts and their sizes, and do nothing else",
     )
     own, rest = parser.parse_known_args(arguments)
+    if not sys.stderr.isatty():
+        transformers_logging.disable_progress_bar()  # logs take lines
     _, run_opts, options = sb.parse_arguments([own.experiment, *rest])
     # Run options that the experiment has keys for are settings of the run.
     given = {key: run_opts[key] for key in run_opts.overridden_args}
