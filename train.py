@@ -13,6 +13,7 @@ import sys
 
 import speechbrain as sb
 from ruamel.yaml import YAML
+from speechbrain.utils.distributed import ddp_init_group, if_main_process
 from transformers.utils import logging as transformers_logging
 
 from emoq_modules.audio_files import AudioError
@@ -66,10 +67,11 @@ def main(arguments=None):
     options = change(options, **YAML().load(settings))
     if own.describe:
         print(describe(own.experiment, own.preset, options))
-    else:
-        print(
-            run_folds(own.experiment, own.preset, options, own.fold, run_opts)
-        )
+        return
+    ddp_init_group(run_opts)
+    summary = run_folds(own.experiment, own.preset, options, own.fold, run_opts)
+    if if_main_process():
+        print(summary)
 
 
 def run(arguments=None):

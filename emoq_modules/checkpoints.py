@@ -24,7 +24,11 @@ from speechbrain.utils.checkpoints import (
     mark_as_saver,
     register_checkpoint_hooks,
 )
-from speechbrain.utils.distributed import if_main_process, main_process_only
+from speechbrain.utils.distributed import (
+    ddp_barrier,
+    if_main_process,
+    main_process_only,
+)
 from speechbrain.utils.epoch_loop import EpochCounterWithStopper
 from speechbrain.utils.logger import get_logger
 
@@ -106,6 +110,7 @@ class TrainableCheckpointer(Checkpointer):
                 f"({error}). If the disk is full, make room; the same command "
                 "then goes on from the checkpoint before."
             ) from error
+        ddp_barrier()  # all ranks must see the same list of checkpoints
         return checkpoint
 
     def load_checkpoint(self, checkpoint):

@@ -149,7 +149,7 @@ def _run_stage(resolved, run_opts):
         for split in SPLITS
     }
 
-    hparams = load(resolved)
+    hparams = _load_in_turn(resolved)
     modules = {k: m for k, m in hparams["modules"].items() if m is not None}
     for name, module in modules.items():
         hparams["checkpointer"].add_recoverable(name, module)
@@ -190,6 +190,19 @@ def _run_stage(resolved, run_opts):
     run_on_main(
         _write_results, args=[resolved, hparams, brain, time.time() - started]
     )
+
+
+def _load_in_turn(resolved):
+    """Makes the experiment's objects on the main process, then on the others.
+
+    What the first builds or fetches, the others find on disk.
+    """
+    if not if_main_process():
+        ddp_barrier()
+    hparams = load(resolved)
+    if if_main_process():
+        ddp_barrier()
+    return hparams
 
 
 def _enter_output_folder(folder, resolved):

@@ -33,8 +33,9 @@ class AttentivePooling(nn.Module):
                 f"{heads} pooling heads do not divide {dim} features evenly."
             )
         self.heads = heads
+        # A bias in the last layer would be the same at every position.
         self.score = nn.Sequential(
-            nn.Linear(dim, dim), nn.Tanh(), nn.Linear(dim, heads)
+            nn.Linear(dim, dim), nn.Tanh(), nn.Linear(dim, heads, bias=False)
         )
 
     def forward(self, x, lens):

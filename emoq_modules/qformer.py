@@ -174,7 +174,7 @@ class EmoQFormer(nn.Module):
         for module in self.modules():
             if isinstance(module, (nn.Linear, nn.Embedding)):
                 nn.init.normal_(module.weight, std=deviation)
-            if isinstance(module, nn.Linear):
+            if getattr(module, "bias", None) is not None:
                 nn.init.zeros_(module.bias)
         nn.init.normal_(self.queries, std=deviation)
         if pretrained is not None:

@@ -43,8 +43,7 @@ def test_emoq_former_is_roberta_base_and_what_the_queries_add(paper):
         + dim  # audio projection
         + dim * dim
         + dim
-        + dim * heads
-        + heads  # pooling
+        + dim * heads  # pooling
     )
     assert paper["fusion"] == roberta + added
 

@@ -8,18 +8,22 @@ import soundfile
 from emoq_modules.corpus import Utterance, is_prepared, write_manifests
 
 WORDS = {"angry": "furious stop", "happy": "great yes", "sad": "sorry no"}
-SIZES = {"train": 21, "valid": 6, "test": 9}
+SIZES = {"valid": 6, "test": 9}
 
 
-def prepare_tiny(data_folder, save_folder, labels):
+def prepare_tiny(data_folder, save_folder, labels, train_size=21):
     """Writes the corpus and its manifests; the pitch and the words tell."""
-    settings = {"corpus": "tiny", "data_folder": str(data_folder)}
+    settings = {
+        "corpus": "tiny",
+        "data_folder": str(data_folder),
+        "train_size": train_size,
+    }
     if is_prepared(save_folder, settings):
         return
     folder = Path(data_folder)
     folder.mkdir(parents=True, exist_ok=True)
     splits = {}
-    for split, size in SIZES.items():
+    for split, size in {"train": train_size, **SIZES}.items():
         splits[split] = []
         for index in range(size):
             emotion = labels[index % len(labels)]
