@@ -9,6 +9,7 @@ from types import SimpleNamespace
 
 import speechbrain as sb
 import torch
+from speechbrain.utils.data_utils import batch_pad_right
 from speechbrain.utils.logger import get_logger
 from transformers import SchedulerType, get_scheduler
 
@@ -16,6 +17,7 @@ from emoq_modules.checkpoints import CheckpointError, load_trainable
 from emoq_modules.configuration import ConfigurationError
 from emoq_modules.feature_store import round_trip
 from emoq_modules.metrics import EmotionStats
+from emoq_modules.pooling import length_mask
 
 logger = get_logger(__name__)
 
@@ -50,13 +52,22 @@ class EmoQBrain(sb.Brain):
         training = stage == sb.Stage.TRAIN
         if "encoder" in self.modules:
             if training and self.hparams.augment_audio is not None:
-                audio = self.hparams.augment_audio(audio)
+                audio, lens = self._augmented(audio, lens)
             audio, lens = self.modules["encoder"](audio, lens)
             audio = round_trip(audio, self.hparams.store_precision)
         audio = audio.float()
         if training and self.hparams.augment_frames is not None:
             audio = self.hparams.augment_frames(audio)
         return audio, lens
+
+    def _augmented(self, wavs, lens):
+        """Changes each waveform by itself: a batch is as varied as an epoch."""
+        augmented = [
+            self.hparams.augment_audio(wav[None, inside])[0]
+            for wav, inside in zip(wavs, length_mask(wavs, lens), strict=True)
+        ]
+        wavs, lens = batch_pad_right(augmented)
+        return wavs, lens.to(wavs.device)
 
     def embeddings(self, batch, stage):
         """Embeddings e'_q of a batch, ``(B, d_h)``."""

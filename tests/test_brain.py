@@ -404,6 +404,29 @@ def test_frames_on_the_fly_are_rounded_as_in_the_store(tmp_path):
     assert torch.equal(frames, frames.bfloat16().float())
 
 
+def test_each_waveform_is_augmented_by_itself_and_in_training_alone(tmp_path):
+    heard = []
+
+    def halve(wav):
+        heard.append(wav)
+        return wav[:, : wav.shape[1] // 2]
+
+    brain = make_brain(tmp_path, augment_audio=halve)
+    brain.modules["encoder"] = WatchingEncoder()
+    wavs = [torch.randn(9), torch.randn(4), torch.randn(6)]
+    batch = sb.dataio.batch.PaddedBatch([{"audio": wav} for wav in wavs])
+    frames, lens = brain.audio_frames(batch, sb.Stage.TRAIN)
+    assert all(
+        torch.equal(found[0], wav)
+        for found, wav in zip(heard, wavs, strict=True)
+    )
+    assert frames.shape[:2] == (3, 4)
+    assert (lens * 4).tolist() == [4, 2, 3]
+
+    frames, _ = brain.audio_frames(batch, sb.Stage.VALID)
+    assert frames.shape[1] == 9 and len(heard) == 3
+
+
 def test_no_checkpoint_is_made_between_two_steps(tmp_path):
     brain = make_brain(tmp_path, grad_accumulation_factor=2)
     brain.ckpt_interval_steps = 1
