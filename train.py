@@ -92,7 +92,9 @@ def run(arguments=None):
         OSError,
         ResultsError,
     ) as error:
-        print(f"error: {error}", file=sys.stderr)
+        # A data loader's worker puts its traceback before the error's words.
+        message = str(error).split(f"{type(error).__name__}: ")[-1].strip()
+        print(f"error: {message}", file=sys.stderr)
         return 2
     return 0
 

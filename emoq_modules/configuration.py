@@ -14,6 +14,7 @@ from pathlib import Path
 from hyperpyyaml import load_hyperpyyaml, resolve_references
 from ruamel.yaml import YAML, YAMLError
 from ruamel.yaml.comments import CommentedMap, CommentedSeq
+from ruamel.yaml.constructor import DuplicateKeyError
 
 _SECTIONS = ("stage1", "stage2")
 # How HyperPyYAML begins its messages.
@@ -179,6 +180,9 @@ def _read(path):
 def _parse(options):
     try:
         content = YAML().load(options) or {}
+    except DuplicateKeyError as error:
+        key = re.search(r'key "(.+?)"', error.problem)[1]
+        raise ConfigurationError(f"--{key} is given twice.") from None
     except YAMLError as error:
         raise ConfigurationError(
             f"The options on the command line are no YAML: {error}"

@@ -265,6 +265,12 @@ REFUSED = [
         r"train03\.wav holds samples that are not finite.*leave it out",
     ),
     (
+        "samples that are no numbers, read by a worker",
+        nan_wav,
+        again("--feature_store", "null", "--num_workers", "1", *AFRESH),
+        r"^error: \S*train03\.wav holds samples that are not finite",
+    ),
+    (
         "unknown label in a manifest",
         own_manifest(lambda text: text.replace('"sad"', '"glum"', 1)),
         again(*OWN),
@@ -331,6 +337,12 @@ REFUSED = [
         nothing,
         again("--num_querys", "3"),
         r"'num_querys' in the command line .*Did you mean num_queries\?",
+    ),
+    (
+        "option given twice",
+        nothing,
+        again("--lr", "0.1", "--lr", "0.2"),
+        r"--lr is given twice",
     ),
     (
         "word for a number",
