@@ -8,6 +8,7 @@ from importlib import import_module
 
 _PUBLIC = {
     "AttentivePooling": "pooling",
+    "ClassGroupSampler": "sampler",
     "EmoQFormer": "qformer",
     "EmotionRecognizer": "recognizer",
     "EmotionStats": "metrics",

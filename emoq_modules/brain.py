@@ -92,6 +92,9 @@ class EmoQBrain(sb.Brain):
         loader = super().make_dataloader(dataset, stage, **kwargs)
         if stage == sb.Stage.TRAIN:
             self.batches_per_epoch = len(loader)
+            if self.train_sampler is None:
+                # SpeechBrain tells only samplers of its own the epoch.
+                self.train_sampler = kwargs.get("sampler")
         return loader
 
     def fit_batch(self, batch):

@@ -75,6 +75,7 @@ def model_parts(experiment, presets=(), options=""):
         }
         if plain["stage"] == 1:
             changes["class_weights"] = None
+            changes["training_labels"] = []
         else:
             changes["llm"] = _configuration(plain["llm"])
             # Any tokenizer does: the model's size does not depend on it.

@@ -20,6 +20,7 @@ from emoq_modules.checkpoints import (
     TrainableCheckpointer,
 )
 from emoq_modules.configuration import ConfigurationError
+from emoq_modules.sampler import ClassGroupSampler
 
 DIM = 6
 LABELS = ["angry", "happy", "sad"]
@@ -354,6 +355,25 @@ def test_learning_rate_warms_up_and_goes_down_over_the_steps(tmp_path):
     fit(brain, make_dataset(5), [[0], [1], [2], [3], [4]])
     quarters = [0, 1, 2, 3, 4, 3, 2, 1]
     assert brain.rates == pytest.approx([0.1 * q / 4 for q in quarters])
+
+
+def test_a_sampler_is_told_the_epoch(tmp_path):
+    sampler = ClassGroupSampler([0, 1, 2, 0], group_size=1, seed=0)
+    brain = make_brain(tmp_path, number_of_epochs=2)
+    orders = []
+    brain.on_fit_batch_end = lambda batch, *rest: orders.append(batch.id)
+    brain.fit(
+        brain.hparams.epoch_counter,
+        make_dataset(4),
+        make_dataset(3),
+        train_loader_kwargs={"batch_size": 4, "sampler": sampler},
+    )
+    expected = []
+    for epoch in (1, 2):
+        sampler.set_epoch(epoch)
+        expected.append([f"u{index}" for index in sampler])
+    assert orders == expected
+    assert orders[0] != orders[1]
 
 
 # --- Modes and checkpoints ----------------------------------------------------

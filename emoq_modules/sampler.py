@@ -1,0 +1,64 @@
+"""In which order utterances are trained on."""
+
+import torch
+
+
+class ClassGroupSampler(torch.utils.data.Sampler):
+    """Shuffles utterances, and keeps a few of the same class side by side.
+
+    In a batch of 8 most utterances of a rare class have no other of their
+    class to be drawn to by ``SupConLoss``. Here they come in groups, of which
+    a batch takes several; still every utterance comes once an epoch, so that
+    classes are as frequent as before. An order depends on the seed and the
+    epoch alone.
+
+    Arguments
+    ---------
+    labels : list of int
+        The class of each utterance.
+    group_size : int
+        Utterances in a group, a divisor of the batch size; what a class has
+        over makes a smaller group.
+    seed : int
+        Of the order.
+
+    Raises
+    ------
+    ValueError
+        If the group size is below 1.
+
+    Example
+    -------
+    >>> sampler = ClassGroupSampler([0, 1, 0, 1, 0, 0], group_size=2, seed=1)
+    >>> sampler.set_epoch(1)
+    >>> list(sampler)
+    [0, 2, 4, 5, 3, 1]
+    """
+
+    def __init__(self, labels, group_size, seed):
+        if group_size < 1:
+            raise ValueError(f"group_size must be 1 or more, not {group_size}")
+        self.labels = torch.as_tensor(labels)
+        self.group_size = group_size
+        self.seed = seed
+        self.epoch = 0
+
+    def set_epoch(self, epoch):
+        """Chooses the epoch's order; ``sb.Brain`` calls this before each."""
+        self.epoch = epoch
+
+    def __len__(self):
+        return len(self.labels)
+
+    def __iter__(self):
+        generator = torch.Generator().manual_seed(self.seed + self.epoch)
+        shuffled = torch.randperm(len(self.labels), generator=generator)
+        groups = [
+            group
+            for label in self.labels.unique()
+            for group in shuffled[self.labels[shuffled] == label].split(
+                self.group_size
+            )
+        ]
+        for index in torch.randperm(len(groups), generator=generator):
+            yield from groups[index].tolist()
