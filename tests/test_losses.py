@@ -9,6 +9,7 @@ import torch.multiprocessing as mp
 from torch.nn.functional import cross_entropy, normalize
 from torch.nn.parallel import DistributedDataParallel
 
+from emoq_modules.configuration import change, compose, load
 from emoq_modules.losses import (
     FocalLoss,
     MALLoss,
@@ -101,6 +102,43 @@ def test_mal_is_the_weighted_sum_of_both(labels):
     assert both == pytest.approx(scl + 0.3 * focal, rel=1e-12)
     assert mal(SupConLoss(), None) == pytest.approx(scl, rel=1e-12)
     assert mal(None, FocalLoss()) == pytest.approx(focal, rel=1e-12)
+
+
+# The rows of Table 5: whether there is SCL, gamma, and whether classes weigh
+# by their inverse frequency.
+ABLATIONS = {
+    "loss_cross_entropy": (False, 0.0, False),
+    "loss_scl": (True, 0.0, False),
+    "loss_focal": (False, 2.0, True),
+    None: (True, 2.0, True),
+}
+
+
+@pytest.mark.parametrize("preset", ABLATIONS)
+def test_presets_leave_of_the_loss_what_table_5_names(preset):
+    with_scl, gamma, weighted = ABLATIONS[preset]
+    training = [0] * 8 + [1] * 2 + [2] * 4 + [3] * 16
+    resolved = compose(
+        "hparams/emoq_stage1.yaml",
+        [f"hparams/presets/{preset}.yaml"] if preset else [],
+        change(
+            "",
+            data_folder="here",
+            labels=["angry", "happy", "sad", "neutral"],
+            training_labels=training,
+            balance=0.7,
+        ),
+    )
+    mal = load(resolved, ["class_weights", "num_classes", "mal"])["mal"]
+
+    labels = BATCHES["random"]
+    embeddings, logits = random_embeddings(8), random_logits(8)
+    alpha = [0.25, 1.0, 0.5, 0.125] if weighted else [1.0] * 4
+    expected = 0.7 * focal_reference(logits.numpy(), labels, gamma, alpha)
+    if with_scl:
+        expected += scl_reference(embeddings.numpy(), labels, 0.07)
+    loss = mal(embeddings, logits, torch.tensor(labels))
+    assert loss.item() == pytest.approx(expected, rel=1e-12)
 
 
 @pytest.mark.parametrize("labels", BATCHES.values(), ids=BATCHES)

@@ -34,6 +34,17 @@ def test_experiments_of_a_preset_agree_on_the_corpus(preset):
         assert first["fusion_weights"] == second["fusion_weights"]
 
 
+@pytest.mark.parametrize(
+    "preset", sorted(Path("hparams/presets").glob("loss_*.yaml"))
+)
+def test_a_change_of_the_loss_is_a_variant_of_its_own(preset):
+    for experiment in EXPERIMENTS:
+        values = load(
+            compose(experiment, [preset], "data_folder: /data"), keys=[]
+        )
+        assert values["variant"] == preset.stem
+
+
 def test_without_a_preset_it_is_meld_with_seven_classes():
     for experiment in EXPERIMENTS:
         alone = compose(experiment, [], "data_folder: /data")
