@@ -16,6 +16,8 @@ _PUBLIC = {
     "FeatureStore": "feature_store",
     "FocalLoss": "losses",
     "HuggingFaceEncoder": "audio_encoder",
+    "LayerMeanEncoder": "audio_encoder",
+    "LayerWeightedMean": "pooling",
     "MALLoss": "losses",
     "MeanPooledAudio": "pooling",
     "PromptTemplate": "prompt",

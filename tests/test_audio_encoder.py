@@ -14,7 +14,7 @@ from transformers import (
     Wav2Vec2FeatureExtractor,
 )
 
-from emoq_modules import FbankEncoder, HuggingFaceEncoder
+from emoq_modules import FbankEncoder, HuggingFaceEncoder, LayerMeanEncoder
 from emoq_modules.backbones import BackboneError
 
 FAMILIES = ["hubert", "wav2vec2", "wavlm"]
@@ -254,6 +254,50 @@ def test_a_model_of_another_family_is_refused(text_encoder, tmp_path):
     Wav2Vec2FeatureExtractor().save_pretrained(tmp_path)
     with pytest.raises(BackboneError, match="family 'roberta'.* hubert, wav2"):
         HuggingFaceEncoder(tmp_path)
+
+
+# --- LayerMeanEncoder ---------------------------------------------------------
+
+
+@pytest.mark.parametrize("norm", NORMS)
+@pytest.mark.parametrize("family", FAMILIES)
+def test_rows_are_the_means_of_transformers_hidden_states(
+    folder_of, family, norm
+):
+    folder = folder_of(family, norm)
+    model = AutoModel.from_pretrained(folder).eval()
+    extract = AutoFeatureExtractor.from_pretrained(folder)
+    encoder = LayerMeanEncoder(folder)
+    wavs = speech(9000, 12345, 400)
+    rows, lens = encoder(*padded(wavs, rubbish=0.3))
+    assert lens.tolist() == [1.0] * len(wavs)
+    assert rows.shape == (len(wavs), LAYERS + 1, encoder.dim)
+    for wav, among_others in zip(wavs, rows, strict=True):
+        inputs = extract(wav.numpy(), sampling_rate=16000, return_tensors="pt")
+        with torch.no_grad():
+            states = model(
+                inputs.input_values, output_hidden_states=True
+            ).hidden_states
+        expected = np.stack(
+            [state[0].double().numpy().mean(axis=0) for state in states]
+        )
+        for found in (among_others, alone(encoder, wav)):
+            np.testing.assert_allclose(found, expected, atol=1e-5, rtol=1e-5)
+
+
+def test_rows_are_not_taken_for_the_frames_of_the_same_model(folder_of):
+    folder = folder_of("hubert", "layer")
+    means, frames = LayerMeanEncoder(folder), HuggingFaceEncoder(folder)
+    assert means.identity["weights"] == frames.identity["weights"]
+    assert means.identity != frames.identity
+    assert LayerMeanEncoder(folder).identity == means.identity
+
+
+def test_only_means_of_layers_have_a_number_of_layers(folder_of):
+    folder = folder_of("hubert", "layer")
+    assert LayerMeanEncoder(folder).num_layers == LAYERS + 1
+    assert HuggingFaceEncoder(folder).num_layers is None
+    assert FbankEncoder().num_layers is None
 
 
 # --- FbankEncoder -------------------------------------------------------------

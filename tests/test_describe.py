@@ -75,6 +75,19 @@ def test_small_preset_fits_its_backbones():
     assert small["llm"] == 494_032_768  # Qwen2.5-0.5B
 
 
+@pytest.mark.parametrize(
+    ("presets", "layers", "dim"),
+    [(["baseline_hubert"], 24, 1024), (["baseline_hubert", "small"], 12, 768)],
+)
+def test_baseline_trains_a_weight_a_layer_and_a_linear_head(
+    presets, layers, dim
+):
+    parts = sizes(1, *(ROOT / f"hparams/presets/{p}.yaml" for p in presets))
+    assert set(parts) == {"audio encoder", "fusion", "head"}
+    assert parts["fusion"] == layers + 1
+    assert parts["head"] == 7 * dim + 7
+
+
 def test_stage_1_has_a_head_and_no_llm():
     parts = sizes(1)
     assert set(parts) == {"audio encoder", "fusion", "head"}

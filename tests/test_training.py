@@ -170,3 +170,33 @@ def test_saved_configuration_repeats_the_run_alone(tmp_path, whole_run):
     expected = newest_weights(whole_run / RUN / "stage1")
     for name, value in newest_weights(tmp_path / RUN / "stage1").items():
         assert torch.equal(value, expected[name])
+
+
+def test_baseline_trains_and_leaves_its_results(tmp_path):
+    hubert = (
+        "{model_type: hubert, hidden_size: 16, num_hidden_layers: 3, "
+        "num_attention_heads: 2, intermediate_size: 32, "
+        "conv_dim: [8, 8, 8, 8, 8, 8, 8], num_conv_pos_embeddings: 4, "
+        "num_conv_pos_embedding_groups: 2}"
+    )
+    train.main(
+        arguments(
+            tmp_path,
+            STAGE1,
+            *("--preset", "hparams/presets/baseline_hubert.yaml"),
+            *("--audio_source", hubert, "--audio_dim", "16"),
+            *("--number_of_epochs", "1"),
+        )
+    )
+    folder = tmp_path / "tiny/baseline_hubert/fold1-seed1234/stage1"
+    results = json.loads((folder / "results.json").read_text())
+    assert (results["variant"], results["n"]) == ("baseline_hubert", 9)
+    shapes = {
+        name: tuple(value.shape)
+        for name, value in newest_weights(folder).items()
+    }
+    assert shapes == {
+        "fusion.scores": (4,),
+        "head.weight": (3, 16),
+        "head.bias": (3,),
+    }
