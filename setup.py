@@ -43,6 +43,10 @@ setup(
     extras_require={
         # MELD's clips are mp4; PyAV brings its own FFmpeg.
         "meld": ["av>=13"],
+        # What `logger` can be, besides null. From that release on wandb
+        # knows reinit="finish_previous"; it has not been run here.
+        "tensorboard": ["tensorboard>=2.21"],
+        "wandb": ["wandb>=0.19.10"],
         "dev": [
             "av>=13",
             "pytest>=8",

@@ -72,6 +72,7 @@ def model_parts(experiment, presets=(), options=""):
             "text_encoder": _configuration(plain["text_encoder"]),
             "text_tokenizer": None,
             "checkpointer": None,  # would make a folder
+            "train_logger": None,  # might log in somewhere
         }
         if plain["stage"] == 1:
             changes["class_weights"] = None

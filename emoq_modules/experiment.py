@@ -42,7 +42,13 @@ from emoq_modules.report import (
 logger = get_logger(__name__)
 
 # May change between two starts of a run: its result does not depend on them.
-_FREE_TO_CHANGE = {"num_workers", "ckpt_interval_minutes", "feature_store"}
+_FREE_TO_CHANGE = {
+    "num_workers",
+    "ckpt_interval_minutes",
+    "feature_store",
+    "logger",
+    "train_logger",
+}
 
 
 def run_folds(experiment, presets=(), options="", folds=None, run_opts=None):
