@@ -17,7 +17,9 @@ setup(
     long_description_content_type="text/markdown",
     license="Apache-2.0",
     packages=find_packages(include=["emoq_modules", "emoq_modules.*"]),
-    package_data={"emoq_modules": ["architectures/*.json"]},
+    package_data={
+        "emoq_modules": ["architectures/*.json", "paper_tables.yaml"]
+    },
     python_requires=">=3.10,<3.14",
     install_requires=[
         # Lower bounds are what the tests have been run with. torch and
