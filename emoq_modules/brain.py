@@ -320,7 +320,7 @@ class Stage1Brain(EmoQBrain):
         embeddings, logits = predictions
         if stage != sb.Stage.TRAIN:
             posteriors = logits.float().softmax(dim=-1)
-            self.stats.append(batch.id, posteriors, batch.label)
+            self.stats.append(batch.id, posteriors, batch.label, batch.dialogue)
         return self.hparams.mal(embeddings, logits, batch.label)
 
 
@@ -350,7 +350,7 @@ class Stage2Brain(EmoQBrain):
         if stage == sb.Stage.TRAIN:
             return predictions
         loss, posteriors = predictions
-        self.stats.append(batch.id, posteriors, batch.label)
+        self.stats.append(batch.id, posteriors, batch.label, batch.dialogue)
         return loss
 
     def loss_weight(self, batch):

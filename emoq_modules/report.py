@@ -26,7 +26,7 @@ CURVES_FILE = "training_curves.png"
 
 MEASURES = ("WA", "UA", "WF1")
 _RUN_INFO = ("corpus", "fold", "stage", "seed", "seconds")
-_COLUMNS = ["id", "label", "prediction"]
+_COLUMNS = ["id", "label", "prediction", "dialogue"]
 _PACKAGES = ("torch", "speechbrain", "transformers", "peft", "emoq")
 
 
@@ -110,6 +110,9 @@ def write_results(folder, stats, run_info, history=(), best_epoch=None):
 def read_predictions(path):
     """Reads a ``predictions.csv`` back into the metric it was written from.
 
+    Of a file of an earlier version, which has no column ``dialogue``, each
+    utterance is a dialogue of its own.
+
     Arguments
     ---------
     path : str or Path
@@ -118,7 +121,8 @@ def read_predictions(path):
     Returns
     -------
     EmotionStats
-        With the ids, posteriors and targets of the file, in its order.
+        With the ids, dialogues, posteriors and targets of the file, in its
+        order.
 
     Raises
     ------
@@ -138,15 +142,18 @@ def read_predictions(path):
     except (UnicodeDecodeError, csv.Error) as error:
         raise ResultsError(f"{path} is not a CSV file: {error}") from error
 
-    labels = header[len(_COLUMNS) :]
-    if header[: len(_COLUMNS)] != _COLUMNS or not labels or not rows:
+    # What the fourth column is called decides, and nothing further on: a class
+    # may be called "dialogue" too.
+    columns = _COLUMNS if header[3:4] == _COLUMNS[3:] else _COLUMNS[:3]
+    labels = header[len(columns) :]
+    if header[: len(columns)] != columns or not labels or not rows:
         raise ResultsError(
             f"{path} is not a predictions file: it needs the columns "
             f"{', '.join(_COLUMNS)} and one column a class, and a row for "
             "every utterance"
         )
     try:
-        return _stats_from_rows(labels, rows)
+        return _stats_from_rows(len(columns), labels, rows)
     except ValueError as error:
         raise ResultsError(f"{path}: {error}") from error
 
@@ -207,6 +214,7 @@ def pool_results(runs):
             stats.ids,
             torch.stack(stats.posteriors),
             torch.tensor(stats.targets),
+            stats.dialogues,
         )
     if pooled is None:
         raise ResultsError("there are no runs to pool")
@@ -293,31 +301,35 @@ def _predictions_csv(stats):
     buffer = io.StringIO()
     writer = csv.writer(buffer, lineterminator="\n")
     writer.writerow([*_COLUMNS, *stats.labels])
-    for utterance, target, prediction, posteriors in zip(
+    for utterance, target, prediction, dialogue, posteriors in zip(
         stats.ids,
         stats.targets,
         stats.predictions,
+        stats.dialogues,
         stats.posteriors,
         strict=True,
     ):
         # Nine digits bring every float32 back exactly.
         digits = [f"{value:.9g}" for value in posteriors.tolist()]
         words = stats.labels[target], stats.labels[prediction]
-        writer.writerow([utterance, *words, *digits])
+        writer.writerow([utterance, *words, dialogue, *digits])
     return buffer.getvalue().encode()
 
 
-def _stats_from_rows(labels, rows):
-    """The metric of a predictions file; ValueError without the file's name."""
+def _stats_from_rows(columns, labels, rows):
+    """The metric of a predictions file; ValueError without the file's name.
+
+    So many ``columns`` stand before those of the posteriors.
+    """
     stats = EmotionStats(labels)
-    ids, targets, predictions, posteriors = [], [], [], []
+    ids, targets, predictions, posteriors, dialogues = [], [], [], [], []
     for number, row in enumerate(rows, start=1):
-        if len(row) != len(_COLUMNS) + len(labels):
+        if len(row) != columns + len(labels):
             raise ValueError(
                 f"row {number} has {len(row)} columns, not "
-                f"{len(_COLUMNS) + len(labels)}: was the file cut off?"
+                f"{columns + len(labels)}: was the file cut off?"
             )
-        utterance, *words = row[: len(_COLUMNS)]
+        utterance, *words = row[:3]
         unknown = [word for word in words if word not in labels]
         if unknown:
             raise ValueError(
@@ -327,9 +339,12 @@ def _stats_from_rows(labels, rows):
         ids.append(utterance)
         targets.append(labels.index(words[0]))
         predictions.append(labels.index(words[1]))
-        posteriors.append([float(value) for value in row[len(_COLUMNS) :]])
+        dialogues += row[3:columns] or [utterance]
+        posteriors.append([float(value) for value in row[columns:]])
 
-    stats.append(ids, torch.tensor(posteriors), torch.tensor(targets))
+    stats.append(
+        ids, torch.tensor(posteriors), torch.tensor(targets), dialogues
+    )
     for utterance, written, highest in zip(
         ids, predictions, stats.predictions, strict=True
     ):

@@ -60,6 +60,7 @@ def make_dataset(size, first_label=0):
             "tokens": torch.tensor([0, 2]),
             "text": "Leave me alone.",
             "speaker": "Ross",
+            "dialogue": f"d{index // 2}",
             "label": (first_label + index) % len(LABELS),
         }
         for index in range(size)
@@ -400,6 +401,7 @@ def test_frozen_encoder_stays_in_eval_mode_and_without_gradient(tmp_path):
         f"u{i}": {
             "audio": torch.randn(5 + i),
             "tokens": torch.tensor([0, 2]),
+            "dialogue": "d",
             "label": i % 3,
         }
         for i in range(6)
