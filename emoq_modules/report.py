@@ -1,7 +1,8 @@
 """A run's results: files, plots, and a summary for the terminal.
 
-``write_results`` puts ``results.json``, ``predictions.csv`` and two plots into
-a run's folder. ``predictions.csv`` is enough to measure again:
+``write_results`` puts ``results.json``, predictions and two plots into a run's
+folder. ``predictions.csv`` is enough to measure again, and
+``valid_predictions.csv`` to calibrate, which is never done on the test set:
 ``read_predictions`` takes it back, and ``pool_results`` joins the folds of a
 cross-validation, whose test sets are disjoint.
 """
@@ -21,6 +22,7 @@ from emoq_modules.plots import plot_confusion, plot_training_curves
 
 RESULTS_FILE = "results.json"
 PREDICTIONS_FILE = "predictions.csv"
+VALID_PREDICTIONS_FILE = "valid_predictions.csv"
 CONFUSION_FILE = "confusion_matrix.png"
 CURVES_FILE = "training_curves.png"
 
@@ -34,7 +36,9 @@ class ResultsError(ValueError):
     """Results cannot be read or joined; the message is for the person."""
 
 
-def write_results(folder, stats, run_info, history=(), best_epoch=None):
+def write_results(
+    folder, stats, run_info, history=(), best_epoch=None, valid_stats=None
+):
     """Writes everything that is known of a run's performance.
 
     Everything is made before anything is written, and each file is replaced
@@ -44,8 +48,9 @@ def write_results(folder, stats, run_info, history=(), best_epoch=None):
     ---------
     folder : str or Path
         Made if it is not there. Receives ``results.json``,
-        ``predictions.csv``, ``confusion_matrix.png`` and, if there is a
-        history, ``training_curves.png``.
+        ``predictions.csv``, ``confusion_matrix.png``, if there is a history
+        ``training_curves.png``, and with ``valid_stats``
+        ``valid_predictions.csv``.
     stats : EmotionStats
         The metric after a pass over the test set.
     run_info : dict
@@ -57,6 +62,8 @@ def write_results(folder, stats, run_info, history=(), best_epoch=None):
         ``valid_loss``, ``valid_WA``, ``valid_UA``, ``valid_WF1``.
     best_epoch : int
         The epoch whose weights were measured.
+    valid_stats : EmotionStats | None
+        The metric after a pass over the validation set with these weights.
 
     Returns
     -------
@@ -98,6 +105,10 @@ def write_results(folder, stats, run_info, history=(), best_epoch=None):
     if history:
         curves = plot_training_curves(history, best_epoch, title)
         content[CURVES_FILE] = _png(curves)
+    if valid_stats is not None:
+        valid = valid_stats.summarize()
+        results["valid"] = {measure: valid[measure] for measure in MEASURES}
+        content[VALID_PREDICTIONS_FILE] = _predictions_csv(valid_stats)
     content[RESULTS_FILE] = _json(results)
 
     folder = Path(folder)

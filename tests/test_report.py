@@ -82,6 +82,17 @@ def test_results_json_holds_the_measures_and_what_was_run(tmp_path):
     assert {p.name for p in path.parent.iterdir()} == FILES
 
 
+def test_validation_is_reported_beside_the_test_set(tmp_path):
+    stats, valid = random_stats(0), random_stats(1, n=20)
+    found = write_results(tmp_path, stats, RUN_INFO, valid_stats=valid)
+    assert found["UA"] == stats.summarize("UA")
+    measures = ("WA", "UA", "WF1")
+    assert found["valid"] == {key: valid.summarize(key) for key in measures}
+    read = read_predictions(tmp_path / "valid_predictions.csv")
+    assert (read.ids, read.predictions) == (valid.ids, valid.predictions)
+    assert read_predictions(tmp_path).ids == stats.ids
+
+
 def test_predictions_csv_has_one_row_an_utterance(tmp_path):
     stats = random_stats()
     write_results(tmp_path, stats, RUN_INFO)
