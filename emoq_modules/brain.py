@@ -35,6 +35,8 @@ class EmoQBrain(sb.Brain):
     ``augment_frames`` and ``train_logger``.
     """
 
+    loaded_epoch = None  # that of the weights, where evaluation loaded them
+
     def audio_frames(self, batch, stage):
         """Audio frames of a batch, stored ones or computed on the fly.
 
@@ -168,6 +170,20 @@ class EmoQBrain(sb.Brain):
 
     # --- start and end -------------------------------------------------------
 
+    def on_fit_start(self):
+        """Forgets which epoch was loaded: the weights are about to change."""
+        super().on_fit_start()
+        self.loaded_epoch = None
+
+    def evaluate(self, test_set, *args, split="test", **kwargs):
+        """Measures the weights of the best epoch; ``stats`` holds the result.
+
+        Takes the arguments of ``sb.Brain.evaluate``, and ``split``, what the
+        log calls the set: ``valid`` or ``test``.
+        """
+        self.evaluated_split = split
+        return super().evaluate(test_set, *args, **kwargs)
+
     def init_optimizers(self):
         """Gives every part its learning rate, and makes the schedule.
 
@@ -245,7 +261,8 @@ class EmoQBrain(sb.Brain):
         figures.update({key: self.stats.summarize(key) for key in _MEASURES})
         if stage == sb.Stage.TEST:
             self.hparams.train_logger.log_stats(
-                {"epoch loaded": self.loaded_epoch}, test_stats=figures
+                {"epoch loaded": self.loaded_epoch},
+                **{f"{self.evaluated_split}_stats": figures},
             )
             return
         rate = max(self.schedule.get_last_lr())
@@ -283,13 +300,18 @@ class EmoQBrain(sb.Brain):
         return -figures["loss"] if metric == "loss" else figures[metric] - 100
 
     def on_evaluate_start(self, max_key=None, min_key=None):
-        """Loads the weights of the best epoch, and nothing else with them."""
+        """Loads the weights of the best epoch, and nothing else with them.
+
+        What is there from the evaluation of another set is not loaded again.
+        """
         best = self.checkpointer.find_checkpoint(max_key="score")
         if best is None:
             raise CheckpointError(
                 f"There is no checkpoint in {self.checkpointer.checkpoints_dir}"
                 "; train first (without --test_only)."
             )
+        if best.meta["epoch"] == self.loaded_epoch:
+            return
         for name, module in self.trained_modules().items():
             load_trainable(module, best.paramfiles[name])
         self.loaded_epoch = best.meta["epoch"]
@@ -320,7 +342,7 @@ class Stage1Brain(EmoQBrain):
         embeddings, logits = predictions
         if stage != sb.Stage.TRAIN:
             posteriors = logits.float().softmax(dim=-1)
-            self.stats.append(batch.id, posteriors, batch.label)
+            self.stats.append(batch.id, posteriors, batch.label, batch.dialogue)
         return self.hparams.mal(embeddings, logits, batch.label)
 
 
@@ -350,7 +372,7 @@ class Stage2Brain(EmoQBrain):
         if stage == sb.Stage.TRAIN:
             return predictions
         loss, posteriors = predictions
-        self.stats.append(batch.id, posteriors, batch.label)
+        self.stats.append(batch.id, posteriors, batch.label, batch.dialogue)
         return loss
 
     def loss_weight(self, batch):

@@ -81,8 +81,8 @@ def build_datasets(manifests, labels, audio, tokenizer, max_text_tokens=256):
     -------
     dict
         A ``DynamicItemDataset`` for each split, whose items have ``id``,
-        ``text``, ``speaker``, ``label`` (class index), ``audio`` and
-        ``tokens``.
+        ``text``, ``speaker``, ``dialogue``, ``label`` (class index),
+        ``audio`` and ``tokens``.
     """
 
     def tokens(text):
@@ -97,10 +97,12 @@ def build_datasets(manifests, labels, audio, tokenizer, max_text_tokens=256):
     ]
     if audio is not None:
         items += [{"func": audio, "takes": "wav", "provides": "audio"}]
-    outputs = ["id", "text", "speaker", *(item["provides"] for item in items)]
+    provided = [item["provides"] for item in items]
     return {
         split: DynamicItemDataset(
-            rows, dynamic_items=items, output_keys=outputs
+            rows,
+            dynamic_items=items,
+            output_keys=["id", "text", "speaker", "dialogue", *provided],
         )
         for split, rows in manifests.items()
     }

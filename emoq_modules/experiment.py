@@ -188,13 +188,19 @@ def _run_stage(resolved, run_opts):
         train_loader_kwargs=dict(hparams["train_loader"]),
         valid_loader_kwargs=dict(hparams["eval_loader"]),
     )
-    brain.evaluate(
-        datasets["test"],
-        progressbar=progressbar,
-        test_loader_kwargs=dict(hparams["eval_loader"]),
-    )
+    measured = {}
+    for split in ("valid", "test"):
+        brain.evaluate(
+            datasets[split],
+            split=split,
+            progressbar=progressbar,
+            test_loader_kwargs=dict(hparams["eval_loader"]),
+        )
+        measured[split] = brain.stats
+    seconds = time.time() - started
     run_on_main(
-        _write_results, args=[resolved, hparams, brain, time.time() - started]
+        _write_results,
+        args=[resolved, hparams, brain.loaded_epoch, measured, seconds],
     )
 
 
@@ -270,16 +276,17 @@ def _audio_source(hparams, manifests, device, progressbar):
     return store.load
 
 
-def _write_results(resolved, hparams, brain, seconds):
+def _write_results(resolved, hparams, best_epoch, measured, seconds):
     folder = Path(hparams["output_folder"])
     described = ("corpus", "variant", "fold", "stage", "seed")
     write_results(
         folder,
-        brain.stats,
+        measured["test"],
         {key: hparams[key] for key in described}
         | {"seconds": round(seconds, 1)},
         hparams["history"],
-        brain.loaded_epoch,
+        best_epoch,
+        measured["valid"],
     )
     if hparams["stage"] == 1:
         # The classifier is discarded, the EmoQ-Former goes on to stage 2.

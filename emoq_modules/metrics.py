@@ -19,9 +19,9 @@ class EmotionStats(MetricStats):
     - **WF1**: the mean of the class F1 scores, weighted by class size.
 
     All in percent. What is measured is a set: an utterance that comes twice is
-    refused. The utterances seen so far stand side by side in ``ids`` (str),
-    ``targets`` and ``predictions`` (class indices) and ``posteriors`` (float32
-    tensors, (C,)).
+    refused. The utterances seen so far stand side by side in ``ids`` and
+    ``dialogues`` (str), ``targets`` and ``predictions`` (class indices) and
+    ``posteriors`` (float32 tensors, (C,)).
 
     Arguments
     ---------
@@ -60,12 +60,13 @@ class EmotionStats(MetricStats):
     def clear(self):
         """Forgets all utterances."""
         self.ids = []
+        self.dialogues = []
         self.targets = []
         self.predictions = []
         self.posteriors = []
         self.summary = {}
 
-    def append(self, ids, posteriors, targets):
+    def append(self, ids, posteriors, targets, dialogues=None):
         """Adds the utterances of a batch, or none of them if one is faulty.
 
         Arguments
@@ -76,6 +77,9 @@ class EmotionStats(MetricStats):
             A score for each class, (B, C). The highest is the prediction.
         targets : torch.Tensor
             Class indices of the reference, (B,).
+        dialogues : list of str | None
+            The dialogue of each utterance; None makes each a dialogue of its
+            own.
 
         Raises
         ------
@@ -84,10 +88,12 @@ class EmotionStats(MetricStats):
             posterior is not finite, or the shapes do not agree.
         """
         ids = list(ids)
+        dialogues = ids if dialogues is None else list(dialogues)
         posteriors = posteriors.detach().to("cpu", torch.float32)
         targets = torch.as_tensor(targets).cpu()
-        self._check(ids, posteriors, targets)
+        self._check(ids, posteriors, targets, dialogues)
         self.ids += ids
+        self.dialogues += dialogues
         self.posteriors += posteriors.unbind()
         self.predictions += posteriors.argmax(dim=1).tolist()
         self.targets += targets.tolist()
@@ -130,13 +136,18 @@ class EmotionStats(MetricStats):
         filestream.write("Confusion (rows: reference, columns: recognised)\n")
         filestream.write(format_confusion(self.labels, summary) + "\n")
 
-    def _check(self, ids, posteriors, targets):
+    def _check(self, ids, posteriors, targets, dialogues):
         batch, classes = len(ids), len(self.labels)
         if posteriors.shape != (batch, classes) or targets.shape != (batch,):
             raise ValueError(
                 f"{batch} utterances of {classes} classes need posteriors of "
                 f"shape ({batch}, {classes}) and targets of shape ({batch},), "
                 f"not {tuple(posteriors.shape)} and {tuple(targets.shape)}"
+            )
+        if len(dialogues) != batch:
+            raise ValueError(
+                f"{batch} utterances need as many dialogues, not "
+                f"{len(dialogues)}"
             )
         repeated = _repeated(ids) or sorted(set(self.ids).intersection(ids))
         if repeated:

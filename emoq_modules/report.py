@@ -1,7 +1,8 @@
 """A run's results: files, plots, and a summary for the terminal.
 
-``write_results`` puts ``results.json``, ``predictions.csv`` and two plots into
-a run's folder. ``predictions.csv`` is enough to measure again:
+``write_results`` puts ``results.json``, predictions and two plots into a run's
+folder. ``predictions.csv`` is enough to measure again, and
+``valid_predictions.csv`` to calibrate, which is never done on the test set:
 ``read_predictions`` takes it back, and ``pool_results`` joins the folds of a
 cross-validation, whose test sets are disjoint.
 """
@@ -21,12 +22,13 @@ from emoq_modules.plots import plot_confusion, plot_training_curves
 
 RESULTS_FILE = "results.json"
 PREDICTIONS_FILE = "predictions.csv"
+VALID_PREDICTIONS_FILE = "valid_predictions.csv"
 CONFUSION_FILE = "confusion_matrix.png"
 CURVES_FILE = "training_curves.png"
 
 MEASURES = ("WA", "UA", "WF1")
 _RUN_INFO = ("corpus", "fold", "stage", "seed", "seconds")
-_COLUMNS = ["id", "label", "prediction"]
+_COLUMNS = ["id", "label", "prediction", "dialogue"]
 _PACKAGES = ("torch", "speechbrain", "transformers", "peft", "emoq")
 
 
@@ -34,7 +36,9 @@ class ResultsError(ValueError):
     """Results cannot be read or joined; the message is for the person."""
 
 
-def write_results(folder, stats, run_info, history=(), best_epoch=None):
+def write_results(
+    folder, stats, run_info, history=(), best_epoch=None, valid_stats=None
+):
     """Writes everything that is known of a run's performance.
 
     Everything is made before anything is written, and each file is replaced
@@ -44,8 +48,9 @@ def write_results(folder, stats, run_info, history=(), best_epoch=None):
     ---------
     folder : str or Path
         Made if it is not there. Receives ``results.json``,
-        ``predictions.csv``, ``confusion_matrix.png`` and, if there is a
-        history, ``training_curves.png``.
+        ``predictions.csv``, ``confusion_matrix.png``, if there is a history
+        ``training_curves.png``, and with ``valid_stats``
+        ``valid_predictions.csv``.
     stats : EmotionStats
         The metric after a pass over the test set.
     run_info : dict
@@ -57,6 +62,8 @@ def write_results(folder, stats, run_info, history=(), best_epoch=None):
         ``valid_loss``, ``valid_WA``, ``valid_UA``, ``valid_WF1``.
     best_epoch : int
         The epoch whose weights were measured.
+    valid_stats : EmotionStats | None
+        The metric after a pass over the validation set with these weights.
 
     Returns
     -------
@@ -98,6 +105,10 @@ def write_results(folder, stats, run_info, history=(), best_epoch=None):
     if history:
         curves = plot_training_curves(history, best_epoch, title)
         content[CURVES_FILE] = _png(curves)
+    if valid_stats is not None:
+        valid = valid_stats.summarize()
+        results["valid"] = {measure: valid[measure] for measure in MEASURES}
+        content[VALID_PREDICTIONS_FILE] = _predictions_csv(valid_stats)
     content[RESULTS_FILE] = _json(results)
 
     folder = Path(folder)
@@ -110,6 +121,9 @@ def write_results(folder, stats, run_info, history=(), best_epoch=None):
 def read_predictions(path):
     """Reads a ``predictions.csv`` back into the metric it was written from.
 
+    Of a file of an earlier version, which has no column ``dialogue``, each
+    utterance is a dialogue of its own.
+
     Arguments
     ---------
     path : str or Path
@@ -118,7 +132,8 @@ def read_predictions(path):
     Returns
     -------
     EmotionStats
-        With the ids, posteriors and targets of the file, in its order.
+        With the ids, dialogues, posteriors and targets of the file, in its
+        order.
 
     Raises
     ------
@@ -138,15 +153,18 @@ def read_predictions(path):
     except (UnicodeDecodeError, csv.Error) as error:
         raise ResultsError(f"{path} is not a CSV file: {error}") from error
 
-    labels = header[len(_COLUMNS) :]
-    if header[: len(_COLUMNS)] != _COLUMNS or not labels or not rows:
+    # What the fourth column is called decides, and nothing further on: a class
+    # may be called "dialogue" too.
+    columns = _COLUMNS if header[3:4] == _COLUMNS[3:] else _COLUMNS[:3]
+    labels = header[len(columns) :]
+    if header[: len(columns)] != columns or not labels or not rows:
         raise ResultsError(
             f"{path} is not a predictions file: it needs the columns "
             f"{', '.join(_COLUMNS)} and one column a class, and a row for "
             "every utterance"
         )
     try:
-        return _stats_from_rows(labels, rows)
+        return _stats_from_rows(len(columns), labels, rows)
     except ValueError as error:
         raise ResultsError(f"{path}: {error}") from error
 
@@ -207,6 +225,7 @@ def pool_results(runs):
             stats.ids,
             torch.stack(stats.posteriors),
             torch.tensor(stats.targets),
+            stats.dialogues,
         )
     if pooled is None:
         raise ResultsError("there are no runs to pool")
@@ -293,31 +312,35 @@ def _predictions_csv(stats):
     buffer = io.StringIO()
     writer = csv.writer(buffer, lineterminator="\n")
     writer.writerow([*_COLUMNS, *stats.labels])
-    for utterance, target, prediction, posteriors in zip(
+    for utterance, target, prediction, dialogue, posteriors in zip(
         stats.ids,
         stats.targets,
         stats.predictions,
+        stats.dialogues,
         stats.posteriors,
         strict=True,
     ):
         # Nine digits bring every float32 back exactly.
         digits = [f"{value:.9g}" for value in posteriors.tolist()]
         words = stats.labels[target], stats.labels[prediction]
-        writer.writerow([utterance, *words, *digits])
+        writer.writerow([utterance, *words, dialogue, *digits])
     return buffer.getvalue().encode()
 
 
-def _stats_from_rows(labels, rows):
-    """The metric of a predictions file; ValueError without the file's name."""
+def _stats_from_rows(columns, labels, rows):
+    """The metric of a predictions file; ValueError without the file's name.
+
+    So many ``columns`` stand before those of the posteriors.
+    """
     stats = EmotionStats(labels)
-    ids, targets, predictions, posteriors = [], [], [], []
+    ids, targets, predictions, posteriors, dialogues = [], [], [], [], []
     for number, row in enumerate(rows, start=1):
-        if len(row) != len(_COLUMNS) + len(labels):
+        if len(row) != columns + len(labels):
             raise ValueError(
                 f"row {number} has {len(row)} columns, not "
-                f"{len(_COLUMNS) + len(labels)}: was the file cut off?"
+                f"{columns + len(labels)}: was the file cut off?"
             )
-        utterance, *words = row[: len(_COLUMNS)]
+        utterance, *words = row[:3]
         unknown = [word for word in words if word not in labels]
         if unknown:
             raise ValueError(
@@ -327,9 +350,12 @@ def _stats_from_rows(labels, rows):
         ids.append(utterance)
         targets.append(labels.index(words[0]))
         predictions.append(labels.index(words[1]))
-        posteriors.append([float(value) for value in row[len(_COLUMNS) :]])
+        dialogues += row[3:columns] or [utterance]
+        posteriors.append([float(value) for value in row[columns:]])
 
-    stats.append(ids, torch.tensor(posteriors), torch.tensor(targets))
+    stats.append(
+        ids, torch.tensor(posteriors), torch.tensor(targets), dialogues
+    )
     for utterance, written, highest in zip(
         ids, predictions, stats.predictions, strict=True
     ):

@@ -60,6 +60,7 @@ def make_dataset(size, first_label=0):
             "tokens": torch.tensor([0, 2]),
             "text": "Leave me alone.",
             "speaker": "Ross",
+            "dialogue": f"d{index // 2}",
             "label": (first_label + index) % len(LABELS),
         }
         for index in range(size)
@@ -400,6 +401,7 @@ def test_frozen_encoder_stays_in_eval_mode_and_without_gradient(tmp_path):
         f"u{i}": {
             "audio": torch.randn(5 + i),
             "tokens": torch.tensor([0, 2]),
+            "dialogue": "d",
             "label": i % 3,
         }
         for i in range(6)
@@ -484,6 +486,12 @@ class ScriptedBrain(EmoQBrain):
         return torch.tensor(float(loss))
 
 
+FOUR = DynamicItemDataset(
+    {f"u{i}": {"label": label} for i, label in enumerate([0, 0, 1, 1])},
+    output_keys=["id", "label"],
+)
+
+
 def run_script(folder, script, **changes):
     """Fits and evaluates; returns the brain."""
     brain = make_brain(
@@ -496,13 +504,8 @@ def run_script(folder, script, **changes):
         **changes,
     )
     brain.script = dict(enumerate(script, start=1))
-    rows = {
-        f"u{i}": {"label": label, "text": ""}
-        for i, label in enumerate([0, 0, 1, 1])
-    }
-    dataset = DynamicItemDataset(rows, output_keys=["id", "label"])
-    fit(brain, dataset, [[0, 1, 2, 3]], valid=dataset)
-    brain.evaluate(dataset, test_loader_kwargs={"batch_size": 4})
+    fit(brain, FOUR, [[0, 1, 2, 3]], valid=FOUR)
+    brain.evaluate(FOUR, test_loader_kwargs={"batch_size": 4})
     return brain
 
 
@@ -512,6 +515,29 @@ def test_the_best_epoch_is_evaluated_and_not_the_last(tmp_path):
     assert brain.modules["fusion"].weight.item() == 2
     assert brain.stats.summarize("UA") == 100
     assert len(brain.hparams.history) == 4
+
+
+def test_another_set_is_measured_with_the_same_weights(tmp_path, monkeypatch):
+    brain = run_script(tmp_path, [(2, 1), (3, 1), (1, 1)])
+    with monkeypatch.context() as patches:
+        patches.setattr("emoq_modules.brain.load_trainable", None)  # unused
+        brain.evaluate(
+            FOUR, split="valid", test_loader_kwargs={"batch_size": 4}
+        )
+    assert brain.stats.summarize("UA") == 75
+    log = (tmp_path / "train_log.txt").read_text().splitlines()
+    assert log[-2].startswith("epoch loaded: 2 - test loss: 1")
+    assert log[-1].startswith("epoch loaded: 2 - valid loss: 1")
+
+
+def test_weights_that_training_changed_are_loaded_again(tmp_path):
+    brain = run_script(tmp_path, [(3, 1), (1, 1)])
+    brain.script[3] = (2, 1)
+    brain.hparams.epoch_counter.limit = 3
+    fit(brain, FOUR, [[0, 1, 2, 3]], valid=FOUR)
+    assert brain.modules["fusion"].weight.item() == 3
+    brain.evaluate(FOUR, test_loader_kwargs={"batch_size": 4})
+    assert brain.modules["fusion"].weight.item() == 1
 
 
 def test_selection_by_loss_takes_the_smallest(tmp_path):

@@ -132,6 +132,7 @@ def row(emotion, text="Oh no!"):
         "wav": f"{emotion}.wav",
         "text": text,
         "speaker": "Ross",
+        "dialogue": "dia1",
         "emotion": emotion,
     }
 
@@ -150,14 +151,16 @@ def test_items_hold_what_a_batch_needs(tokenizer):
         "id",
         "text",
         "speaker",
+        "dialogue",
         "label",
         "audio",
         "tokens",
     }
-    assert (item["id"], item["text"], item["speaker"]) == (
+    assert (item["id"], item["text"], item["speaker"], item["dialogue"]) == (
         "u1",
         "Oh no!",
         "Ross",
+        "dia1",
     )
     assert item["audio"] is frames["sad.wav"]
     assert tokenizer.decode(item["tokens"]) == "<s>Oh no!</s>"

@@ -169,6 +169,20 @@ def test_a_faulty_batch_is_refused_whole(ids, posteriors, targets, message):
     assert stats.ids == ["utt0", "utt1"]
 
 
+def test_dialogues_stand_beside_their_utterances():
+    stats = EmotionStats(LABELS)
+    stats.append(
+        ["a", "b"], one_hot([0, 1]), torch.tensor([0, 1]), ["d1", "d1"]
+    )
+    stats.append(["c"], one_hot([2]), torch.tensor([2]))  # one of its own
+    assert stats.dialogues == ["d1", "d1", "c"]
+    with pytest.raises(ValueError, match="2 utterances need as many .* not 1"):
+        stats.append(["e", "f"], one_hot([0, 0]), torch.tensor([0, 0]), ["d2"])
+    assert stats.ids == ["a", "b", "c"]
+    stats.clear()
+    assert stats.dialogues == []
+
+
 def test_nothing_measured_is_an_error():
     with pytest.raises(ValueError, match="no utterances to measure"):
         EmotionStats(LABELS).summarize()

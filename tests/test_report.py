@@ -38,7 +38,8 @@ def random_stats(seed=0, n=60, labels=LABELS):
     logits[range(n), targets] += 1.0
     stats = EmotionStats(labels)
     ids = [f"run{seed}_utt{i}" for i in range(n)]
-    stats.append(ids, logits.softmax(dim=-1), targets)
+    dialogues = [f"run{seed}_dia{i // 8}" for i in range(n)]
+    stats.append(ids, logits.softmax(dim=-1), targets, dialogues)
     return stats
 
 
@@ -81,13 +82,26 @@ def test_results_json_holds_the_measures_and_what_was_run(tmp_path):
     assert {p.name for p in path.parent.iterdir()} == FILES
 
 
+def test_validation_is_reported_beside_the_test_set(tmp_path):
+    stats, valid = random_stats(0), random_stats(1, n=20)
+    found = write_results(tmp_path, stats, RUN_INFO, valid_stats=valid)
+    assert found["UA"] == stats.summarize("UA")
+    measures = ("WA", "UA", "WF1")
+    assert found["valid"] == {key: valid.summarize(key) for key in measures}
+    read = read_predictions(tmp_path / "valid_predictions.csv")
+    assert (read.ids, read.predictions) == (valid.ids, valid.predictions)
+    assert read_predictions(tmp_path).ids == stats.ids
+
+
 def test_predictions_csv_has_one_row_an_utterance(tmp_path):
     stats = random_stats()
     write_results(tmp_path, stats, RUN_INFO)
     with (tmp_path / "predictions.csv").open(newline="") as file:
         rows = list(csv.DictReader(file))
-    assert list(rows[0]) == ["id", "label", "prediction", *LABELS]
+    columns = ["id", "label", "prediction", "dialogue"]
+    assert list(rows[0]) == [*columns, *LABELS]
     assert [row["id"] for row in rows] == stats.ids
+    assert [row["dialogue"] for row in rows] == stats.dialogues
     for row, target, prediction in zip(
         rows, stats.targets, stats.predictions, strict=True
     ):
@@ -109,11 +123,29 @@ def test_predictions_are_read_back_bit_for_bit(tmp_path):
             found = read_predictions(path)
             assert found.labels == written.labels
             assert found.ids == written.ids
+            assert found.dialogues == written.dialogues
             assert found.targets == written.targets
             assert found.predictions == written.predictions
             assert torch.equal(
                 torch.stack(found.posteriors), torch.stack(written.posteriors)
             )
+
+
+def test_a_file_without_dialogues_is_one_of_single_utterances(tmp_path):
+    path = tmp_path / "predictions.csv"
+    path.write_text("id,label,prediction,no,yes\na,no,no,0.9,0.1\n")
+    found = read_predictions(path)
+    assert (found.labels, found.dialogues) == (["no", "yes"], ["a"])
+
+
+@pytest.mark.parametrize("labels", [["dialogue", "sad"], ["sad", "dialogue"]])
+def test_a_class_may_be_called_dialogue(tmp_path, labels):
+    written = random_stats(labels=labels)
+    write_results(tmp_path, written, RUN_INFO)
+    found = read_predictions(tmp_path)
+    assert found.labels == labels
+    assert found.dialogues == written.dialogues
+    assert found.summarize() == written.summarize()
 
 
 def test_pooled_measures_are_those_of_the_joint_set(tmp_path):
@@ -124,6 +156,7 @@ def test_pooled_measures_are_those_of_the_joint_set(tmp_path):
 
     targets = sum((stats.targets for stats in folds), [])
     predictions = sum((stats.predictions for stats in folds), [])
+    assert found.dialogues == sum((stats.dialogues for stats in folds), [])
     pooled = found.summarize()
     assert pooled["n"] == len(targets)
     assert pooled["WA"] == pytest.approx(
@@ -154,7 +187,7 @@ def test_runs_that_share_utterances_or_differ_in_labels_do_not_pool(tmp_path):
         pool_results([])
 
 
-HEADER = "id,label,prediction,no,yes\n"
+HEADER = "id,label,prediction,dialogue,no,yes\n"
 
 
 @pytest.mark.parametrize(
@@ -163,18 +196,22 @@ HEADER = "id,label,prediction,no,yes\n"
         "empty": ("", "is not a predictions file"),
         "no rows": (HEADER, "is not a predictions file"),
         "other columns": ("ID,emotion\na,no\n", "is not a predictions file"),
-        "cut off": (HEADER + "a,no,no,0.9", "row 1 has 4 columns, not 5"),
+        "cut off": (HEADER + "a,no,no,d,0.9", "row 1 has 5 columns, not 6"),
         "unknown class": (
-            HEADER + "a,maybe,no,0.9,0.1\n",
+            HEADER + "a,maybe,no,d,0.9,0.1\n",
             r"row 1 \('a'\) names the class 'maybe'",
         ),
-        "not a number": (HEADER + "a,no,no,0.9,x\n", "'x'"),
-        "not finite": (HEADER + "a,no,no,nan,0.1\n", "'a' are not finite"),
+        "a class in the place of the dialogue": (
+            "id,label,prediction,dialogue,yes\na,dialogue,dialogue,0.9,0.1\n",
+            "names the class 'dialogue'",
+        ),
+        "not a number": (HEADER + "a,no,no,d,0.9,x\n", "'x'"),
+        "not finite": (HEADER + "a,no,no,d,nan,0.1\n", "'a' are not finite"),
         "repeated id": (
-            HEADER + "a,no,no,1,0\na,no,no,1,0\n",
+            HEADER + "a,no,no,d,1,0\na,no,no,d,1,0\n",
             "'a' measured more than once",
         ),
-        "edited": (HEADER + "a,no,yes,0.9,0.1\n", "highest posterior"),
+        "edited": (HEADER + "a,no,yes,d,0.9,0.1\n", "highest posterior"),
         "not text": (b"\xff\xfe\x00", "is not a CSV file"),
     }.values(),
 )

@@ -68,6 +68,7 @@ def test_run_leaves_all_its_results(whole_run):
         assert names >= {
             "results.json",
             "predictions.csv",
+            "valid_predictions.csv",
             "confusion_matrix.png",
             "training_curves.png",
             "train_log.txt",
@@ -77,7 +78,12 @@ def test_run_leaves_all_its_results(whole_run):
         results = json.loads((folder / "results.json").read_text())
         assert (results["corpus"], results["stage"]) == ("tiny", stage)
         assert results["n"] == 9
-        assert read_predictions(folder).summarize("UA") == results["UA"]
+        stats = read_predictions(folder)
+        assert stats.summarize("UA") == results["UA"]
+        assert stats.dialogues == 9 * ["test dialogue"]
+        valid = read_predictions(folder / "valid_predictions.csv")
+        assert valid.summarize("UA") == results["valid"]["UA"]
+        assert valid.dialogues == 6 * ["valid dialogue"]
 
 
 def test_stage_1_learns(whole_run):
