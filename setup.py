@@ -20,6 +20,7 @@ setup(
     package_data={
         "emoq_modules": ["architectures/*.json", "paper_tables.yaml"]
     },
+    entry_points={"console_scripts": ["emoq = emoq_modules.cli:main"]},
     python_requires=">=3.10,<3.14",
     install_requires=[
         # Lower bounds are what the tests have been run with. torch and

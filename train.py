@@ -11,22 +11,12 @@ command goes on where a run was stopped.
 import argparse
 import sys
 
-import speechbrain as sb
-from ruamel.yaml import YAML
 from speechbrain.utils.distributed import ddp_init_group, if_main_process
 from transformers.utils import logging as transformers_logging
 
-from emoq_modules.audio_files import AudioError
-from emoq_modules.checkpoints import CheckpointError
-from emoq_modules.configuration import (
-    ConfigurationError,
-    change,
-    known_options,
-)
+from emoq_modules.command_line import exit_status, read_options
 from emoq_modules.describe import describe
 from emoq_modules.experiment import run_folds
-from emoq_modules.manifest import CorpusError
-from emoq_modules.report import ResultsError
 
 
 def main(arguments=None):
@@ -60,11 +50,7 @@ def main(arguments=None):
     own, rest = parser.parse_known_args(arguments)
     if not sys.stderr.isatty():
         transformers_logging.disable_progress_bar()  # logs take lines
-    _, run_opts, options = sb.parse_arguments([own.experiment, *rest])
-    # Run options that the experiment has keys for are settings of the run.
-    given = {key: run_opts[key] for key in run_opts.overridden_args}
-    settings = known_options(own.experiment, change("", **given))
-    options = change(options, **YAML().load(settings))
+    options, run_opts = read_options(own.experiment, rest)
     if own.describe:
         print(describe(own.experiment, own.preset, options))
         return
@@ -82,21 +68,7 @@ def run(arguments=None):
     int
         Exit status: 0, or 2 after an error message.
     """
-    try:
-        main(arguments)
-    except (
-        AudioError,
-        CheckpointError,
-        ConfigurationError,
-        CorpusError,
-        OSError,
-        ResultsError,
-    ) as error:
-        # A data loader's worker puts its traceback before the error's words.
-        message = str(error).split(f"{type(error).__name__}: ")[-1].strip()
-        print(f"error: {message}", file=sys.stderr)
-        return 2
-    return 0
+    return exit_status(main, arguments)
 
 
 if __name__ == "__main__":

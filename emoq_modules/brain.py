@@ -4,6 +4,7 @@ What both do (gradient accumulation, clipping, schedule, checkpoints, metrics)
 is in ``EmoQBrain``; a stage adds what it computes and minimises.
 """
 
+import time
 from operator import attrgetter
 from types import SimpleNamespace
 
@@ -251,6 +252,7 @@ class EmoQBrain(sb.Brain):
         self.stats = EmotionStats(self.hparams.labels)
         if stage == sb.Stage.TRAIN:
             self.accumulated_weight = 0
+            self.epoch_started = time.perf_counter()
 
     def on_stage_end(self, stage, stage_loss, epoch=None):
         """Logs the epoch, remembers it, and saves a checkpoint."""
@@ -270,6 +272,7 @@ class EmoQBrain(sb.Brain):
             {
                 "epoch": epoch,
                 "lr": rate,
+                "seconds": time.perf_counter() - self.epoch_started,
                 "train_loss": self.train_loss,
                 **{f"valid_{key}": value for key, value in figures.items()},
             }

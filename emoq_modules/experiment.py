@@ -4,6 +4,7 @@ import os
 import sys
 import time
 from pathlib import Path
+from statistics import median
 from textwrap import shorten
 
 import speechbrain as sb
@@ -79,7 +80,7 @@ def run_folds(experiment, presets=(), options="", folds=None, run_opts=None):
     """
     plain = load(compose(experiment, presets, options), keys=[])
     runs = {}
-    for fold in _chosen_folds(folds, plain):
+    for fold in chosen_folds(folds, plain):
         for stage, folder in _run_fold(
             experiment, presets, change(options, fold=int(fold)), run_opts
         ):
@@ -96,7 +97,19 @@ def run_folds(experiment, presets=(), options="", folds=None, run_opts=None):
     )
 
 
-def _chosen_folds(folds, plain):
+def chosen_folds(folds, plain):
+    """The folds that ``--fold`` means, of an experiment's plain values.
+
+    Raises
+    ------
+    ConfigurationError
+        If there is no such fold.
+
+    Example
+    -------
+    >>> chosen_folds("1,3", {"corpus": "toy", "fold": 1, "folds": [1, 2, 3]})
+    ['1', '3']
+    """
     if folds is None:
         chosen = [str(plain["fold"])]
     elif folds == "all":
@@ -110,6 +123,11 @@ def _chosen_folds(folds, plain):
                 f"{', '.join(map(str, plain['folds']))}."
             )
     return chosen
+
+
+def stage_1_of(experiment):
+    """The experiment that stage 2 starts from, which lies beside its own."""
+    return Path(experiment).with_name("emoq_stage1.yaml")
 
 
 def _run_fold(experiment, presets, options, run_opts):
@@ -127,7 +145,7 @@ def _run_fold(experiment, presets, options, run_opts):
         weights = Path(plain["fusion_weights"])
         runs.insert(0, (1, weights.parent))
         if not weights.exists():
-            first = Path(experiment).with_name("emoq_stage1.yaml")
+            first = stage_1_of(experiment)
             if not first.exists():
                 raise ConfigurationError(
                     f"{weights} is not there, nor {first} to make it with: run "
@@ -197,10 +215,16 @@ def _run_stage(resolved, run_opts):
             test_loader_kwargs=dict(hparams["eval_loader"]),
         )
         measured[split] = brain.stats
-    seconds = time.time() - started
+    history = hparams["history"]
+    costs = {
+        "seconds": round(time.time() - started, 1),
+        "train_utterances": len(datasets["train"]),
+        "epochs": len(history),
+        "epoch_seconds": round(median(row["seconds"] for row in history), 3),
+    }
     run_on_main(
         _write_results,
-        args=[resolved, hparams, brain.loaded_epoch, measured, seconds],
+        args=[resolved, hparams, brain.loaded_epoch, measured, costs],
     )
 
 
@@ -276,14 +300,13 @@ def _audio_source(hparams, manifests, device, progressbar):
     return store.load
 
 
-def _write_results(resolved, hparams, best_epoch, measured, seconds):
+def _write_results(resolved, hparams, best_epoch, measured, costs):
     folder = Path(hparams["output_folder"])
     described = ("corpus", "variant", "fold", "stage", "seed")
     write_results(
         folder,
         measured["test"],
-        {key: hparams[key] for key in described}
-        | {"seconds": round(seconds, 1)},
+        {key: hparams[key] for key in described} | costs,
         hparams["history"],
         best_epoch,
         measured["valid"],

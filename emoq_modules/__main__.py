@@ -1,0 +1,7 @@
+"""``python -m emoq_modules`` is the ``emoq`` command."""
+
+import sys
+
+from emoq_modules.cli import main
+
+sys.exit(main())

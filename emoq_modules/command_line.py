@@ -1,0 +1,79 @@
+"""What the programs have in common: options, and errors for the person."""
+
+import sys
+
+import speechbrain as sb
+from ruamel.yaml import YAML
+
+from emoq_modules.audio_files import AudioError
+from emoq_modules.checkpoints import CheckpointError
+from emoq_modules.configuration import (
+    ConfigurationError,
+    change,
+    known_options,
+)
+from emoq_modules.manifest import CorpusError
+from emoq_modules.report import ResultsError
+
+_FOR_THE_PERSON = (
+    AudioError,
+    CheckpointError,
+    ConfigurationError,
+    CorpusError,
+    OSError,
+    ResultsError,
+)
+
+
+def read_options(experiment, arguments):
+    """Options of an experiment's run, told apart from SpeechBrain's.
+
+    Arguments
+    ---------
+    experiment : str or Path
+        The experiment's YAML file.
+    arguments : list of str
+        ``--key value``, of top-level keys and of run options.
+
+    Returns
+    -------
+    options : str
+        YAML of the top-level keys that are set.
+    run_opts : dict
+        SpeechBrain's run options.
+
+    Raises
+    ------
+    ConfigurationError
+        If an option is given twice, or is no YAML.
+
+    Example
+    -------
+    >>> options, run_opts = read_options(
+    ...     "hparams/emoq_stage1.yaml", ["--lr", "0.1", "--device", "cpu"]
+    ... )
+    >>> options, run_opts["device"]
+    ('lr: 0.1\\n', 'cpu')
+    """
+    _, run_opts, options = sb.parse_arguments([str(experiment), *arguments])
+    # Run options that the experiment has keys for are settings of the run.
+    given = {key: run_opts[key] for key in run_opts.overridden_args}
+    settings = known_options(experiment, change("", **given))
+    return change(options, **YAML().load(settings)), run_opts
+
+
+def exit_status(main, arguments):
+    """Calls ``main``, and prints an error for the person as a message.
+
+    Returns
+    -------
+    int
+        What ``main`` returns, 0 for None, or 2 after an error message.
+    """
+    try:
+        return main(arguments) or 0
+    except _FOR_THE_PERSON as error:
+        # A data loader's worker puts its traceback before the error's words.
+        message = str(error).split(f"{type(error).__name__}: ")[-1].strip()
+        print(f"error: {message}", file=sys.stderr)
+        return 2
