@@ -19,6 +19,7 @@ from emoq_modules.configuration import ConfigurationError
 from emoq_modules.feature_store import round_trip
 from emoq_modules.metrics import EmotionStats
 from emoq_modules.pooling import length_mask
+from emoq_modules.prompt import without_speakers
 
 logger = get_logger(__name__)
 
@@ -362,12 +363,16 @@ class Stage2Brain(EmoQBrain):
         embeddings = None
         if "fusion" in self.modules:
             embeddings = self.embeddings(batch, stage)
+        speakers, contexts = batch.speaker, batch.context
+        if not self.hparams.speaker_in_prompt:
+            speakers, contexts = None, without_speakers(contexts)
         return self.modules["decoder"](
             embeddings,
             batch.text,
-            batch.speaker if self.hparams.speaker_in_prompt else None,
+            speakers,
             batch.label,
             with_posteriors=stage != sb.Stage.TRAIN,
+            contexts=contexts,
         )
 
     def compute_objectives(self, predictions, batch, stage):

@@ -3,7 +3,8 @@
 Each ``*_prepare.py`` makes the same three moves:
 
 1. ``is_prepared``: is there a manifest made for these very settings?
-2. the recipe turns its folder into ``Utterance`` rows, split three ways;
+2. the recipe turns its folder into ``Utterance`` rows, split three ways, and
+   the dialogues they are from into ``Turn``s, where those have others too;
 3. ``write_manifests`` checks the rows and writes them.
 
 ``main`` makes a program of a prepare function.
@@ -22,9 +23,11 @@ from emoq_modules.manifest import (
     COLUMNS,
     SPLITS,
     CorpusError,
+    Turn,
     Utterance,
     is_prepared,
     name_few,
+    read_dialogues,
     read_manifest,
     write_manifests,
 )
@@ -33,11 +36,13 @@ __all__ = [
     "COLUMNS",
     "SPLITS",
     "CorpusError",
+    "Turn",
     "Utterance",
     "check_choice",
     "is_prepared",
     "main",
     "name_few",
+    "read_dialogues",
     "read_manifest",
     "read_text",
     "rooted",

@@ -60,7 +60,15 @@ def read_audio(path):
     return resample(audio, rate, SAMPLE_RATE) if rate != SAMPLE_RATE else audio
 
 
-def build_datasets(manifests, labels, audio, tokenizer, max_text_tokens=256):
+def build_datasets(
+    manifests,
+    labels,
+    audio,
+    tokenizer,
+    max_text_tokens=256,
+    dialogues=None,
+    context_turns=0,
+):
     """Makes SpeechBrain data sets of manifests.
 
     Arguments
@@ -76,13 +84,19 @@ def build_datasets(manifests, labels, audio, tokenizer, max_text_tokens=256):
         That of the text encoder; None if nothing reads the tokens.
     max_text_tokens : int
         A longer transcript is cut at its end.
+    dialogues : dict | None
+        The turns of each dialogue, as ``read_dialogues`` gives them; None if
+        no turn before an utterance is wanted.
+    context_turns : int
+        How many turns before an utterance are wanted, at most.
 
     Returns
     -------
     dict
         A ``DynamicItemDataset`` for each split, whose items have ``id``,
         ``text``, ``speaker``, ``dialogue``, ``label`` (class index),
-        ``audio`` and ``tokens``.
+        ``audio``, ``tokens`` and ``context``: speaker and text of the turns
+        before, oldest first.
     """
 
     def tokens(text):
@@ -91,9 +105,24 @@ def build_datasets(manifests, labels, audio, tokenizer, max_text_tokens=256):
         ids = tokenizer(text, truncation=True, max_length=max_text_tokens)
         return torch.tensor(ids["input_ids"])
 
+    def context(dialogue, turn):
+        if not context_turns:
+            return []
+        before = [
+            (other.speaker, other.text)
+            for other in dialogues[dialogue]
+            if other.turn < turn
+        ]
+        return latest_turns(before, context_turns)
+
     items = [
         {"func": labels.index, "takes": "emotion", "provides": "label"},
         {"func": tokens, "takes": "text", "provides": "tokens"},
+        {
+            "func": context,
+            "takes": ["dialogue", "turn"],
+            "provides": "context",
+        },
     ]
     if audio is not None:
         items += [{"func": audio, "takes": "wav", "provides": "audio"}]
@@ -106,6 +135,29 @@ def build_datasets(manifests, labels, audio, tokenizer, max_text_tokens=256):
         )
         for split, rows in manifests.items()
     }
+
+
+def latest_turns(turns, number):
+    """The last ``number`` turns, not counting those without a text.
+
+    Arguments
+    ---------
+    turns : list of tuple
+        Speaker and text, oldest first.
+    number : int
+        How many, at most.
+
+    Returns
+    -------
+    list of tuple
+
+    Example
+    -------
+    >>> latest_turns([("Ross", "Hi."), ("Joey", "Hey."), ("Ross", "")], 1)
+    [('Joey', 'Hey.')]
+    """
+    spoken = [(speaker, text) for speaker, text in turns if text]
+    return spoken[max(0, len(spoken) - number) :]
 
 
 def training_labels(manifest, labels):

@@ -119,17 +119,22 @@ class SoftPromptDecoder(nn.Module):
             )
 
     def forward(
-        self, embeddings, texts, speakers, labels, with_posteriors=False
+        self,
+        embeddings,
+        texts,
+        speakers,
+        labels,
+        with_posteriors=False,
+        contexts=None,
     ):
         """``loss``, or ``loss_and_posteriors``.
 
         Distributed training goes through ``forward``.
         """
-        if with_posteriors:
-            return self.loss_and_posteriors(embeddings, texts, speakers, labels)
-        return self.loss(embeddings, texts, speakers, labels)
+        compute = self.loss_and_posteriors if with_posteriors else self.loss
+        return compute(embeddings, texts, speakers, labels, contexts)
 
-    def loss(self, embeddings, texts, speakers, labels):
+    def loss(self, embeddings, texts, speakers, labels, contexts=None):
         """Token-weighted cross-entropy of the answers, Eq. 7.
 
         Divided by the sum of the weights. Only the hidden states before the
@@ -145,18 +150,19 @@ class SoftPromptDecoder(nn.Module):
             The speakers' names, where they are known.
         labels : torch.Tensor
             Class indices, ``(B,)``.
+        contexts : list of list of tuple | None
+            Speaker and text of the turns before each, oldest first.
 
         Returns
         -------
         torch.Tensor
             A scalar.
         """
-        hidden, answers = self._answer_states(
-            embeddings, texts, speakers, labels
-        )
+        prompts = self._encode(texts, speakers, contexts)
+        hidden, answers = self._answer_states(embeddings, prompts, labels)
         return self._weighted_cross_entropy(hidden, answers)
 
-    def posteriors(self, embeddings, texts, speakers=None):
+    def posteriors(self, embeddings, texts, speakers=None, contexts=None):
         """Posterior probabilities of the emotions, Eqs. 8 and 9.
 
         One hidden state, that of the last prompt token, is projected to the C
@@ -172,19 +178,23 @@ class SoftPromptDecoder(nn.Module):
             The transcripts.
         speakers : list of str | None
             The speakers' names, where they are known.
+        contexts : list of list of tuple | None
+            Speaker and text of the turns before each, oldest first.
 
         Returns
         -------
         torch.Tensor
             ``(B, C)``, float32.
         """
+        prompts = self._encode(texts, speakers, contexts)
         if not self.prompt.words_are_single_tokens:
-            return self._whole_word_posteriors(embeddings, texts, speakers)
-        prompts = self._encode(texts, speakers)
+            return self._whole_word_posteriors(embeddings, prompts)
         hidden = self._hidden_states(embeddings, prompts)
         return self._word_posteriors(hidden[:, -1])
 
-    def loss_and_posteriors(self, embeddings, texts, speakers, labels):
+    def loss_and_posteriors(
+        self, embeddings, texts, speakers, labels, contexts=None
+    ):
         """Both, and in one pass where each emotion word is one token.
 
         Returns
@@ -194,14 +204,11 @@ class SoftPromptDecoder(nn.Module):
         posteriors : torch.Tensor
             ``(B, C)``, float32.
         """
-        hidden, answers = self._answer_states(
-            embeddings, texts, speakers, labels
-        )
+        prompts = self._encode(texts, speakers, contexts)
+        hidden, answers = self._answer_states(embeddings, prompts, labels)
         loss = self._weighted_cross_entropy(hidden, answers)
         if not self.prompt.words_are_single_tokens:
-            return loss, self._whole_word_posteriors(
-                embeddings, texts, speakers
-            )
+            return loss, self._whole_word_posteriors(embeddings, prompts)
         first = torch.cumsum(
             torch.tensor([0] + [len(answer) for answer in answers[:-1]]), dim=0
         )
@@ -225,14 +232,15 @@ class SoftPromptDecoder(nn.Module):
             sum(self._weights(answer)) for answer in self._answers(labels)
         )
 
-    def _encode(self, texts, speakers):
+    def _encode(self, texts, speakers, contexts):
         speakers = speakers or [None] * len(texts)
+        contexts = contexts or [()] * len(texts)
         return [
-            self.prompt.encode(text, speaker)
-            for text, speaker in zip(texts, speakers, strict=True)
+            self.prompt.encode(*item)
+            for item in zip(texts, speakers, contexts, strict=True)
         ]
 
-    def _answer_states(self, embeddings, texts, speakers, labels):
+    def _answer_states(self, embeddings, prompts, labels):
         """Hidden states that predict the answers' tokens, and the answers.
 
         Returns
@@ -242,7 +250,6 @@ class SoftPromptDecoder(nn.Module):
         answers : list of list of int
             The emotion word's tokens and the end of the turn, B times.
         """
-        prompts = self._encode(texts, speakers)
         answers = self._answers(labels)
         return self._teacher_forced(embeddings, prompts, answers), answers
 
@@ -332,8 +339,7 @@ class SoftPromptDecoder(nn.Module):
         logits = F.linear(hidden, layer.weight[rows], bias)  # (B, C)
         return logits.float().softmax(dim=-1)
 
-    def _whole_word_posteriors(self, embeddings, texts, speakers):
-        prompts = self._encode(texts, speakers)
+    def _whole_word_posteriors(self, embeddings, prompts):
         scores = []
         for word in self.prompt.words:
             hidden = self._teacher_forced(

@@ -29,7 +29,14 @@ from emoq_modules.configuration import (
 from emoq_modules.dataio import build_datasets, read_audio
 from emoq_modules.feature_extraction import extract_features
 from emoq_modules.feature_store import FeatureStore
-from emoq_modules.manifest import SPLITS, read_manifest
+from emoq_modules.manifest import (
+    DIALOGUES_FILE,
+    SPLITS,
+    CorpusError,
+    name_few,
+    read_dialogues,
+    read_manifest,
+)
 from emoq_modules.recognizer import save_recognizer
 from emoq_modules.report import (
     CONFUSION_FILE,
@@ -139,7 +146,9 @@ def _run_fold(experiment, presets, options, run_opts):
         Number and output folder of each stage, in order.
     """
     resolved = compose(experiment, presets, options)
-    plain = load(resolved, keys=[])
+    plain = load(resolved, keys=["prompt"])
+    if plain["stage"] == 2:
+        _check_context(plain["context_turns"], plain["prompt"])
     runs = [(plain["stage"], Path(plain["output_folder"]))]
     if plain["stage"] == 2 and plain["fusion_weights"] is not None:
         weights = Path(plain["fusion_weights"])
@@ -157,6 +166,20 @@ def _run_fold(experiment, presets, options, run_opts):
     return runs
 
 
+def _check_context(context_turns, prompt):
+    if type(context_turns) is not int or context_turns < 0:
+        raise ConfigurationError(
+            f"context_turns is {context_turns!r}; it has to be a number of "
+            "turns, 0 or more."
+        )
+    if context_turns and not prompt.has_context:
+        raise ConfigurationError(
+            f"context_turns is {context_turns}, but the prompt has no place "
+            "for what was said before: give its user turn a line with "
+            f"{{context}}, or set context_turns to 0. It is {prompt.user!r}."
+        )
+
+
 def _run_stage(resolved, run_opts):
     """Runs one stage, or goes on where it was stopped."""
     started = time.time()
@@ -172,6 +195,7 @@ def _run_stage(resolved, run_opts):
         )
         for split in SPLITS
     }
+    context = _context(plain, manifests)
 
     hparams = _load_in_turn(resolved)
     modules = {k: m for k, m in hparams["modules"].items() if m is not None}
@@ -194,6 +218,7 @@ def _run_stage(resolved, run_opts):
         _audio_source(hparams, manifests, brain.device, progressbar),
         hparams["text_tokenizer"],
         hparams["max_text_tokens"],
+        **context,
     )
     if hparams["pretrainer"] is not None:
         hparams["pretrainer"].collect_files()
@@ -226,6 +251,22 @@ def _run_stage(resolved, run_opts):
         _write_results,
         args=[resolved, hparams, brain.loaded_epoch, measured, costs],
     )
+
+
+def _context(plain, manifests):
+    """What ``build_datasets`` needs for the turns before an utterance."""
+    if plain["stage"] == 1 or not plain["context_turns"]:
+        return {}
+    path = Path(plain["manifest_folder"], DIALOGUES_FILE)
+    dialogues = read_dialogues(path)
+    rows = [row for split in manifests.values() for row in split.values()]
+    unknown = {row["dialogue"] for row in rows} - dialogues.keys()
+    if unknown:
+        raise CorpusError(
+            f"{path} lacks dialogues of the manifests beside it, "
+            f"{name_few(sorted(unknown))}: run the prepare step again."
+        )
+    return {"dialogues": dialogues, "context_turns": plain["context_turns"]}
 
 
 def _load_in_turn(resolved):

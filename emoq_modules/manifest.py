@@ -1,18 +1,22 @@
 """The manifest: one row an utterance, the same columns for every corpus.
 
-``write_manifests`` writes ``train.json``, ``valid.json``, ``test.json`` and,
-last, ``manifest_settings.json``; ``is_prepared`` says whether they were made
-for these very settings; ``read_manifest`` reads one back and checks every row
-again, because files move and people edit. Paths hold ``{data_root}``, so that
-a manifest survives a move of the data.
+``write_manifests`` writes ``train.json``, ``valid.json``, ``test.json``,
+``dialogues.json`` and, last, ``manifest_settings.json``; ``is_prepared`` says
+whether they were made for these very settings; ``read_manifest`` reads one
+back and checks every row again, because files move and people edit. Paths hold
+``{data_root}``, so that a manifest survives a move of the data.
+
+The manifests hold the utterances to recognise; the dialogues hold every turn,
+those of other classes and those without audio too: all of them were said.
 """
 
 import hashlib
 import json
 import logging
-from collections import Counter
+from collections import Counter, defaultdict
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
+from typing import NamedTuple
 
 from emoq_modules.audio_files import (
     AudioError,
@@ -23,9 +27,10 @@ from emoq_modules.audio_files import (
 logger = logging.getLogger(__name__)
 
 SPLITS = ("train", "valid", "test")
+DIALOGUES_FILE = "dialogues.json"
 SETTINGS_FILE = "manifest_settings.json"
 # Raise it when the manifests' meaning changes, so that old ones are re-made.
-_FORMAT = 1
+_FORMAT = 2
 _SHOWN = 5
 
 
@@ -73,8 +78,18 @@ class Utterance:
 COLUMNS = tuple(field.name for field in fields(Utterance))
 
 
-def write_manifests(save_folder, splits, labels, settings, left_out=None):
-    """Check the rows, write the three manifests and log a summary.
+class Turn(NamedTuple):
+    """One turn of a dialogue: its place in it, who spoke, and the words."""
+
+    turn: int
+    speaker: str
+    text: str
+
+
+def write_manifests(
+    save_folder, splits, labels, settings, left_out=None, dialogues=None
+):
+    """Check the rows, write manifests and dialogues, and log a summary.
 
     Each file replaces its predecessor in one step, and the settings are
     written last: a run stopped half-way leaves nothing that passes for done.
@@ -82,7 +97,7 @@ def write_manifests(save_folder, splits, labels, settings, left_out=None):
     Arguments
     ---------
     save_folder : str or Path
-        Where ``train.json``, ``valid.json`` and ``test.json`` go.
+        Where the files go.
     splits : dict[str, Sequence[Utterance]]
         Rows under ``"train"``, ``"valid"`` and ``"test"``.
     labels : Sequence[str]
@@ -92,12 +107,17 @@ def write_manifests(save_folder, splits, labels, settings, left_out=None):
         labels, ... ``is_prepared`` compares them.
     left_out : dict[str, Sequence[str]], optional
         Reason -> the ids left out for it; for the summary.
+    dialogues : dict[str, Sequence[Turn]], optional
+        Every annotated turn of each dialogue, in any order, whether it is a
+        row or was left out. Unless given, the turns are those of the rows:
+        right where no dialogue has others.
 
     Raises
     ------
     CorpusError
-        An unknown label, a repeated id, a duration that is not above zero or
-        an empty split. Nothing has been written then.
+        An unknown label, a repeated id, a duration that is not above zero,
+        an empty split, or a dialogue that has a turn twice, or lacks the turn
+        of a row. Nothing has been written then.
 
     Example
     -------
@@ -106,26 +126,32 @@ def write_manifests(save_folder, splits, labels, settings, left_out=None):
     >>> row = Utterance("a1", "a1.wav", 1.5, "a", "s", "d", 0, "Oh.", "happy")
     >>> splits = {
     ...     "train": [row],
-    ...     "valid": [replace(row, id="a2")],
-    ...     "test": [replace(row, id="a3")],
+    ...     "valid": [replace(row, id="a2", dialogue="e")],
+    ...     "test": [replace(row, id="a3", dialogue="f")],
     ... }
     >>> with TemporaryDirectory() as folder:
     ...     write_manifests(folder, splits, ["happy", "sad"], {"fold": 1})
     ...     is_prepared(folder, {"fold": 1}), is_prepared(folder, {"fold": 2})
     (True, False)
     """
-    _check_rows(save_folder, splits, labels)
+    if dialogues is None:
+        dialogues = _turns_of_rows(splits)
+    _check_rows(save_folder, splits, labels, dialogues)
     save_folder = Path(save_folder)
     save_folder.mkdir(parents=True, exist_ok=True)
-    digests = {}
+    files = {}
     for split in SPLITS:
         rows = sorted(splits[split], key=lambda r: (r.dialogue, r.turn, r.id))
         manifest = {row.id: asdict(row) for row in rows}
         for row in manifest.values():
             del row["id"]  # it is the key; SpeechBrain reserves the name
-        content = _to_json(manifest)
-        write_atomically(save_folder / f"{split}.json", content)
-        digests[split] = _digest(content)
+        files[f"{split}.json"] = _to_json(manifest)
+    files[DIALOGUES_FILE] = _to_json(
+        {name: sorted(dialogues[name]) for name in sorted(dialogues)}
+    )
+    for name, content in files.items():
+        write_atomically(save_folder / name, content)
+    digests = {name: _digest(content) for name, content in files.items()}
     record = {"format": _FORMAT, "settings": settings, "digests": digests}
     write_atomically(save_folder / SETTINGS_FILE, _to_json(record))
     logger.info(_summary(save_folder, splits, labels, left_out or {}))
@@ -185,40 +211,55 @@ def read_manifest(path, labels, data_root=None):
     CorpusError
         Names the rows at fault (the first few), what is wrong and what to do.
     """
-    path = Path(path)
-    repeated = []
-    try:
-        rows = json.loads(
-            path.read_bytes(),
-            object_pairs_hook=lambda pairs: _unique(pairs, repeated),
-        )
-    except FileNotFoundError as error:
-        raise CorpusError(
-            f"There is no manifest {path}: run the corpus's prepare step."
-        ) from error
-    except ValueError as error:
-        raise CorpusError(
-            f"The manifest {path} is damaged ({error}): delete it and run "
-            "the prepare step again."
-        ) from error
+    rows, problems = _read_json(path)
     if not isinstance(rows, dict) or not rows:
         raise CorpusError(
             f"The manifest {path} holds no utterances: run the prepare step "
             "again."
         )
-    problems = [f"'{key}' occurs more than once" for key in repeated]
     for key, row in rows.items():
         problem = _row_problem(row, labels, data_root)
         if problem is None:
             row["wav"] = _resolve(row["wav"], data_root)
         else:
             problems.append(f"row '{key}' {problem}")
-    if problems:
-        raise CorpusError(
-            f"The manifest {path} has {_faults(problems)}\n"
-            "Mend the data or settings and run the prepare step again."
-        )
+    _refuse(path, problems)
     return rows
+
+
+def read_dialogues(path):
+    """Read the dialogues and check every turn of them.
+
+    Arguments
+    ---------
+    path : str or Path
+        ``dialogues.json`` as ``write_manifests`` writes it.
+
+    Returns
+    -------
+    dict[str, list[Turn]]
+        Dialogue -> its turns, in their order.
+
+    Raises
+    ------
+    CorpusError
+        Names the dialogues at fault (the first few) and what to do.
+    """
+    dialogues, problems = _read_json(path)
+    if not isinstance(dialogues, dict):
+        raise CorpusError(
+            f"{path} holds no dialogues: run the prepare step again."
+        )
+    problems += [
+        f"dialogue '{name}' is no list of [turn, speaker, text], turn by turn"
+        for name, turns in dialogues.items()
+        if not _are_turns(turns)
+    ]
+    _refuse(path, problems)
+    return {
+        name: [Turn(*turn) for turn in turns]
+        for name, turns in dialogues.items()
+    }
 
 
 def name_few(ids):
@@ -250,15 +291,31 @@ def _why_stale(save_folder, wanted):
     ]
     if changes:
         return f"they were made for other settings ({'; '.join(changes)})"
-    for split in SPLITS:
-        path = save_folder / f"{split}.json"
-        if not path.is_file() or _digest(path.read_bytes()) != digests[split]:
-            return f"{path.name} is not what was written"
+    for name in (*(f"{split}.json" for split in SPLITS), DIALOGUES_FILE):
+        path = save_folder / name
+        if not path.is_file() or _digest(path.read_bytes()) != digests[name]:
+            return f"{name} is not what was written"
     return None
 
 
-def _check_rows(save_folder, splits, labels):
-    problems, seen = [], set()
+def _turns_of_rows(splits):
+    dialogues = defaultdict(list)
+    for split in SPLITS:
+        for row in splits[split]:
+            turn = Turn(row.turn, row.speaker, row.text)
+            dialogues[row.dialogue].append(turn)
+    return dialogues
+
+
+def _check_rows(save_folder, splits, labels, dialogues):
+    problems, seen, places = [], set(), set()
+    for name, turns in dialogues.items():
+        for turn in turns:
+            if (name, turn.turn) in places:
+                problems.append(
+                    f"dialogue '{name}' has turn {turn.turn} more than once"
+                )
+            places.add((name, turn.turn))
     for split in SPLITS:
         rows = splits[split]
         if not rows:
@@ -273,6 +330,11 @@ def _check_rows(save_folder, splits, labels):
             seen.add(row.id)
             if not row.duration > 0:
                 problems.append(f"'{row.id}' lasts {row.duration} s")
+            if (row.dialogue, row.turn) not in places:
+                problems.append(
+                    f"'{row.id}' is turn {row.turn} of dialogue "
+                    f"'{row.dialogue}', which has no such turn"
+                )
     if problems:
         raise CorpusError(
             f"No manifests written to {save_folder}, {_faults(problems)}"
@@ -283,11 +345,44 @@ def _unknown_label(row, emotion, labels):
     return f"{row} has the label '{emotion}', not one of {', '.join(labels)}"
 
 
-def _unique(pairs, repeated):
+def _read_json(path):
+    """What a manifest holds, and which of its keys are repeated."""
+    path, problems = Path(path), []
+    try:
+        content = json.loads(
+            path.read_bytes(),
+            object_pairs_hook=lambda pairs: _unique(pairs, problems),
+        )
+    except FileNotFoundError as error:
+        raise CorpusError(
+            f"There is no manifest {path}: run the corpus's prepare step."
+        ) from error
+    except ValueError as error:
+        raise CorpusError(
+            f"The manifest {path} is damaged ({error}): delete it and run "
+            "the prepare step again."
+        ) from error
+    return content, problems
+
+
+def _unique(pairs, problems):
     """A dict of JSON pairs, noting keys that occur twice."""
     counts = Counter(key for key, _ in pairs)
-    repeated += [key for key, count in counts.items() if count > 1]
+    problems += [
+        f"'{key}' occurs more than once"
+        for key, count in counts.items()
+        if count > 1
+    ]
     return dict(pairs)
+
+
+def _refuse(path, problems):
+    """Raise ``CorpusError`` if a manifest has any."""
+    if problems:
+        raise CorpusError(
+            f"The manifest {path} has {_faults(problems)}\n"
+            "Mend the data or settings and run the prepare step again."
+        )
 
 
 def _row_problem(row, labels, data_root):
@@ -309,6 +404,20 @@ def _row_problem(row, labels, data_root):
     except AudioError as error:
         return f"has bad audio: {error}"
     return None
+
+
+def _are_turns(turns):
+    """Whether these are ``[turn, speaker, text]``, in the order of turns."""
+    if not isinstance(turns, list):
+        return False
+    numbers = []
+    for turn in turns:
+        match turn:
+            case [int(number), str(), str()]:
+                numbers.append(number)
+            case _:
+                return False
+    return numbers == sorted(set(numbers))
 
 
 def _resolve(wav, data_root):

@@ -2,7 +2,9 @@
 
 A transcript is data. Only the template is read for special tokens, and each
 field is tokenised on its own, as plain text: whatever a transcript holds, the
-token ids of the template around it stay the same.
+token ids of the template around it stay the same. So it is with what was said
+before, which is one field on one line: no turn of it can begin a line of the
+prompt, and pass for the transcript or the speaker.
 """
 
 from jinja2.exceptions import TemplateError
@@ -10,7 +12,14 @@ from jinja2.exceptions import TemplateError
 _AUDIO = "<AUDIO>"
 # Characters for private use stand for the fields while the chat template is
 # applied; no tokenizer's template holds them.
-_PLACES = {"{speaker}": "\ue000", "{text}": "\ue001", _AUDIO: "\ue002"}
+_CONTEXT = "{context}"
+_PLACES = {
+    "{speaker}": "\ue000",
+    "{text}": "\ue001",
+    _AUDIO: "\ue002",
+    _CONTEXT: "\ue003",
+}
+_BETWEEN_TURNS = " | "
 
 
 class PromptTemplate:
@@ -21,16 +30,19 @@ class PromptTemplate:
     system : str
         The system turn. ``{labels}`` is replaced by the emotion words.
     user : str
-        The user turn, with ``{speaker}``, ``{text}`` and ``<AUDIO>`` where
-        they belong, each at most once. A line whose field is not known for an
-        utterance is left out; a template without ``<AUDIO>`` has no soft
-        prompt.
+        The user turn, with ``{context}``, ``{speaker}``, ``{text}`` and
+        ``<AUDIO>`` where they belong, each at most once. A line whose field is
+        not known for an utterance is left out; a template without ``<AUDIO>``
+        has no soft prompt.
     answer : str
         What the assistant's turn begins with; the emotion word follows.
     max_text_tokens : int
         A longer transcript is cut at its end; the template never is.
     max_speaker_tokens : int
         Likewise for the speaker's name.
+    max_context_tokens : int
+        Longer turns before the utterance are cut at their beginning: the
+        oldest are left out first.
 
     Example
     -------
@@ -49,6 +61,7 @@ class PromptTemplate:
         answer="Emotion:",
         max_text_tokens=256,
         max_speaker_tokens=16,
+        max_context_tokens=256,
     ):
         for place in _PLACES:
             if user.count(place) > 1:
@@ -61,8 +74,10 @@ class PromptTemplate:
         self.max_tokens = {
             "{text}": max_text_tokens,
             "{speaker}": max_speaker_tokens,
+            _CONTEXT: max_context_tokens,
         }
         self.has_audio = _AUDIO in user
+        self.has_context = _CONTEXT in user
 
     def bind(self, tokenizer, labels):
         """Returns the ``BoundPrompt`` of this template for a tokenizer."""
@@ -112,7 +127,7 @@ class BoundPrompt:
             self.words
         ) and all(len(word) == 1 for word in self.words)
 
-    def encode(self, text=None, speaker=None):
+    def encode(self, text=None, speaker=None, context=()):
         """Tokenises the prompt of one utterance.
 
         Arguments
@@ -121,6 +136,9 @@ class BoundPrompt:
             The transcript; None or empty where there is none.
         speaker : str | None
             The speaker's name, likewise.
+        context : list of tuple
+            Speaker and text of the turns before, oldest first; a speaker or
+            text may be None or empty.
 
         Returns
         -------
@@ -128,8 +146,22 @@ class BoundPrompt:
             Token ids before the soft prompt.
         after : list of int
             Token ids after it; empty if the template has no ``<AUDIO>``.
+
+        Raises
+        ------
+        ValueError
+            If there are turns before and the template has no ``{context}``.
         """
-        values = {"{text}": _one_line(text), "{speaker}": _one_line(speaker)}
+        values = {
+            "{text}": _one_line(text),
+            "{speaker}": _one_line(speaker),
+            _CONTEXT: _dialogue_line(context),
+        }
+        if values[_CONTEXT] and not self.template.has_context:
+            raise ValueError(
+                f"There are turns before, but no {_CONTEXT} in the user turn "
+                f"of the prompt, {self.template.user!r}."
+            )
         known = tuple(place for place, value in values.items() if value)
         before, after = [], []
         ids = before
@@ -139,7 +171,11 @@ class BoundPrompt:
             elif isinstance(piece, tuple):
                 place, space = piece
                 field = self._plain_ids(space + values[place])
-                ids += field[: self.template.max_tokens[place]]
+                excess = max(0, len(field) - self.template.max_tokens[place])
+                if place == _CONTEXT:  # what was said last counts most
+                    ids += field[excess:]
+                else:
+                    ids += field[: len(field) - excess]
             else:
                 ids += piece
         return before, after
@@ -217,6 +253,27 @@ class BoundPrompt:
             for piece in pieces
             for token in backend.model.tokenize(piece)
         ]
+
+
+def without_speakers(contexts):
+    """Contexts whose turns name no speaker.
+
+    Example
+    -------
+    >>> without_speakers([[("Ross", "Oh no."), ("Rachel", "What?")], []])
+    [[(None, 'Oh no.'), (None, 'What?')], []]
+    """
+    return [[(None, text) for _, text in context] for context in contexts]
+
+
+def _dialogue_line(context):
+    """Turns with a text, as ``Ross: Oh no. | Rachel: What?``."""
+    turns = [(_one_line(speaker), _one_line(text)) for speaker, text in context]
+    return _BETWEEN_TURNS.join(
+        f"{speaker}: {text}" if speaker else text
+        for speaker, text in turns
+        if text
+    )
 
 
 def _one_line(value):

@@ -10,8 +10,9 @@ from speechbrain.inference.interfaces import Pretrained
 
 from emoq_modules.audio_files import write_atomically
 from emoq_modules.checkpoints import save_trainable
-from emoq_modules.dataio import read_audio
+from emoq_modules.dataio import latest_turns, read_audio
 from emoq_modules.feature_store import round_trip
+from emoq_modules.prompt import without_speakers
 
 # What of a training configuration recognition needs.
 _KEYS = (
@@ -19,6 +20,7 @@ _KEYS = (
     "store_precision",
     "max_text_tokens",
     "speaker_in_prompt",
+    "context_turns",
     "audio_encoder",
     "text_tokenizer",
     "fusion",
@@ -79,7 +81,9 @@ class EmotionRecognizer(Pretrained):
             source, hparams_file, overrides=overrides, **kwargs
         )
 
-    def classify_batch(self, wavs, wav_lens=None, texts=None, speakers=None):
+    def classify_batch(
+        self, wavs, wav_lens=None, texts=None, speakers=None, contexts=None
+    ):
         """Recognises the emotion in a batch of recordings.
 
         Arguments
@@ -92,6 +96,9 @@ class EmotionRecognizer(Pretrained):
             What was said, as far as it is known.
         speakers : list of str | None
             Who said it, as far as it is known.
+        contexts : list of list of tuple | None
+            Speaker and text of the turns before each recording, oldest first;
+            the latest are read, as many as in training.
 
         Returns
         -------
@@ -103,22 +110,28 @@ class EmotionRecognizer(Pretrained):
             The class that has it, ``(B,)``.
         label : list of str
             The emotion word of that class.
+
+        Raises
+        ------
+        ValueError
+            If there are turns before, and the system was trained without.
         """
         if wav_lens is None:
             wav_lens = torch.ones(len(wavs))
         texts = texts or [""] * len(wavs)
+        contexts = self._latest(contexts or [()] * len(wavs))
+        if not self.hparams.speaker_in_prompt:
+            speakers, contexts = None, without_speakers(contexts)
         with torch.inference_mode():
             embeddings = self._embeddings(wavs, wav_lens, texts)
             posteriors = self.mods.decoder.posteriors(
-                embeddings,
-                texts,
-                speakers if self.hparams.speaker_in_prompt else None,
+                embeddings, texts, speakers, contexts
             )
         score, index = posteriors.max(dim=-1)
         label = [self.hparams.labels[i] for i in index.tolist()]
         return posteriors, score, index, label
 
-    def classify_file(self, path, text=None, speaker=None):
+    def classify_file(self, path, text=None, speaker=None, context=None):
         """Recognises the emotion in an audio file.
 
         Arguments
@@ -129,6 +142,8 @@ class EmotionRecognizer(Pretrained):
             What was said, if it is known.
         speaker : str | None
             Who said it, if it is known.
+        context : list of tuple | None
+            Speaker and text of the turns before, oldest first.
 
         Returns
         -------
@@ -141,8 +156,25 @@ class EmotionRecognizer(Pretrained):
             If the file holds no audio that can be read.
         """
         return self.classify_batch(
-            read_audio(path)[None], texts=[text or ""], speakers=[speaker]
+            read_audio(path)[None],
+            texts=[text or ""],
+            speakers=[speaker],
+            contexts=[context or ()],
         )
+
+    def _latest(self, contexts):
+        """Of the turns before each recording those that training would show."""
+        if not any(contexts):
+            return contexts
+        if not self.hparams.context_turns:
+            raise ValueError(
+                "This system was trained without the turns before an utterance "
+                "(context_turns: 0): give no context."
+            )
+        return [
+            latest_turns(context, self.hparams.context_turns)
+            for context in contexts
+        ]
 
     def _embeddings(self, wavs, wav_lens, texts):
         if "fusion" not in self.mods:

@@ -134,6 +134,11 @@ def own_manifest(change):
     return damage
 
 
+def own_manifest_of_an_unknown_dialogue():
+    own_manifest(lambda text: text.replace("train dialogue", "lost"))()
+    shutil.rmtree(RUN / "stage2")
+
+
 def preset(content):
     def damage():
         Path("preset.yaml").write_bytes(content)
@@ -361,6 +366,32 @@ REFUSED = [
         nothing,
         again("--selection_metric", "UAR", *AFRESH),
         r"selection_metric is 'UAR'; it can be last, loss, WA, UA, WF1",
+    ),
+    *(
+        (
+            f"{turns} turns of context",
+            nothing,
+            again("--context_turns", turns, stage=STAGE2),
+            rf"context_turns is {turns}; it has to be a number of turns, 0 or",
+        )
+        for turns in ("-1", "1.5", "True")
+    ),
+    (
+        "context without a place in the prompt",
+        preset(
+            b"stage2: {prompt: !new:emoq_modules.PromptTemplate "
+            b"{system: '{labels}?', user: '{text} <AUDIO>'}}"
+        ),
+        again(*PRESET, "--context_turns", "3", stage=STAGE2),
+        r"context_turns is 3, but .* a line with {context}, or set context_"
+        r"turns to 0\. It is '{text} <AUDIO>'",
+    ),
+    (
+        "dialogue that is none",
+        own_manifest_of_an_unknown_dialogue,
+        again(*OWN[:2], "--context_turns", "1", stage=STAGE2),
+        r"dialogues\.json lacks dialogues of the manifests beside it, "
+        r"1 \(lost\).*prepare step again",
     ),
     (
         "folder as experiment",

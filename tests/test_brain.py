@@ -1,6 +1,7 @@
 """The training loop: steps, learning rates, schedule, selection."""
 
 import math
+from types import SimpleNamespace
 
 import pytest
 import speechbrain as sb
@@ -61,6 +62,7 @@ def make_dataset(size, first_label=0):
             "text": "Leave me alone.",
             "speaker": "Ross",
             "dialogue": f"d{index // 2}",
+            "context": [],
             "label": (first_label + index) % len(LABELS),
         }
         for index in range(size)
@@ -171,6 +173,38 @@ def test_accumulated_batches_step_as_one_big_batch_would(tmp_path, llm):
     fit(small, dataset, [[0, 1], [2], [3], [4, 5], [6]])
     assert big.optimizer_step == small.optimizer_step == 3
     assert_same(weights(small), weights(big), atol=1e-5, rtol=1e-4)
+
+
+class Told(nn.Module):
+    """In the place of the decoder: returns what it is told."""
+
+    def forward(self, embeddings, texts, speakers, labels, **rest):
+        return speakers, rest["contexts"]
+
+
+@pytest.mark.parametrize(
+    ("speaker_in_prompt", "told"),
+    [
+        (True, (["Joey"], [[("Ross", "Oh no."), ("Rachel", "What?")]])),
+        (False, (None, [[(None, "Oh no."), (None, "What?")]])),
+    ],
+)
+def test_speakers_are_told_with_the_utterance_and_before_it_or_nowhere(
+    tmp_path, speaker_in_prompt, told
+):
+    brain = make_brain(
+        tmp_path,
+        Stage2Brain,
+        {"decoder": Told()},
+        speaker_in_prompt=speaker_in_prompt,
+    )
+    batch = SimpleNamespace(
+        text=["Nothing."],
+        speaker=["Joey"],
+        context=[[("Ross", "Oh no."), ("Rachel", "What?")]],
+        label=torch.tensor([0]),
+    )
+    assert brain.compute_forward(batch, sb.Stage.TRAIN) == told
 
 
 def test_answers_of_different_length_have_different_weight(tmp_path, llm):

@@ -14,9 +14,11 @@ from emoq_modules.audio_files import AudioError, audio_duration
 from emoq_modules.corpus import (
     COLUMNS,
     CorpusError,
+    Turn,
     Utterance,
     is_prepared,
     main,
+    read_dialogues,
     read_manifest,
     split_by_dialogue,
     write_manifests,
@@ -91,6 +93,7 @@ def test_writing_twice_gives_the_same_bytes(tmp_path, prepared, splits):
 
 def test_no_partial_files_are_left(prepared):
     assert sorted(path.name for path in prepared.iterdir()) == [
+        "dialogues.json",
         "manifest_settings.json",
         "test.json",
         "train.json",
@@ -105,6 +108,7 @@ def test_no_partial_files_are_left(prepared):
         ({"id": "test_0"}, "'test_0' occurs more than once"),
         ({"duration": 0.0}, "lasts 0.0 s"),
         ({"duration": float("nan")}, "lasts nan s"),
+        ({"turn": 0}, "dialogue 'train' has turn 0 more than once"),
     ],
 )
 def test_a_bad_row_is_refused_and_the_old_manifests_stay(
@@ -174,11 +178,14 @@ def test_manifests_for_other_settings_are_not_used(
     assert why in caplog.text
 
 
-@pytest.mark.parametrize("name", ["train.json", "valid.json", "test.json"])
+FILES = ["train.json", "valid.json", "test.json", "dialogues.json"]
+
+
+@pytest.mark.parametrize("name", FILES)
 def test_edited_missing_or_unfinished_manifests_are_not_used(prepared, name):
     path = prepared / name
     content = path.read_bytes()
-    path.write_bytes(content.replace(b"0.1", b"0.2"))
+    path.write_bytes(content.replace(b"Sch", b"sch"))
     assert not is_prepared(prepared, SETTINGS)
     path.unlink()
     assert not is_prepared(prepared, SETTINGS)
@@ -256,6 +263,71 @@ def test_a_missing_or_cut_manifest_says_what_to_do(prepared):
 def test_a_data_root_that_was_forgotten_is_named(prepared):
     with pytest.raises(CorpusError, match="no data_root was given"):
         read_manifest(prepared / "train.json", LABELS)
+
+
+def test_dialogues_are_the_rows_unless_there_are_other_turns(prepared):
+    text = "Schön, “so” \\n"
+    assert read_dialogues(prepared / "dialogues.json") == {
+        split: [Turn(0, "a", text), Turn(1, "a", text)]
+        for split in ("test", "train", "valid")
+    }
+
+
+def test_dialogues_keep_turns_that_are_no_rows(tmp_path, splits):
+    turns = {
+        split: [Turn(9, "b", ""), Turn(1, "a", "x"), Turn(0, "a", "“y”")]
+        for split in splits
+    }
+    turns["other"] = [Turn(0, "c", "z")]
+    write_manifests(tmp_path, splits, LABELS, SETTINGS, dialogues=turns)
+    ordered = {name: sorted(turns[name]) for name in turns}
+    assert read_dialogues(tmp_path / "dialogues.json") == ordered
+    edit(tmp_path / "dialogues.json", lambda names: names.pop("other"))
+    assert not is_prepared(tmp_path, SETTINGS)
+
+
+def test_a_row_that_is_in_no_dialogue_is_refused(tmp_path, splits):
+    turns = {split: [Turn(0, "a", "x")] for split in splits}
+    with pytest.raises(
+        CorpusError, match="'train_1' is turn 1 of dialogue 'train', which has"
+    ):
+        write_manifests(
+            tmp_path / "save", splits, LABELS, SETTINGS, dialogues=turns
+        )
+    assert not (tmp_path / "save").exists()
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda names: names["train"].reverse(),
+        lambda names: names["train"].append(names["train"][-1]),
+        lambda names: names["train"][0].pop(),
+        lambda names: names["train"].append(["2", "a", "x"]),
+        lambda names: names["train"].append([2, "a", None]),
+        lambda names: names.update(train="x"),
+    ],
+)
+def test_reading_refuses_a_bad_dialogue(prepared, change):
+    edit(prepared / "dialogues.json", change)
+    with pytest.raises(
+        CorpusError, match="dialogue 'train' is no list of"
+    ) as error:
+        read_dialogues(prepared / "dialogues.json")
+    assert "run the prepare step again" in str(error.value)
+
+
+def test_missing_and_damaged_dialogues_say_what_to_do(prepared):
+    path = prepared / "dialogues.json"
+    path.write_text("[]")
+    with pytest.raises(CorpusError, match="holds no dialogues: run the prep"):
+        read_dialogues(path)
+    path.write_text("[")
+    with pytest.raises(CorpusError, match="dialogues.json is damaged"):
+        read_dialogues(path)
+    path.unlink()
+    with pytest.raises(CorpusError, match="no manifest .*dialogues.json: run"):
+        read_dialogues(path)
 
 
 def test_an_empty_text_is_allowed(prepared):

@@ -4,11 +4,17 @@ import numpy as np
 import pytest
 import soundfile
 import torch
+from speechbrain.dataio.batch import PaddedBatch
 
 from emoq_modules.audio_files import AudioError
 from emoq_modules.backbones import load_tokenizer
 from emoq_modules.dataio import build_datasets, read_audio, training_labels
-from emoq_modules.manifest import Utterance, read_manifest, write_manifests
+from emoq_modules.manifest import (
+    Turn,
+    Utterance,
+    read_manifest,
+    write_manifests,
+)
 
 LABELS = ["sad", "angry", "neutral", "happy"]
 
@@ -132,7 +138,8 @@ def row(emotion, text="Oh no!"):
         "wav": f"{emotion}.wav",
         "text": text,
         "speaker": "Ross",
-        "dialogue": "dia1",
+        "dialogue": "d",
+        "turn": 0,
         "emotion": emotion,
     }
 
@@ -155,12 +162,14 @@ def test_items_hold_what_a_batch_needs(tokenizer):
         "label",
         "audio",
         "tokens",
+        "context",
     }
+    assert item["context"] == []
     assert (item["id"], item["text"], item["speaker"], item["dialogue"]) == (
         "u1",
         "Oh no!",
         "Ross",
-        "dia1",
+        "d",
     )
     assert item["audio"] is frames["sad.wav"]
     assert tokenizer.decode(item["tokens"]) == "<s>Oh no!</s>"
@@ -199,6 +208,86 @@ def test_empty_transcript_is_two_tokens(tokenizer):
     manifests = {"train": {"u1": row("sad", "")}}
     dataset = build_datasets(manifests, LABELS, None, tokenizer)["train"]
     assert tokenizer.decode(dataset[0]["tokens"]) == "<s></s>"
+
+
+# Two dialogues that are alike but for who speaks; of each the turns 1, 4 and 5
+# are rows, in an order that is not theirs.
+DIALOGUES = {
+    name: [
+        Turn(0, "Ross", f"{name} zero"),
+        Turn(1, speaker, f"{name} one"),
+        Turn(2, speaker, ""),
+        Turn(4, "Ross", f"{name} four"),
+        Turn(5, speaker, f"{name} five"),
+        Turn(7, "Ross", f"{name} seven"),
+    ]
+    for name, speaker in (("p", "Rachel"), ("q", "Joey"))
+}
+
+
+def contexts(number):
+    """Row -> its turns before, in a data set with so many of them."""
+    manifests = {
+        split: {
+            f"{name}{turn}": row("sad") | {"dialogue": name, "turn": turn}
+            for turn in (5, 1, 4)
+        }
+        for split, name in (("train", "p"), ("test", "q"))
+    }
+    datasets = build_datasets(
+        manifests,
+        LABELS,
+        None,
+        None,
+        dialogues=DIALOGUES,
+        context_turns=number,
+    )
+    return {
+        item["id"]: item["context"]
+        for dataset in datasets.values()
+        for item in dataset
+    }
+
+
+def test_context_is_the_turns_before_oldest_first_of_no_class_or_every():
+    assert contexts(2) == {
+        "p1": [("Ross", "p zero")],
+        "p4": [("Ross", "p zero"), ("Rachel", "p one")],
+        "p5": [("Rachel", "p one"), ("Ross", "p four")],
+        "q1": [("Ross", "q zero")],
+        "q4": [("Ross", "q zero"), ("Joey", "q one")],
+        "q5": [("Joey", "q one"), ("Ross", "q four")],
+    }
+
+
+@pytest.mark.parametrize("number", [0, 1, 2, 3, 100])
+def test_context_is_never_later_nor_of_another_dialogue(number):
+    for name, context in contexts(number).items():
+        told = {text for _, text in context}
+        before = {
+            turn.text
+            for turn in DIALOGUES[name[0]]
+            if turn.text and turn.turn < int(name[1])
+        }
+        assert told <= before
+        assert len(context) == min(number, len(before))
+
+
+def test_context_comes_through_a_batch_as_it_is():
+    manifests = {
+        "train": {
+            "u0": row("sad") | {"turn": 0, "dialogue": "p"},
+            "u1": row("sad") | {"turn": 5, "dialogue": "p"},
+        }
+    }
+    dataset = build_datasets(
+        manifests, LABELS, None, None, dialogues=DIALOGUES, context_turns=9
+    )["train"]
+    batch = PaddedBatch([dataset[0], dataset[1]])
+    assert [list(map(tuple, context)) for context in batch.context] == [
+        [],
+        [("Ross", "p zero"), ("Rachel", "p one"), ("Ross", "p four")],
+    ]
 
 
 def test_training_labels_are_those_of_the_items(tmp_path, tokenizer):

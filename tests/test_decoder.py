@@ -92,6 +92,59 @@ def test_posteriors_equal_the_full_computation(decoder, embeddings):
     torch.testing.assert_close(posteriors, expected, atol=1e-5, rtol=1e-5)
 
 
+CONTEXTS = [
+    [("Ross", "The meeting is on Tuesday."), (None, "Leave me alone.")],
+    [],
+    [("Rachel Green", "Oh no, what have you done to my car?")],
+]
+
+
+@pytest.fixture(scope="module")
+def context_decoder(llm):
+    torch.manual_seed(0)
+    user = f"Before: {{context}}\n{template().user}"
+    prompt = PromptTemplate("Name the emotion: {labels}.", user)
+    return SoftPromptDecoder(llm, prompt, LABELS, embedding_dim=DIM).eval()
+
+
+def test_context_in_a_padded_batch_is_that_of_each_alone(
+    context_decoder, embeddings
+):
+    arguments = (TEXTS, SPEAKERS, CONTEXTS)
+    together = context_decoder.posteriors(embeddings, *arguments)
+    alone = torch.cat(
+        [
+            context_decoder.posteriors(
+                embeddings[index : index + 1],
+                *(argument[index : index + 1] for argument in arguments),
+            )
+            for index in range(3)
+        ]
+    )
+    torch.testing.assert_close(together, alone, atol=1e-5, rtol=1e-5)
+    without = context_decoder.posteriors(embeddings, TEXTS, SPEAKERS)
+    moved = (together - without).abs().amax(dim=1)
+    assert moved[1] < 1e-5 < 1e-3 < min(moved[0], moved[2])
+
+
+def test_every_way_into_the_decoder_takes_the_context(
+    context_decoder, embeddings
+):
+    arguments = (embeddings, TEXTS, SPEAKERS, TARGETS)
+    loss = context_decoder.loss(*arguments, contexts=CONTEXTS)
+    assert loss != context_decoder.loss(*arguments)
+    torch.testing.assert_close(
+        context_decoder(*arguments, contexts=CONTEXTS), loss
+    )
+    posteriors = context_decoder.posteriors(*arguments[:-1], contexts=CONTEXTS)
+    for both in (
+        context_decoder.loss_and_posteriors(*arguments, contexts=CONTEXTS),
+        context_decoder(*arguments, with_posteriors=True, contexts=CONTEXTS),
+    ):
+        torch.testing.assert_close(both[0], loss)
+        torch.testing.assert_close(both[1], posteriors, atol=1e-5, rtol=1e-5)
+
+
 def test_loss_and_posteriors_in_one_pass_equal_both(decoder, embeddings):
     arguments = (embeddings, TEXTS, SPEAKERS)
     loss, posteriors = decoder.loss_and_posteriors(*arguments, TARGETS)

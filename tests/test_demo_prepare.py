@@ -9,7 +9,12 @@ import numpy as np
 import pytest
 import soundfile
 
-from emoq_modules.corpus import CorpusError, main, read_manifest
+from emoq_modules.corpus import (
+    CorpusError,
+    main,
+    read_dialogues,
+    read_manifest,
+)
 from emoq_modules.synthetic_corpus import plan_corpus
 
 ROOT = Path(__file__).parents[1]
@@ -67,6 +72,15 @@ def test_manifests_hold_the_plan_and_the_wavs_its_sound(prepared):
         assert row["duration"] == pytest.approx(len(samples) / rate)
         expected = plan.speak(planned)
         np.testing.assert_allclose(samples, expected, atol=2**-15)
+
+
+def test_dialogues_are_those_of_the_plan(prepared):
+    planned = {}
+    for turn in plan_corpus(**SIZES).utterances:
+        said = (turn.turn, turn.speaker, turn.text)
+        planned.setdefault(turn.dialogue, []).append(said)
+    assert read_dialogues(prepared[1] / "dialogues.json") == planned
+    assert {len(turns) for turns in planned.values()} == {8}
 
 
 def test_paths_in_the_manifests_move_with_the_data(prepared):

@@ -20,7 +20,7 @@ from corpus_folders import (
     write,
 )
 
-from emoq_modules.corpus import CorpusError, read_manifest
+from emoq_modules.corpus import CorpusError, read_dialogues, read_manifest
 
 recipe = load_recipe("EMODB/emodb_prepare.py")
 prepare = recipe.prepare_emodb
@@ -62,6 +62,15 @@ def test_a_file_name_tells_everything(corpus, tmp_path):
         for id_, row in all_rows(tmp_path / "save").items()
     }
     assert emotions == recipe.EMOTIONS
+
+
+def test_every_utterance_is_a_dialogue_of_one_turn(corpus, tmp_path):
+    prepare(corpus, tmp_path / "save", labels=SEVEN)
+    dialogues = read_dialogues(tmp_path / "save/dialogues.json")
+    assert dialogues == {
+        id_: [(0, row["speaker"], row["text"])]
+        for id_, row in all_rows(tmp_path / "save").items()
+    }
 
 
 @pytest.mark.parametrize("valid_speakers", [1, 2])

@@ -19,7 +19,7 @@ from corpus_folders import (
     write,
 )
 
-from emoq_modules.corpus import CorpusError, read_manifest
+from emoq_modules.corpus import CorpusError, read_dialogues, read_manifest
 
 recipe = load_recipe("IEMOCAP/iemocap_prepare.py")
 prepare = recipe.prepare_iemocap
@@ -131,6 +131,32 @@ def test_turns_follow_the_start_times_and_left_out_ones_count(
         (4, "M002"),
         (5, "F002"),
     ]
+
+
+def test_dialogues_have_every_turn_whatever_its_class_and_audio(
+    release, tmp_path
+):
+    wavs = release / "Session1/sentences/wav/Ses01F_impro01"
+    (wavs / "Ses01F_impro01_F001.wav").unlink()
+    (wavs / "Ses01F_impro01_M000.wav").write_bytes(wav_bytes()[:1000])
+    (release / "Session3/dialog/transcriptions/Ses03M_impro01.txt").unlink()
+    prepare(release, tmp_path / "save", labels=["neutral", "sad"])
+    dialogues = read_dialogues(tmp_path / "save/dialogues.json")
+    assert len(dialogues) == 15
+    # xxx, frustrated and the two without a good wav among them, in time.
+    assert dialogues["Ses01F_impro01"] == [
+        (0, "Ses01F", "Excuse me."),
+        (1, "Ses01M", "Yeah."),
+        (2, "Ses01M", "It's on!"),
+        (3, "Ses01F", "No!"),
+        (4, "Ses01M", "[LAUGHTER]"),
+        (5, "Ses01F", "café"),
+        (6, "Ses01M", "What?"),
+    ]
+    assert {turn.text for turn in dialogues["Ses03M_impro01"]} == {""}
+    for row in all_rows(tmp_path / "save").values():
+        turn = (row["turn"], row["speaker"], row["text"])
+        assert turn in dialogues[row["dialogue"]]
 
 
 def test_what_is_left_out_is_counted_by_reason(release, tmp_path, caplog):

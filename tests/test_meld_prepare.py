@@ -27,7 +27,7 @@ from corpus_folders import (
 
 from emoq_modules import clip_store
 from emoq_modules.audio_files import AudioError, extract_audio
-from emoq_modules.corpus import CorpusError, read_manifest
+from emoq_modules.corpus import CorpusError, read_dialogues, read_manifest
 
 recipe = load_recipe("MELD/meld_prepare.py")
 
@@ -157,6 +157,34 @@ def test_seven_classes_come_out_with_everything_known(raw, tmp_path):
     assert splits["train"]["train_dia0_utt3"]["turn"] == 3
     for split in splits:
         read_manifest(save / f"{split}.json", recipe.LABELS, save / "audio")
+
+
+def test_dialogues_have_every_turn_whatever_its_class_and_clip(raw, tmp_path):
+    save = tmp_path / "save"
+    prepare(raw, save, labels=FOUR)
+    # Dialogue 0 is two: of the training split, and of the development split.
+    assert read_dialogues(save / "dialogues.json") == {
+        "dev_dia0": [(0, "Dr. Drake Remoray", "What?"), (1, "Ross", "Hm.")],
+        "dev_dia110": [(7, "Ross", "Gone.")],  # no clip
+        "test_dia38": [
+            (4, "Mark", "Ah!"),  # of a class that is not wanted
+            (5, "Mark", "No."),
+            (6, "Mark", "Mute."),  # no sound
+        ],
+        "train_dia0": [
+            (0, "Ross", '“Oh”, she said, "no"!'),
+            (3, "Rachel", "Two lines, you know"),
+        ],
+        "train_dia1": [
+            (0, "Joey", "It’s me…"),
+            (1, "Monica", "You’re late"),
+        ],
+        "train_dia125": [(3, "Monica", "Ew.")],  # the clip is corrupt
+    }
+    rows = all_rows(save)
+    assert "test_dia38_utt4" not in rows
+    assert rows["test_dia38_utt5"]["dialogue"] == "test_dia38"
+    assert rows["train_dia0_utt3"]["dialogue"] == "train_dia0"
 
 
 def test_texts_are_repaired(raw, tmp_path):
@@ -519,6 +547,8 @@ def test_all_of_meld_leaves_9988_1108_2610(tmp_path, caplog):
     prepare_four = {"audio_folder": tmp_path / "audio", "labels": FOUR}
     recipe.prepare_meld(raw, tmp_path / "four", **prepare_four)
     four = read_splits(tmp_path / "four")
+    turns = read_dialogues(tmp_path / "four/dialogues.json").values()
+    assert sum(map(len, turns)) == 9989 + 1109 + 2610
     # Of the published 8245 + 897 + 2211, the two that have no audio are gone.
     assert {k: len(v) for k, v in four.items()} == {
         "train": 8244,

@@ -51,6 +51,43 @@ def test_files_get_the_posteriors_of_the_run(results, recognizer, rows):
         assert label == [LABELS[index.item()]]
 
 
+def test_files_with_turns_before_get_the_posteriors_of_the_run(
+    results, recognizer, rows, tmp_path
+):
+    stage1 = "tiny/emoq/fold1-seed1234/stage1"
+    (tmp_path / stage1).parent.mkdir(parents=True)
+    (tmp_path / stage1).symlink_to(results / stage1)
+    options = ["--context_turns", "2", "--number_of_epochs", "1"]
+    train.main(
+        [
+            *("hparams/emoq_stage2.yaml", "--preset", "tests/tiny.yaml"),
+            *("--results_folder", str(tmp_path), *options),
+        ]
+    )
+    stats = read_predictions(tmp_path / RUN)
+    folder = str(tmp_path / RUN / "recognizer")
+    with_context = EmotionRecognizer.from_hparams(folder)
+    said = []  # all of the dialogue so far, of which two turns count
+    for name, row in rows.items():
+        posteriors, *_ = with_context.classify_file(
+            row["wav"], row["text"], row["speaker"], said
+        )
+        expected = stats.posteriors[stats.ids.index(name)]
+        torch.testing.assert_close(posteriors[0], expected, atol=1e-4, rtol=0)
+        said.append((row["speaker"], row["text"]))
+    item = (row["wav"], row["text"], row["speaker"])
+    alone, *_ = with_context.classify_file(*item)
+    assert (posteriors - alone).abs().max() > 1e-3
+    with_context.hparams.speaker_in_prompt = False
+    anonymous, *_ = with_context.classify_file(*item, said)
+    nobody = [(None, text) for _, text in said]
+    expected, *_ = with_context.classify_file(*item, nobody)
+    assert torch.equal(anonymous, expected)
+    assert not torch.equal(anonymous, posteriors)
+    with pytest.raises(ValueError, match="trained without the turns before"):
+        recognizer.classify_file(*item, context=said)
+
+
 def test_batch_gives_what_each_recording_alone_does(recognizer):
     torch.manual_seed(0)
     wavs = 0.1 * torch.randn(2, 16000)

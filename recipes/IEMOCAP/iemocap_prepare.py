@@ -22,6 +22,7 @@ from typing import Literal
 from emoq_modules.audio_files import AudioError, audio_duration
 from emoq_modules.corpus import (
     CorpusError,
+    Turn,
     Utterance,
     check_choice,
     is_prepared,
@@ -139,7 +140,9 @@ def prepare_iemocap(
     }
     if is_prepared(save_folder, settings):
         return
-    utterances, left_out = _read(release, wavs, data_folder, labels)
+    spoken = _transcripts(release)
+    dialogues = _dialogues(release)
+    utterances, left_out = _read(dialogues, spoken, wavs, data_folder, labels)
     if set(labels) == set(LABELS):
         _compare_with_standard(utterances)
     if leave_out == "session":
@@ -152,7 +155,14 @@ def prepare_iemocap(
     rest = [u for u in utterances if u.id not in tested]
     train, valid = split_by_dialogue(rest, valid_fraction, seed)
     splits = {"train": train, "valid": valid, "test": test}
-    write_manifests(save_folder, splits, labels, settings, left_out)
+    turns = {
+        name: [
+            Turn(turn, _speaker(id_), spoken.get(id_, ""))
+            for turn, (_, id_, _) in enumerate(dialogue)
+        ]
+        for name, dialogue in dialogues.items()
+    }
+    write_manifests(save_folder, splits, labels, settings, left_out, turns)
 
 
 def _release_folder(data_folder):
@@ -167,12 +177,11 @@ def _release_folder(data_folder):
     )
 
 
-def _read(release, wavs, data_folder, labels):
+def _read(dialogues, spoken, wavs, data_folder, labels):
     """The utterances of the wanted classes, and the others by reason."""
-    spoken = _transcripts(release)
     joined = {} if "excited" in labels else {"exc": "happy"}
     utterances, left_out = [], defaultdict(list)
-    for dialogue, turns in _dialogues(release):
+    for dialogue, turns in dialogues.items():
         # Left-out turns count too, so that gaps in a dialogue stay visible.
         for turn, (_, id_, code) in enumerate(turns):
             emotion = joined.get(code) or EMOTIONS.get(code)
@@ -188,14 +197,13 @@ def _read(release, wavs, data_folder, labels):
                 logger.warning(f"{id_} is left out: {error}.")
                 left_out["unusable wav file"].append(id_)
                 continue
-            session, gender = id_[:5], id_.rsplit("_", 1)[1][0]
             utterances.append(
                 Utterance(
                     id=id_,
                     wav=rooted(wavs[id_], data_folder),
                     duration=duration,
-                    speaker=session + gender,
-                    session=session,
+                    speaker=_speaker(id_),
+                    session=id_[:5],
                     dialogue=dialogue,
                     turn=turn,
                     text=spoken.get(id_, ""),
@@ -211,11 +219,20 @@ def _read(release, wavs, data_folder, labels):
 def _dialogues(release):
     """Each dialogue's name and its (start, id, emotion code), in time."""
     # The pattern passes over "._*" files and the raters' subfolders.
-    for path in sorted(
-        release.glob("Session[1-5]/dialog/EmoEvaluation/Ses*.txt")
-    ):
-        turns = _TURN.findall(read_text(path))
-        yield path.stem, sorted((float(t), id_, code) for t, id_, code in turns)
+    return {
+        path.stem: sorted(
+            (float(start), id_, code)
+            for start, id_, code in _TURN.findall(read_text(path))
+        )
+        for path in sorted(
+            release.glob("Session[1-5]/dialog/EmoEvaluation/Ses*.txt")
+        )
+    }
+
+
+def _speaker(id_):
+    """The session, and the gender letter in the last part of the id."""
+    return id_[:5] + id_.rsplit("_", 1)[1][0]
 
 
 def _transcripts(release):

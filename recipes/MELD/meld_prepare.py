@@ -27,6 +27,7 @@ from emoq_modules.audio_files import write_atomically
 from emoq_modules.clip_store import ClipStore
 from emoq_modules.corpus import (
     CorpusError,
+    Turn,
     Utterance,
     check_choice,
     is_prepared,
@@ -129,7 +130,9 @@ def prepare_meld(
     }
     _report(store, rows)
     splits, left_out = _utterances(store, rows, labels)
-    write_manifests(save_folder, splits, labels, settings, left_out)
+    write_manifests(
+        save_folder, splits, labels, settings, left_out, _dialogues(rows)
+    )
 
 
 def _fill(store, data_folder):
@@ -287,28 +290,43 @@ def _utterances(store, rows, labels):
     splits = {split: [] for split in SPLITS.values()}
     left_out = defaultdict(list)
     for key, row in rows.items():
-        split, name = key.split("/")
         if key not in store.durations:
             left_out[store.faults.get(key, "the clip is missing")].append(key)
         elif row["Emotion"] not in labels:
             left_out[f"labelled '{row['Emotion']}'"].append(key)
         else:
-            dialogue, turn = name.split("_utt")
+            dialogue, turn = _place(key)
             season, episode = int(row["Season"]), int(row["Episode"])
-            splits[SPLITS[split]].append(
+            splits[SPLITS[key.split("/")[0]]].append(
                 Utterance(
-                    id=f"{split}_{name}",
+                    id=key.replace("/", "_"),
                     wav=rooted(store.path(key), store.folder),
                     duration=store.durations[key],
                     speaker=_repair(row["Speaker"]),
                     session=f"S{season:02d}E{episode:02d}",
-                    dialogue=f"{split}_{dialogue}",
-                    turn=int(turn),
+                    dialogue=dialogue,
+                    turn=turn,
                     text=_repair(row["Utterance"]),
                     emotion=row["Emotion"],
                 )
             )
     return splits, left_out
+
+
+def _dialogues(rows):
+    """Dialogue -> its turns, those without a clip or a wanted class too."""
+    dialogues = defaultdict(list)
+    for key, row in rows.items():
+        dialogue, turn = _place(key)
+        speaker, text = _repair(row["Speaker"]), _repair(row["Utterance"])
+        dialogues[dialogue].append(Turn(turn, speaker, text))
+    return dialogues
+
+
+def _place(key):
+    """The dialogue, named with its split as ids repeat, and the turn."""
+    dialogue, turn = key.replace("/", "_").split("_utt")
+    return dialogue, int(turn)
 
 
 def _report(store, rows):
