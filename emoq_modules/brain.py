@@ -17,13 +17,11 @@ from transformers import SchedulerType, get_scheduler
 from emoq_modules.checkpoints import CheckpointError, load_trainable
 from emoq_modules.configuration import ConfigurationError
 from emoq_modules.feature_store import round_trip
-from emoq_modules.metrics import EmotionStats
+from emoq_modules.metrics import MEASURES, EmotionStats
 from emoq_modules.pooling import length_mask
 from emoq_modules.prompt import without_speakers
 
 logger = get_logger(__name__)
-
-_MEASURES = ("WA", "UA", "WF1")
 
 
 class EmoQBrain(sb.Brain):
@@ -197,7 +195,7 @@ class EmoQBrain(sb.Brain):
         """
         self._check_choice("scheduler", [kind.value for kind in SchedulerType])
         # Used only after an epoch, which nobody should wait for in vain.
-        self._check_choice("selection_metric", ["last", "loss", *_MEASURES])
+        self._check_choice("selection_metric", ["last", "loss", *MEASURES])
         rates = self.hparams.learning_rates
         groups = {prefix: [] for prefix in rates}
         for name, parameter in self.modules.named_parameters():
@@ -261,7 +259,7 @@ class EmoQBrain(sb.Brain):
             self.train_loss = float(stage_loss)
             return
         figures = {"loss": float(stage_loss)}
-        figures.update({key: self.stats.summarize(key) for key in _MEASURES})
+        figures.update({key: self.stats.summarize(key) for key in MEASURES})
         if stage == sb.Stage.TEST:
             self.hparams.train_logger.log_stats(
                 {"epoch loaded": self.loaded_epoch},

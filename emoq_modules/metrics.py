@@ -1,7 +1,7 @@
 """What a recogniser is measured by: WA, UA and WF1.
 
 ``EmotionStats`` collects posteriors over a data set, as a SpeechBrain metric;
-``emotion_metrics`` is the arithmetic, on class indices alone.
+``emotion_metrics`` measures class indices, ``confusion_metrics`` counts.
 """
 
 from collections import Counter
@@ -9,6 +9,8 @@ from collections import Counter
 import numpy as np
 import torch
 from speechbrain.utils.metric_stats import MetricStats
+
+MEASURES = ("WA", "UA", "WF1")
 
 
 class EmotionStats(MetricStats):
@@ -130,7 +132,7 @@ class EmotionStats(MetricStats):
             A text stream.
         """
         summary = self.summarize()
-        for name in ("WA", "UA", "WF1"):
+        for name in MEASURES:
             filestream.write(f"{name}: {summary[name]:.2f} %\n")
         filestream.write(f"utterances: {summary['n']}\n\n")
         filestream.write("Confusion (rows: reference, columns: recognised)\n")
@@ -211,22 +213,52 @@ def emotion_metrics(targets, predictions, labels):
         )
     confusion = np.zeros((len(labels), len(labels)), dtype=int)
     np.add.at(confusion, (targets, predictions), 1)
-    hits = confusion.diagonal()
-    members, recognised = confusion.sum(axis=1), confusion.sum(axis=0)
-    # Where a class has no members there are no hits either: 0 / 1 is its
-    # F1, as in scikit-learn, and its recall is left out below.
-    recall = 100 * hits / np.maximum(members, 1)
-    f1 = 200 * hits / np.maximum(members + recognised, 1)
+    metrics = confusion_metrics(confusion)
     return {
-        "WA": float(100 * hits.sum() / members.sum()),
-        "UA": float(recall[members > 0].mean()),
-        "WF1": float(np.average(f1, weights=members)),
+        **{measure: float(metrics[measure]) for measure in MEASURES},
         "recall": {
-            label: float(value) if count else None
-            for label, value, count in zip(labels, recall, members, strict=True)
+            label: None if np.isnan(value) else float(value)
+            for label, value in zip(labels, metrics["recall"], strict=True)
         },
         "confusion": confusion.tolist(),
         "n": len(targets),
+    }
+
+
+def confusion_metrics(confusion):
+    """WA, UA, WF1 and recalls from confusion counts.
+
+    Arguments
+    ---------
+    confusion : np.ndarray
+        Counts by reference (row) and prediction (column), of any number of
+        sets at once, (..., C, C); none of them is empty.
+
+    Returns
+    -------
+    dict
+        ``WA``, ``UA`` and ``WF1``, (...), and ``recall``, (..., C), in percent.
+        The recall of a class that does not occur in the reference is NaN, and
+        has no part in UA.
+
+    Example
+    -------
+    >>> confusion_metrics(np.array([[[2, 1], [0, 1]], [[4, 0], [0, 0]]]))["UA"]
+    array([ 83.33333333, 100.        ])
+    """
+    hits = np.diagonal(confusion, axis1=-2, axis2=-1)
+    members, recognised = confusion.sum(axis=-1), confusion.sum(axis=-2)
+    total = members.sum(axis=-1)
+    # Where a class has no members there are no hits either: 0 / 1 is its
+    # F1, as in scikit-learn, and what its recall adds to UA.
+    recall = 100 * hits / np.maximum(members, 1)
+    f1 = 200 * hits / np.maximum(members + recognised, 1)
+    present = members > 0
+    return {
+        "WA": 100 * hits.sum(axis=-1) / total,
+        "UA": recall.sum(axis=-1) / present.sum(axis=-1),
+        "WF1": (f1 * members).sum(axis=-1) / total,
+        "recall": np.where(present, recall, np.nan),
     }
 
 

@@ -1,4 +1,4 @@
-"""Pictures of a run: its confusion matrix and its training curves.
+"""Pictures of a run: confusion matrix, training curves, reliability diagram.
 
 Figures are made without ``pyplot``, hence without a display and without state
 that a notebook or another library would share.
@@ -6,7 +6,13 @@ that a notebook or another library would share.
 
 import numpy as np
 from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator
+from matplotlib.ticker import MaxNLocator, PercentFormatter
+
+from emoq_modules.calibration import (
+    apply_temperature,
+    expected_calibration_error,
+    reliability,
+)
 
 # Okabe and Ito's palette, which colour-blind readers can tell apart.
 _BLUE, _ORANGE, _GREEN = "#0072B2", "#D55E00", "#009E73"
@@ -141,6 +147,74 @@ def plot_training_curves(history, best_epoch, title):
     rate.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
     rate.set_ylim(bottom=0)
     figure.suptitle(title, fontsize=11)
+    return figure
+
+
+def plot_reliability(posteriors, targets, temperature, title, bins=15):
+    """Draws a reliability diagram, before and after temperature scaling.
+
+    Arguments
+    ---------
+    posteriors : array_like
+        Of the test set, (N, C), as the system gives them.
+    targets : array_like
+        Class indices of the reference, (N,).
+    temperature : float
+        As :func:`emoq_modules.calibration.fit_temperature` finds it on the
+        validation set.
+    title : str
+        What was measured.
+    bins : int
+        Into how many the confidences from 0 to 1 are put.
+
+    Returns
+    -------
+    matplotlib.figure.Figure
+        Accuracy over confidence, with the expected calibration error (ECE) of
+        both, and below it how the utterances spread over the confidences.
+
+    Example
+    -------
+    >>> posteriors = [[0.95, 0.05], [0.85, 0.15], [0.3, 0.7]]
+    >>> figure = plot_reliability(posteriors, [0, 1, 1], 2.0, "toy corpus")
+    >>> [text.get_text() for text in figure.axes[0].get_legend().get_texts()]
+    ['perfect', 'T = 1, ECE 0.400', 'T = 2.00, ECE 0.429']
+    """
+    figure = Figure(figsize=(5.5, 6.5), layout="constrained")
+    diagram, spread = figure.subplots(2, sharex=True, height_ratios=[3, 1])
+    diagram.plot([0, 1], [0, 1], "--", color=_GREY, lw=1, label="perfect")
+    scaled = apply_temperature(posteriors, temperature)
+    edges = np.linspace(0, 1, bins + 1)
+    for values, name, colour, style in (
+        (posteriors, "T = 1", _BLUE, "o-"),
+        (scaled, f"T = {temperature:.2f}", _ORANGE, "s-"),
+    ):
+        confidence, accuracy, count = reliability(values, targets, bins)
+        error = expected_calibration_error(values, targets, bins)
+        filled = count > 0  # the line goes on over a bin without utterances
+        diagram.plot(
+            confidence[filled],
+            accuracy[filled],
+            style,
+            color=colour,
+            label=f"{name}, ECE {error:.3f}",
+            ms=5,
+        )
+        share = 100 * count / count.sum()
+        spread.stairs(share, edges, color=colour, fill=True, alpha=0.2)
+        spread.stairs(share, edges, color=colour, lw=1.5)
+    diagram.set_ylabel("accuracy")
+    diagram.set_ylim(-0.02, 1.02)  # a marker at the edge is whole
+    diagram.legend(fontsize=9, loc="best", frameon=False)
+    spread.set_ylabel("utterances")
+    spread.yaxis.set_major_formatter(PercentFormatter(decimals=0))
+    spread.set_xlabel("confidence (highest posterior)")
+    spread.set_xlim(0, 1.02)
+    for axes in (diagram, spread):
+        axes.grid(color="0.9")
+        axes.set_axisbelow(True)
+        axes.spines[["top", "right"]].set_visible(False)
+    diagram.set_title(title, fontsize=11)
     return figure
 
 

@@ -17,7 +17,7 @@ from pathlib import Path
 import torch
 
 from emoq_modules.audio_files import write_atomically
-from emoq_modules.metrics import EmotionStats, format_confusion
+from emoq_modules.metrics import MEASURES, EmotionStats, format_confusion
 from emoq_modules.plots import plot_confusion, plot_training_curves
 
 RESULTS_FILE = "results.json"
@@ -26,7 +26,6 @@ VALID_PREDICTIONS_FILE = "valid_predictions.csv"
 CONFUSION_FILE = "confusion_matrix.png"
 CURVES_FILE = "training_curves.png"
 
-MEASURES = ("WA", "UA", "WF1")
 _RUN_INFO = ("corpus", "fold", "stage", "seed", "seconds")
 _COLUMNS = ["id", "label", "prediction", "dialogue"]
 _PACKAGES = ("torch", "speechbrain", "transformers", "peft", "emoq")

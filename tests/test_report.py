@@ -11,8 +11,17 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.image import imread
 from sklearn.metrics import accuracy_score, balanced_accuracy_score, f1_score
 
+from emoq_modules.calibration import (
+    apply_temperature,
+    expected_calibration_error,
+    reliability,
+)
 from emoq_modules.metrics import EmotionStats
-from emoq_modules.plots import plot_confusion, plot_training_curves
+from emoq_modules.plots import (
+    plot_confusion,
+    plot_reliability,
+    plot_training_curves,
+)
 from emoq_modules.report import (
     ResultsError,
     format_summary,
@@ -321,6 +330,28 @@ def test_curves_show_every_value_and_mark_the_best_epoch():
     assert drawn["learning rate"].get_ydata()[0] == 1e-4
     assert {"training", "validation", "WA", "WF1"} < set(drawn)
     assert list(drawn["best epoch (4)"].get_xdata()) == [4, 4]
+
+
+def test_reliability_is_drawn_before_and_after_scaling():
+    stats = random_stats(n=400)
+    figure = plot_reliability(stats.posteriors, stats.targets, 2.5, "MELD")
+    diagram, spread = figure.axes
+    _, before, after = diagram.lines
+    scaled = apply_temperature(stats.posteriors, 2.5)
+    for line, name, posteriors in (
+        (before, "T = 1", stats.posteriors),
+        (after, "T = 2.50", scaled),
+    ):
+        expected = reliability(posteriors, stats.targets)
+        filled = expected.count > 0
+        assert (line.get_xdata() == expected.confidence[filled]).all()
+        assert (line.get_ydata() == expected.accuracy[filled]).all()
+        error = expected_calibration_error(posteriors, stats.targets)
+        assert line.get_label() == f"{name}, ECE {error:.3f}"
+        drawn = [patch.get_data().values for patch in spread.patches]
+        share = 100 * expected.count / 400
+        assert any(np.array_equal(values, share) for values in drawn)
+    assert diagram.get_title() == "MELD"
 
 
 def test_the_summary_names_every_run_and_confuses_the_last():
