@@ -49,6 +49,8 @@ from emoq_modules.report import (
 
 logger = get_logger(__name__)
 
+_SETTINGS_FILE = "hyperparams.yaml"
+
 # May change between two starts of a run: its result does not depend on them.
 _FREE_TO_CHANGE = {
     "num_workers",
@@ -135,6 +137,30 @@ def chosen_folds(folds, plain):
 def stage_1_of(experiment):
     """The experiment that stage 2 starts from, which lies beside its own."""
     return Path(experiment).with_name("emoq_stage1.yaml")
+
+
+def check_settings(folder, resolved):
+    """Whether the run in a folder is this very run.
+
+    Raises
+    ------
+    ConfigurationError
+        If it was made with other settings, of those that its result depends on.
+    """
+    saved = Path(folder, _SETTINGS_FILE)
+    if not saved.exists():
+        return
+    changed = differences(resolved, saved.read_text(encoding="utf-8"))
+    fixed = {k: v for k, v in changed.items() if k not in _FREE_TO_CHANGE}
+    if fixed:
+        key, (before, now) = next(iter(fixed.items()))
+        others = f" (and {len(fixed) - 1} more)" if len(fixed) > 1 else ""
+        raise ConfigurationError(
+            f"{folder} holds a run with other settings: {key} was "
+            f"{shorten(before, 60)!r} and is now {shorten(now, 60)!r}"
+            f"{others}. Choose another "
+            "--results_folder or --variant, or delete that folder."
+        )
 
 
 def _run_fold(experiment, presets, options, run_opts):
@@ -285,24 +311,12 @@ def _load_in_turn(resolved):
 def _enter_output_folder(folder, resolved):
     """Makes the run's folder, or checks that it holds this very run."""
     folder = Path(folder)
-    saved = folder / "hyperparams.yaml"
     # A start that failed before its first checkpoint leaves nothing to keep.
-    to_keep = [*folder.glob("save/*"), *folder.glob(RESULTS_FILE)]
-    if saved.exists() and to_keep:
-        changed = differences(resolved, saved.read_text(encoding="utf-8"))
-        fixed = {k: v for k, v in changed.items() if k not in _FREE_TO_CHANGE}
-        if fixed:
-            key, (before, now) = next(iter(fixed.items()))
-            others = f" (and {len(fixed) - 1} more)" if len(fixed) > 1 else ""
-            raise ConfigurationError(
-                f"{folder} holds a run with other settings: {key} was "
-                f"{shorten(before, 60)!r} and is now {shorten(now, 60)!r}"
-                f"{others}. Choose another "
-                "--results_folder or --variant, or delete that folder."
-            )
+    if any(folder.glob("save/*")) or (folder / RESULTS_FILE).exists():
+        check_settings(folder, resolved)
     sb.create_experiment_directory(folder)
     if if_main_process():
-        write_atomically(saved, resolved.encode())
+        write_atomically(folder / _SETTINGS_FILE, resolved.encode())
     ddp_barrier()
 
 
@@ -343,6 +357,9 @@ def _audio_source(hparams, manifests, device, progressbar):
 
 def _write_results(resolved, hparams, best_epoch, measured, costs):
     folder = Path(hparams["output_folder"])
+    if hparams["stage"] == 2:
+        # Before the results, which tell that the run is done.
+        save_recognizer(folder / "recognizer", resolved, hparams)
     described = ("corpus", "variant", "fold", "stage", "seed")
     write_results(
         folder,
@@ -353,11 +370,10 @@ def _write_results(resolved, hparams, best_epoch, measured, costs):
         measured["valid"],
     )
     if hparams["stage"] == 1:
-        # The classifier is discarded, the EmoQ-Former goes on to stage 2.
+        # The classifier is discarded, the EmoQ-Former goes on to stage 2. After
+        # the results: where these weights are, stage 2 looks no further.
         weights = Path(hparams["fusion_weights"])
         partial = weights.with_suffix(".partial")
         save_trainable(hparams["fusion"], partial)
         os.replace(partial, weights)
-    else:
-        save_recognizer(folder / "recognizer", resolved, hparams)
     logger.info(f"Results are in {folder}")

@@ -9,6 +9,7 @@ this machine or on another that shares the folder, is left to it.
 import fcntl
 import json
 import os
+import shlex
 import subprocess
 import sys
 import time
@@ -28,7 +29,11 @@ from emoq_modules.configuration import (
     known_options,
     load,
 )
-from emoq_modules.experiment import chosen_folds, stage_1_of
+from emoq_modules.experiment import (
+    check_settings,
+    chosen_folds,
+    stage_1_of,
+)
 from emoq_modules.report import RESULTS_FILE
 
 logger = get_logger(__name__)
@@ -56,6 +61,8 @@ class Stage:
         The training utterances.
     epochs : int
         How many there are at most.
+    settings : str
+        The composed experiment.
     """
 
     number: int
@@ -63,6 +70,7 @@ class Stage:
     folder: Path
     manifest: Path
     epochs: int
+    settings: str
 
     @property
     def is_done(self):
@@ -163,10 +171,13 @@ def plan(table, presets=(), arguments=(), folds="all", seeds=None, rows=None):
     Raises
     ------
     ConfigurationError
-        If a row, a fold, a key or a preset does not exist.
+        If a row, a fold, a key or a preset does not exist, no run has a key
+        for an argument, or two runs would share a folder.
     """
+    chosen = _chosen_rows(table, rows)
+    _check_each_is_taken(arguments, chosen)
     runs = []
-    for row in _chosen_rows(table, rows):
+    for row in chosen:
         experiment = str(PROJECT / row["run"]["experiment"])
         laid = [
             str(PROJECT / table["corpus"]),
@@ -178,15 +189,16 @@ def plan(table, presets=(), arguments=(), folds="all", seeds=None, rows=None):
         plain = load(compose(experiment, laid, options), keys=[])
         for seed in seeds or [plain["seed"]]:
             for fold in chosen_folds(folds, plain):
-                chosen = change(options, fold=int(fold), seed=seed)
+                settings = change(options, fold=int(fold), seed=seed)
                 command = [experiment]
                 for preset in laid:
                     command += ["--preset", preset]
                 command += [*taken, "--fold", fold, "--seed", str(seed)]
-                stages = _stages(experiment, laid, chosen)
+                stages = _stages(experiment, laid, settings)
                 runs.append(
                     Run(row["name"], int(fold), seed, tuple(command), stages)
                 )
+    _check_folders_differ(runs)
     return runs
 
 
@@ -233,9 +245,27 @@ def describe_plan(runs):
         lines += [
             f"At most {_duration(total)}{more}; training may stop earlier.",
             "",
-            *(f"python {PROJECT / 'train.py'} {_quoted(r)}" for r in left),
+            *(_command(run) for run in left),
         ]
     return "\n".join(lines)
+
+
+def check_done(runs):
+    """Whether what is there was made with the settings that are asked for.
+
+    Arguments
+    ---------
+    runs : list of Run
+        What ``plan`` returned.
+
+    Raises
+    ------
+    ConfigurationError
+        If it was made with others.
+    """
+    for stage in (stage for run in runs for stage in run.stages):
+        if stage.is_done:
+            check_settings(stage.folder, stage.settings)
 
 
 def run_all(runs, wait=True):
@@ -252,7 +282,13 @@ def run_all(runs, wait=True):
     -------
     list of Run
         Those that failed, or that are left to others.
+
+    Raises
+    ------
+    ConfigurationError
+        If what is there was made with other settings.
     """
+    check_done(runs)
     left, failed = [run for run in runs if not run.is_done], []
     done = len(runs) - len(left)
     while left:
@@ -285,18 +321,42 @@ def _chosen_rows(table, names):
                 f"Table {table['table']} has no row {name!r} that can be run; "
                 f"it has {', '.join(rows)}."
             )
-    return [rows[name] for name in names or rows]
+    return [rows[name] for name in dict.fromkeys(names or rows)]
+
+
+def _check_each_is_taken(arguments, rows):
+    taken = {
+        tuple(group)
+        for row in rows
+        for group in _grouped(
+            _taken_by(str(PROJECT / row["run"]["experiment"]), arguments)
+        )
+    }
+    for group in _grouped(arguments):
+        if tuple(group) not in taken:
+            raise ConfigurationError(
+                f"{group[0]} is no key of the experiments of these rows, so "
+                "no run would get it. If it is one of the stage before, put it "
+                "into a preset's section stage1, and give that by --preset."
+            )
+
+
+def _check_folders_differ(runs):
+    owner = {}
+    for run in runs:
+        for stage in run.stages:
+            other = owner.setdefault(stage.folder, run)
+            if other is not run:
+                raise ConfigurationError(
+                    f"{other} and {run} would both write to {stage.folder}: "
+                    "leave the variant and the output_folder to the table."
+                )
 
 
 def _taken_by(experiment, arguments):
     """Leaves out options that only the other stage has a key for."""
-    groups = []
-    for argument in arguments:
-        if argument.startswith("--") or not groups:
-            groups.append([])
-        groups[-1].append(argument)
     taken = []
-    for group in groups:
+    for group in _grouped(arguments):
         key = group[0].lstrip("-").split("=")[0]
         others = {
             str(path)
@@ -308,9 +368,20 @@ def _taken_by(experiment, arguments):
     return taken
 
 
+def _grouped(arguments):
+    """Each option with its values."""
+    groups = []
+    for argument in arguments:
+        if argument.startswith("--") or not groups:
+            groups.append([])
+        groups[-1].append(argument)
+    return groups
+
+
 def _stages(experiment, presets, options):
     """The stages of a run: its own, and before it the one it starts from."""
-    plain = load(compose(experiment, presets, options), keys=[])
+    resolved = compose(experiment, presets, options)
+    plain = load(resolved, keys=[])
     stages = [
         Stage(
             plain["stage"],
@@ -318,6 +389,7 @@ def _stages(experiment, presets, options):
             Path(plain["output_folder"]),
             Path(plain["manifest_folder"]) / "train.json",
             plain["number_of_epochs"],
+            resolved,
         )
     ]
     if plain["stage"] == 2 and plain["fusion_weights"] is not None:
@@ -375,10 +447,11 @@ def _run(run, lock):
     return subprocess.run(command, pass_fds=[lock.fileno()]).returncode
 
 
-def _quoted(run):
-    return subprocess.list2cmdline(
-        [os.path.relpath(a) if Path(a).is_file() else a for a in run.arguments]
-    )
+def _command(run):
+    """What starts a run, for a shell in the present folder."""
+    words = [str(PROJECT / "train.py"), *run.arguments]
+    short = [os.path.relpath(w) if Path(w).is_file() else w for w in words]
+    return shlex.join(["python", *short])
 
 
 def _duration(seconds):
