@@ -4,12 +4,13 @@ Figures are made without ``pyplot``, hence without a display and without state
 that a notebook or another library would share.
 """
 
+import io
+
 import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 
 from emoq_modules.calibration import (
-    apply_temperature,
     expected_calibration_error,
     reliability,
 )
@@ -150,18 +151,15 @@ def plot_training_curves(history, best_epoch, title):
     return figure
 
 
-def plot_reliability(posteriors, targets, temperature, title, bins=15):
-    """Draws a reliability diagram, before and after temperature scaling.
+def plot_reliability(systems, targets, title, bins=15):
+    """Draws a reliability diagram, say before and after temperature scaling.
 
     Arguments
     ---------
-    posteriors : array_like
-        Of the test set, (N, C), as the system gives them.
+    systems : dict
+        One or two posteriors of the test set, each (N, C), by name.
     targets : array_like
         Class indices of the reference, (N,).
-    temperature : float
-        As :func:`emoq_modules.calibration.fit_temperature` finds it on the
-        validation set.
     title : str
         What was measured.
     bins : int
@@ -171,23 +169,22 @@ def plot_reliability(posteriors, targets, temperature, title, bins=15):
     -------
     matplotlib.figure.Figure
         Accuracy over confidence, with the expected calibration error (ECE) of
-        both, and below it how the utterances spread over the confidences.
+        each, and below it how the utterances spread over the confidences.
 
     Example
     -------
     >>> posteriors = [[0.95, 0.05], [0.85, 0.15], [0.3, 0.7]]
-    >>> figure = plot_reliability(posteriors, [0, 1, 1], 2.0, "toy corpus")
+    >>> figure = plot_reliability({"T = 1": posteriors}, [0, 1, 1], "toy")
     >>> [text.get_text() for text in figure.axes[0].get_legend().get_texts()]
-    ['perfect', 'T = 1, ECE 0.400', 'T = 2.00, ECE 0.429']
+    ['perfect', 'T = 1, ECE 0.400']
     """
     figure = Figure(figsize=(5.5, 6.5), layout="constrained")
     diagram, spread = figure.subplots(2, sharex=True, height_ratios=[3, 1])
     diagram.plot([0, 1], [0, 1], "--", color=_GREY, lw=1, label="perfect")
-    scaled = apply_temperature(posteriors, temperature)
     edges = np.linspace(0, 1, bins + 1)
-    for values, name, colour, style in (
-        (posteriors, "T = 1", _BLUE, "o-"),
-        (scaled, f"T = {temperature:.2f}", _ORANGE, "s-"),
+    styles = [(_BLUE, "o-"), (_ORANGE, "s-")][: len(systems)]
+    for (name, values), (colour, style) in zip(
+        systems.items(), styles, strict=True
     ):
         confidence, accuracy, count = reliability(values, targets, bins)
         error = expected_calibration_error(values, targets, bins)
@@ -216,6 +213,23 @@ def plot_reliability(posteriors, targets, temperature, title, bins=15):
         axes.spines[["top", "right"]].set_visible(False)
     diagram.set_title(title, fontsize=11)
     return figure
+
+
+def as_png(figure):
+    """A figure as the bytes of a PNG file; the same figure, the same bytes.
+
+    Arguments
+    ---------
+    figure : matplotlib.figure.Figure
+        Such as the others here return.
+
+    Returns
+    -------
+    bytes
+    """
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=150)
+    return buffer.getvalue()
 
 
 def _curve(axes, history, key, label, colour, style):

@@ -18,7 +18,11 @@ import torch
 
 from emoq_modules.audio_files import write_atomically
 from emoq_modules.metrics import MEASURES, EmotionStats, format_confusion
-from emoq_modules.plots import plot_confusion, plot_training_curves
+from emoq_modules.plots import (
+    as_png,
+    plot_confusion,
+    plot_training_curves,
+)
 
 RESULTS_FILE = "results.json"
 PREDICTIONS_FILE = "predictions.csv"
@@ -99,11 +103,11 @@ def write_results(
     title = _title(run_info)
     content = {
         PREDICTIONS_FILE: _predictions_csv(stats),
-        CONFUSION_FILE: _png(plot_confusion(stats.labels, metrics, title)),
+        CONFUSION_FILE: as_png(plot_confusion(stats.labels, metrics, title)),
     }
     if history:
         curves = plot_training_curves(history, best_epoch, title)
-        content[CURVES_FILE] = _png(curves)
+        content[CURVES_FILE] = as_png(curves)
     if valid_stats is not None:
         valid = valid_stats.summarize()
         results["valid"] = {measure: valid[measure] for measure in MEASURES}
@@ -299,12 +303,6 @@ def _title(run_info):
 def _json(values):
     text = json.dumps(values, indent=2, ensure_ascii=False, allow_nan=False)
     return f"{text}\n".encode()
-
-
-def _png(figure):
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=150)
-    return buffer.getvalue()
 
 
 def _predictions_csv(stats):

@@ -334,10 +334,12 @@ def test_curves_show_every_value_and_mark_the_best_epoch():
 
 def test_reliability_is_drawn_before_and_after_scaling():
     stats = random_stats(n=400)
-    figure = plot_reliability(stats.posteriors, stats.targets, 2.5, "MELD")
+    scaled = apply_temperature(stats.posteriors, 2.5)
+    figure = plot_reliability(
+        {"T = 1": stats.posteriors, "T = 2.50": scaled}, stats.targets, "MELD"
+    )
     diagram, spread = figure.axes
     _, before, after = diagram.lines
-    scaled = apply_temperature(stats.posteriors, 2.5)
     for line, name, posteriors in (
         (before, "T = 1", stats.posteriors),
         (after, "T = 2.50", scaled),
