@@ -4,8 +4,16 @@ import argparse
 import sys
 
 from emoq_modules.command_line import exit_status
+from emoq_modules.comparison import format_rows, report_folder, write_report
 from emoq_modules.configuration import ConfigurationError
-from emoq_modules.reproduce import describe_plan, plan, read_table, run_all
+from emoq_modules.reproduce import (
+    check_done,
+    describe_plan,
+    plan,
+    read_table,
+    run_all,
+)
+from emoq_modules.table_results import read_rows
 
 
 def main(arguments=None):
@@ -35,10 +43,10 @@ def _add_reproduce(commands):
         "reproduce",
         help="repeat a table of the paper",
         description=(
-            "Runs what a table of the paper is made of. What is there is not "
-            "run again; stopped, the same command goes on. Any other option "
-            "goes to train.py: --data_folder, --results_folder, --device, any "
-            "key of the experiment."
+            "Runs what a table of the paper is made of, and writes a report. "
+            "What is there is not run again; stopped, the same command goes "
+            "on. Any other option goes to train.py: --data_folder, "
+            "--results_folder, --device, any key of the experiment."
         ),
         allow_abbrev=False,
     )
@@ -67,25 +75,36 @@ def _add_reproduce(commands):
         action="store_true",
         help="list the runs, what they will cost and their commands",
     )
+    command.add_argument(
+        "--report",
+        action="store_true",
+        help="run nothing, and write the report of what is there",
+    )
     command.set_defaults(function=_reproduce)
 
 
 def _reproduce(own, rest):
-    runs = plan(
-        read_table(_number(own.table)),
-        own.preset,
-        rest,
-        own.fold,
-        _seeds(own.seed),
-        own.row,
-    )
+    table, seeds = read_table(_number(own.table)), _seeds(own.seed)
+    runs = plan(table, own.preset, rest, own.fold, seeds, own.row)
     if own.dry_run:
         print(describe_plan(runs))
         return 0
-    failed = run_all(runs)
-    for run in failed:
-        print(f"Not finished: {run}", file=sys.stderr)
-    return 1 if failed else 0
+    # A report is of the whole table, whatever part of it this command runs.
+    whole = plan(table, own.preset, rest, "all", seeds)
+    check_done(whole)
+    if not own.report:
+        for run in run_all(runs):
+            print(f"Not finished: {run}", file=sys.stderr)
+    _report(table, whole)
+    return 0 if all(run.is_done for run in runs) else 1
+
+
+def _report(table, runs):
+    rows, folder = read_rows(table, runs), report_folder(table, runs)
+    for missing in write_report(table, rows, folder):
+        print(f"Missing: {missing}", file=sys.stderr)
+    print(f"\n{format_rows(table, rows)}")
+    print(f"\nReport\n  {folder / 'report.html'}")
 
 
 def _number(table):
@@ -101,7 +120,7 @@ def _seeds(text):
     if text is None:
         return None
     try:
-        return [int(seed) for seed in text.split(",")]
+        return list(dict.fromkeys(int(seed) for seed in text.split(",")))
     except ValueError:
         raise ConfigurationError(
             f"--seed is {text!r}; it has to be numbers: 1234 or 1234,1235."
