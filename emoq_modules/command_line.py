@@ -68,10 +68,14 @@ def exit_status(main, arguments):
     Returns
     -------
     int
-        What ``main`` returns, 0 for None, or 2 after an error message.
+        What ``main`` returns, 0 for None, 2 after an error message, or 130
+        where the person stopped it.
     """
     try:
         return main(arguments) or 0
+    except KeyboardInterrupt:
+        print("\nstopped: the same command goes on from here", file=sys.stderr)
+        return 130
     except _FOR_THE_PERSON as error:
         # A data loader's worker puts its traceback before the error's words.
         message = str(error).split(f"{type(error).__name__}: ")[-1].strip()

@@ -544,3 +544,12 @@ def test_a_mistake_can_be_corrected_in_the_same_folder(tmp_path, monkeypatch):
     wrong = again("--selection_metric", "UAR")
     assert start(*wrong) == 2
     assert start(*again()) == 0
+
+
+def test_who_stops_a_run_is_told_how_it_goes_on(monkeypatch, capsys):
+    def stopped(arguments):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(train, "main", stopped)
+    assert train.run([STAGE2]) == 130
+    assert "the same command goes on" in capsys.readouterr().err
