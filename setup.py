@@ -39,8 +39,8 @@ setup(
         "safetensors>=0.4.5",
         "tokenizers>=0.22",
         "numpy>=1.26",
-        # Run with 1.17 only: 1.15 is the first whose bootstrap takes ``rng``,
-        # and the last for Python 3.10.
+        # 1.15 is the first whose bootstrap takes ``rng``, and the last for
+        # Python 3.10.
         "scipy>=1.15",
         "soundfile>=0.12.1",
         "matplotlib>=3.8",

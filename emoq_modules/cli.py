@@ -76,6 +76,11 @@ def _add_reproduce(commands):
         help="list the runs, what they will cost and their commands",
     )
     command.add_argument(
+        "--no_wait",
+        action="store_true",
+        help="do not wait for the runs that other processes are at",
+    )
+    command.add_argument(
         "--report",
         action="store_true",
         help="run nothing, and write the report of what is there",
@@ -93,7 +98,7 @@ def _reproduce(own, rest):
     whole = plan(table, own.preset, rest, "all", seeds)
     check_done(whole)
     if not own.report:
-        for run in run_all(runs):
+        for run in run_all(runs, wait=not own.no_wait):
             print(f"Not finished: {run}", file=sys.stderr)
     _report(table, whole)
     return 0 if all(run.is_done for run in runs) else 1

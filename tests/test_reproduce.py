@@ -205,6 +205,20 @@ def test_a_run_that_another_process_is_at_is_left_to_it(tmp_path, started):
     assert started.runs == [second, first]
 
 
+def test_a_command_that_need_not_wait_ends_while_others_are_at_work(
+    tmp_path, started, capsys
+):
+    first, second = tiny_plan(tmp_path)
+    first.folder.parent.mkdir(parents=True)
+    options = ["--preset", TINY, "--results_folder", str(tmp_path)]
+    with (first.folder.parent / ".lock").open("a") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        row = ["--row", first.row]
+        assert main(["reproduce", "table6", *options, *row, "--no_wait"]) == 1
+    assert started.runs == []
+    assert f"Not finished: {first}" in capsys.readouterr().err
+
+
 def test_it_waits_for_what_another_process_is_at(
     tmp_path, started, monkeypatch
 ):
