@@ -42,6 +42,7 @@ setup(
         # 1.15 is the first whose bootstrap takes ``rng``, and the last for
         # Python 3.10.
         "scipy>=1.15",
+        "scikit-learn>=1.4",
         "soundfile>=0.12.1",
         "matplotlib>=3.8",
         "tqdm>=4.66",
@@ -57,7 +58,6 @@ setup(
             "av>=13",
             "pytest>=8",
             "ruff>=0.12",
-            "scikit-learn>=1.4",
         ],
     },
 )

@@ -72,11 +72,14 @@ class EmoQBrain(sb.Brain):
         return wavs, lens.to(wavs.device)
 
     def embeddings(self, batch, stage):
-        """Embeddings e'_q of a batch, ``(B, d_h)``."""
+        """Embeddings e'_q of a batch, ``(B, d_h)``; those of a test stay."""
         tokens, token_lens = batch.tokens
-        return self.modules["fusion"](
+        embeddings = self.modules["fusion"](
             *self.audio_frames(batch, stage), tokens, token_lens
         )
+        if stage == sb.Stage.TEST:
+            self.tested_embeddings += embeddings.detach().float().cpu().unbind()
+        return embeddings
 
     def loss_weight(self, batch):
         """What a batch counts in the mean over accumulated batches."""
@@ -178,6 +181,9 @@ class EmoQBrain(sb.Brain):
     def evaluate(self, test_set, *args, split="test", **kwargs):
         """Measures the weights of the best epoch; ``stats`` holds the result.
 
+        ``tested_embeddings`` holds the embeddings, ``(d_h,)`` each, in the
+        order of ``stats``; it is empty where there is no audio.
+
         Takes the arguments of ``sb.Brain.evaluate``, and ``split``, what the
         log calls the set: ``valid`` or ``test``.
         """
@@ -249,6 +255,7 @@ class EmoQBrain(sb.Brain):
     def on_stage_start(self, stage, epoch=None):
         """Starts new statistics."""
         self.stats = EmotionStats(self.hparams.labels)
+        self.tested_embeddings = []
         if stage == sb.Stage.TRAIN:
             self.accumulated_weight = 0
             self.epoch_started = time.perf_counter()

@@ -3,7 +3,6 @@
 As Markdown, as HTML, and in short for a terminal.
 """
 
-import re
 import shlex
 from pathlib import Path
 
@@ -20,10 +19,10 @@ from emoq_modules.document import (
     as_html,
     as_markdown,
 )
-from emoq_modules.plots import as_png, plot_confusion, plot_reliability
-from emoq_modules.report import CURVES_FILE, ResultsError
+from emoq_modules.report import ResultsError
 from emoq_modules.reproduce import PROJECT
 from emoq_modules.statistics import bootstrap_interval, paired_bootstrap
+from emoq_modules.table_pictures import draw_row
 from emoq_modules.table_results import NOTHING, counted
 
 
@@ -204,7 +203,7 @@ def _in_detail(table, rows):
             "Mean and standard deviation (n − 1) are over runs. “Pooled” is "
             "of the utterances of all folds together, and of seeds the mean. "
             "The interval is a percentile bootstrap interval over whole "
-            f"dialogues{_part(rows[0])}; it says nothing of other seeds. The "
+            f"dialogues{rows[0].scope}; it says nothing of other seeds. The "
             "difference to the paper is that of “pooled”."
         ),
     ]
@@ -277,7 +276,7 @@ def _against_the_last(table, rows, whole):
         *page,
         Text(
             f"How much better {last.name} is than each, in points, on the "
-            f"same utterances{_part(last)}: paired bootstrap over whole "
+            f"same utterances{last.scope}: paired bootstrap over whole "
             "dialogues. p is two-sided and not corrected for the number of "
             "comparisons; 0.0002 is the smallest there can be."
         ),
@@ -297,7 +296,7 @@ def _recalls(rows):
     ]
     return [
         Heading(2, "Recall of each class"),
-        Text(f"In percent{_part(rows[0])}."),
+        Text(f"In percent{rows[0].scope}."),
         Table(["class", "utterances", *(row.name for row in rows)], cells),
     ]
 
@@ -319,7 +318,7 @@ def _confidence(rows):
         Heading(2, "Confidence"),
         Text(
             "Expected calibration error (ECE; 0 to 1, 15 bins) on the test "
-            f"utterances{_part(rows[0])}, before and after temperature "
+            f"utterances{rows[0].scope}, before and after temperature "
             "scaling. The temperature is fitted on validation alone, for each "
             "fold on its own; 0.05 and 20 are the ends of what is searched."
         ),
@@ -335,49 +334,8 @@ def _pictures(rows):
     """Of each complete row; numbered as the table's rows are."""
     page = [Heading(2, "Pictures")]
     for number, row in enumerate(rows, start=1):
-        if row.stats is None:
-            continue
-        slug = re.sub(r"\W+", "-", row.name.lower(), flags=re.ASCII).strip("-")
-
-        def picture(kind, png, caption, stem=f"{number}-{slug}"):
-            return Picture(f"{stem}-{kind}.png", png, caption)
-
-        figure = plot_confusion(
-            row.stats.labels, row.stats.summarize(), row.name
-        )
-        page += [
-            Heading(3, row.name),
-            picture(
-                "confusion",
-                as_png(figure),
-                f"{row.name}: confusion{_part(row)}.",
-            ),
-        ]
-        if row.calibration is not None:
-            found = row.calibration
-            figure = plot_reliability(
-                {"as given": found.given, f"T = {_span(found)}": found.scaled},
-                found.targets,
-                row.name,
-            )
-            page.append(
-                picture(
-                    "reliability",
-                    as_png(figure),
-                    f"{row.name}: accuracy over confidence{_part(row)}.",
-                )
-            )
-        curves = row.runs[0].folder / CURVES_FILE
-        if curves.exists():
-            run = row.runs[0]
-            page.append(
-                picture(
-                    "training",
-                    curves.read_bytes(),
-                    f"{row.name}: training, stage {run.stages[-1].number}, "
-                    f"fold {run.fold}, seed {run.seed}.",
-                )
-            )
+        if row.stats is not None:
+            page += [Heading(3, row.name), *draw_row(row, number)]
     return page
 
 
@@ -421,18 +379,5 @@ def _range(found, form=".1f"):
     return f"{found.low:{form}} to {found.high:{form}}"
 
 
-def _span(found):
-    """The temperature, or from which to which they are."""
-    ends = sorted({min(found.temperatures), max(found.temperatures)})
-    return " to ".join(f"{value:.2f}" for value in ends)
-
-
 def _dialogues(stats):
     return len(set(stats.dialogues))
-
-
-def _part(row):
-    """Which part of a row's runs the utterances are of, after a comma."""
-    folds, seeds = {run.fold for run in row.runs}, list(row.pooled)
-    together = ", all folds together" if len(folds) > 1 else ""
-    return together + (f", seed {seeds[0]} alone" if len(seeds) > 1 else "")

@@ -8,6 +8,7 @@ from statistics import median
 from textwrap import shorten
 
 import speechbrain as sb
+import torch
 from speechbrain.utils.distributed import (
     ddp_barrier,
     get_rank,
@@ -158,8 +159,8 @@ def check_settings(folder, resolved):
         raise ConfigurationError(
             f"{folder} holds a run with other settings: {key} was "
             f"{shorten(before, 60)!r} and is now {shorten(now, 60)!r}"
-            f"{others}. Choose another "
-            "--results_folder or --variant, or delete that folder."
+            f"{others}. Choose another --results_folder (or, for a run by "
+            "itself, another --variant), or delete that folder."
         )
 
 
@@ -266,6 +267,8 @@ def _run_stage(resolved, run_opts):
             test_loader_kwargs=dict(hparams["eval_loader"]),
         )
         measured[split] = brain.stats
+    # Of the test set, which is measured last.
+    embeddings = brain.tested_embeddings
     history = hparams["history"]
     costs = {
         "seconds": round(time.time() - started, 1),
@@ -275,7 +278,14 @@ def _run_stage(resolved, run_opts):
     }
     run_on_main(
         _write_results,
-        args=[resolved, hparams, brain.loaded_epoch, measured, costs],
+        args=[
+            resolved,
+            hparams,
+            brain.loaded_epoch,
+            measured,
+            torch.stack(embeddings) if embeddings else None,
+            costs,
+        ],
     )
 
 
@@ -355,7 +365,7 @@ def _audio_source(hparams, manifests, device, progressbar):
     return store.load
 
 
-def _write_results(resolved, hparams, best_epoch, measured, costs):
+def _write_results(resolved, hparams, best_epoch, measured, embeddings, costs):
     folder = Path(hparams["output_folder"])
     if hparams["stage"] == 2:
         # Before the results, which tell that the run is done.
@@ -368,6 +378,7 @@ def _write_results(resolved, hparams, best_epoch, measured, costs):
         hparams["history"],
         best_epoch,
         measured["valid"],
+        embeddings,
     )
     if hparams["stage"] == 1:
         # The classifier is discarded, the EmoQ-Former goes on to stage 2. After

@@ -1,4 +1,4 @@
-"""Pictures of a run: confusion matrix, training curves, reliability diagram.
+"""Pictures of a run: confusion, training, reliability, map of embeddings.
 
 Figures are made without ``pyplot``, hence without a display and without state
 that a notebook or another library would share.
@@ -18,6 +18,11 @@ from emoq_modules.calibration import (
 # Okabe and Ito's palette, which colour-blind readers can tell apart.
 _BLUE, _ORANGE, _GREEN = "#0072B2", "#D55E00", "#009E73"
 _PURPLE, _GREY = "#CC79A7", "#666666"
+_COLOURS = (
+    *(_BLUE, _ORANGE, _GREEN, _PURPLE),
+    *("#E69F00", "#56B4E9", "#000000", "#F0E442"),
+)
+_MARKERS = "o^sDvPX*"
 
 
 def plot_confusion(labels, metrics, title):
@@ -212,6 +217,57 @@ def plot_reliability(systems, targets, title, bins=15):
         axes.set_axisbelow(True)
         axes.spines[["top", "right"]].set_visible(False)
     diagram.set_title(title, fontsize=11)
+    return figure
+
+
+def plot_map(points, targets, labels, title):
+    """Draws where utterances lie in a plane, coloured by emotion.
+
+    Arguments
+    ---------
+    points : np.ndarray
+        ``(N, 2)``, as :func:`emoq_modules.embedding_map.to_plane` returns.
+    targets : array_like
+        Class indices of the reference, ``(N,)``.
+    labels : list of str
+        Names of the classes. Colours repeat after the eighth, in another size.
+    title : str
+        What was measured.
+
+    Returns
+    -------
+    matplotlib.figure.Figure
+        A class has a colour and a marker of its own; axes have no units.
+
+    Example
+    -------
+    >>> points = np.array([[0.0, 0.0], [1.0, 2.0], [1.5, 2.0]])
+    >>> figure = plot_map(points, [0, 1, 1], ["no", "yes"], "toy corpus")
+    >>> [text.get_text() for text in figure.legends[0].get_texts()]
+    ['no (1)', 'yes (2)']
+    """
+    points, targets = np.asarray(points), np.asarray(targets)
+    figure = Figure(figsize=(6.5, 5), layout="constrained")
+    axes = figure.add_subplot()
+    size = float(np.clip(4000 / len(points), 6, 36))  # points², crowded or not
+    for number, label in enumerate(labels):
+        members = targets == number
+        again, colour = divmod(number, len(_COLOURS))
+        axes.scatter(
+            *points[members].T,
+            s=size * (1 + again),
+            color=_COLOURS[colour],
+            marker=_MARKERS[colour],
+            alpha=0.7,
+            linewidths=0,
+            label=f"{label} ({members.sum()})",
+        )
+    axes.set_xticks([])
+    axes.set_yticks([])
+    axes.set_aspect("equal", adjustable="datalim")
+    axes.spines[:].set_color("0.8")
+    axes.set_title(title, fontsize=11)
+    figure.legend(loc="outside right center", frameon=False, markerscale=1.5)
     return figure
 
 

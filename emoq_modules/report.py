@@ -17,6 +17,7 @@ from pathlib import Path
 import torch
 
 from emoq_modules.audio_files import write_atomically
+from emoq_modules.embedding_map import EMBEDDINGS_FILE, embeddings_as_bytes
 from emoq_modules.metrics import MEASURES, EmotionStats, format_confusion
 from emoq_modules.plots import (
     as_png,
@@ -40,7 +41,13 @@ class ResultsError(ValueError):
 
 
 def write_results(
-    folder, stats, run_info, history=(), best_epoch=None, valid_stats=None
+    folder,
+    stats,
+    run_info,
+    history=(),
+    best_epoch=None,
+    valid_stats=None,
+    embeddings=None,
 ):
     """Writes everything that is known of a run's performance.
 
@@ -52,8 +59,9 @@ def write_results(
     folder : str or Path
         Made if it is not there. Receives ``results.json``,
         ``predictions.csv``, ``confusion_matrix.png``, if there is a history
-        ``training_curves.png``, and with ``valid_stats``
-        ``valid_predictions.csv``.
+        ``training_curves.png``, with ``valid_stats``
+        ``valid_predictions.csv``, and with ``embeddings``
+        ``test_embeddings.safetensors``.
     stats : EmotionStats
         The metric after a pass over the test set.
     run_info : dict
@@ -67,6 +75,8 @@ def write_results(
         The epoch whose weights were measured.
     valid_stats : EmotionStats | None
         The metric after a pass over the validation set with these weights.
+    embeddings : torch.Tensor | None
+        e'_q of the test utterances, ``(N, d_h)``, in the order of ``stats``.
 
     Returns
     -------
@@ -76,7 +86,8 @@ def write_results(
     Raises
     ------
     ValueError
-        If ``run_info`` lacks a key, or nothing was measured.
+        If ``run_info`` lacks a key, nothing was measured, or there is not one
+        embedding an utterance.
 
     Example
     -------
@@ -112,6 +123,8 @@ def write_results(
         valid = valid_stats.summarize()
         results["valid"] = {measure: valid[measure] for measure in MEASURES}
         content[VALID_PREDICTIONS_FILE] = _predictions_csv(valid_stats)
+    if embeddings is not None:
+        content[EMBEDDINGS_FILE] = embeddings_as_bytes(stats.ids, embeddings)
     content[RESULTS_FILE] = _json(results)
 
     folder = Path(folder)

@@ -1,6 +1,7 @@
 """What the runs of a table measured, beside what the paper prints.
 
-Every figure comes from the runs' predictions: no model is needed.
+Every figure comes from the runs' predictions, and the map of embeddings from
+those kept beside them: no model is needed.
 """
 
 import json
@@ -9,6 +10,11 @@ from dataclasses import dataclass
 import numpy as np
 
 from emoq_modules.calibration import apply_temperature, fit_temperature
+from emoq_modules.embedding_map import (
+    EMBEDDINGS_FILE,
+    read_embeddings,
+    to_plane,
+)
 from emoq_modules.report import (
     RESULTS_FILE,
     VALID_PREDICTIONS_FILE,
@@ -58,6 +64,9 @@ class Row:
         All folds together, ``EmotionStats`` by seed, if all runs are done.
     calibration : Calibration | None
         None where a run is missing, or its validation predictions.
+    points : np.ndarray | None
+        A map of the embeddings of the first run's test set, (N, 2), in the
+        order of its predictions; None where there are none.
     """
 
     name: str
@@ -67,6 +76,7 @@ class Row:
     figures: list
     pooled: dict
     calibration: Calibration | None
+    points: np.ndarray | None
 
     @property
     def stats(self):
@@ -108,6 +118,14 @@ class Row:
                 f"{_places(without)}"
             )
         return ""
+
+    @property
+    def scope(self):
+        """Which part of the runs ``stats`` is of, after a comma."""
+        folds, seeds = {run.fold for run in self.runs}, list(self.pooled)
+        together = ", all folds together" if len(folds) > 1 else ""
+        alone = f", seed {seeds[0]} alone" if len(seeds) > 1 else ""
+        return together + alone
 
     def mean(self, measure):
         """A measure of all folds together; of several seeds their mean."""
@@ -179,7 +197,7 @@ def _read_run(run):
 
 def _read_row(entry, paper, runs, stats):
     if not runs or any(run not in stats for run in runs):
-        figures, pooled, calibration = [], {}, None
+        figures, pooled, calibration, points = [], {}, None, None
     else:
         figures = [stats[run].summarize() for run in runs]
         seeds = {}
@@ -191,8 +209,27 @@ def _read_row(entry, paper, runs, stats):
         }
         first = next(iter(seeds.values()))
         calibration = _calibrate({run: stats[run] for run in first})
-    source = entry["source"]
-    return Row(entry["name"], source, paper, runs, figures, pooled, calibration)
+        points = _map(runs[0], stats[runs[0]])
+    return Row(
+        entry["name"],
+        entry["source"],
+        paper,
+        runs,
+        figures,
+        pooled,
+        calibration,
+        points,
+    )
+
+
+def _map(run, stats):
+    path = run.folder / EMBEDDINGS_FILE
+    if not path.exists():
+        return None
+    try:
+        return to_plane(read_embeddings(path, stats.ids))
+    except ValueError as error:
+        raise ResultsError(str(error)) from error
 
 
 def _calibrate(stats):

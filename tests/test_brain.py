@@ -1,128 +1,27 @@
-"""The training loop: steps, learning rates, schedule, selection."""
+"""The training loop: steps, learning rates, schedule, modes."""
 
-import math
 from types import SimpleNamespace
 
 import pytest
 import speechbrain as sb
 import torch
+from small_brain import (
+    DIM,
+    LABELS,
+    Fusion,
+    Mal,
+    fit,
+    make_brain,
+    make_dataset,
+)
 from speechbrain.dataio.dataset import DynamicItemDataset
-from speechbrain.utils.epoch_loop import EpochCounterWithStopper
-from speechbrain.utils.train_logger import FileTrainLogger
 from torch import nn
-from torch.nn import functional as F
 
 from emoq_modules import PromptTemplate, SoftPromptDecoder
 from emoq_modules.audio_encoder import FrozenEncoder
-from emoq_modules.brain import EmoQBrain, Stage1Brain, Stage2Brain
-from emoq_modules.checkpoints import (
-    CheckpointError,
-    History,
-    TrainableCheckpointer,
-)
+from emoq_modules.brain import Stage1Brain, Stage2Brain
 from emoq_modules.configuration import ConfigurationError
 from emoq_modules.sampler import ClassGroupSampler
-
-DIM = 6
-LABELS = ["angry", "happy", "sad"]
-
-
-class Fusion(nn.Module):
-    """In the place of the EmoQ-Former: mean frames through a linear layer."""
-
-    def __init__(self):
-        super().__init__()
-        self.inner = nn.Linear(DIM, DIM)
-        self.outer = nn.Linear(DIM, DIM)
-
-    def forward(self, audio, audio_lens, tokens, token_lens):
-        counts = (audio_lens * audio.shape[1]).round().unsqueeze(1)
-        return self.outer(self.inner(audio.sum(dim=1) / counts))
-
-
-class Mal(nn.Module):
-    """In the place of the loss: cross-entropy, infinite for class ``bad``."""
-
-    def __init__(self, bad=None):
-        super().__init__()
-        self.bad = bad
-
-    def forward(self, embeddings, logits, labels):
-        scale = math.inf if self.bad in labels.tolist() else 1.0
-        return scale * F.cross_entropy(logits, labels)
-
-
-def make_dataset(size, first_label=0):
-    """Random frames of different lengths, the classes in turn."""
-    generator = torch.Generator().manual_seed(size)
-    rows = {
-        f"u{index}": {
-            "audio": torch.randn(2 + index % 3, DIM, generator=generator),
-            "tokens": torch.tensor([0, 2]),
-            "text": "Leave me alone.",
-            "speaker": "Ross",
-            "dialogue": f"d{index // 2}",
-            "context": [],
-            "label": (first_label + index) % len(LABELS),
-        }
-        for index in range(size)
-    }
-    return DynamicItemDataset(rows, output_keys=["id", *rows["u0"]])
-
-
-def make_brain(folder, kind=Stage1Brain, modules=None, **changes):
-    """A brain on small modules; ``changes`` are of its hparams."""
-    if modules is None:
-        torch.manual_seed(0)
-        modules = {"fusion": Fusion(), "head": nn.Linear(DIM, len(LABELS))}
-    hparams = {
-        "labels": LABELS,
-        "modules": modules,
-        "learning_rates": dict.fromkeys(modules, 0.1),
-        "scheduler": "constant",
-        "warmup_ratio": 0.0,
-        "selection_metric": "UA",
-        "patience": 100,
-        "number_of_epochs": 1,
-        "history": History(),
-        "store_precision": "fp32",
-        "augment_audio": None,
-        "augment_frames": None,
-        "train_logger": FileTrainLogger(str(folder / "train_log.txt")),
-        "mal": Mal(),
-        "max_grad_norm": 0.0,
-        **changes,
-    }
-    hparams.update(modules)
-    hparams["epoch_counter"] = EpochCounterWithStopper(
-        hparams["number_of_epochs"], hparams["patience"], 0, "max"
-    )
-    recoverables = {
-        **modules,
-        "epoch_counter": hparams["epoch_counter"],
-        "history": hparams["history"],
-    }
-    return kind(
-        modules={k: m for k, m in modules.items() if m is not None},
-        opt_class=changes.get("opt_class", torch.optim.SGD),
-        hparams=hparams,
-        run_opts={"device": "cpu", "noprogressbar": True},
-        checkpointer=TrainableCheckpointer(
-            folder / "save",
-            {k: obj for k, obj in recoverables.items() if obj is not None},
-        ),
-    )
-
-
-def fit(brain, dataset, batches, valid=None):
-    """Trains on these batches (lists of indices) in this order."""
-    brain.fit(
-        brain.hparams.epoch_counter,
-        dataset,
-        valid or make_dataset(3),
-        train_loader_kwargs={"batch_sampler": batches},
-        valid_loader_kwargs={"batch_size": 4},
-    )
 
 
 def weights(brain):
@@ -411,6 +310,26 @@ def test_a_sampler_is_told_the_epoch(tmp_path):
     assert orders[0] != orders[1]
 
 
+def test_embeddings_of_the_set_measured_last_stay_in_its_order(tmp_path):
+    brain, dataset = make_brain(tmp_path), make_dataset(5)
+    fit(brain, dataset, [[0, 1], [2, 3, 4]], valid=make_dataset(3))
+    for size, split in ((3, "valid"), (5, "test")):
+        brain.evaluate(
+            make_dataset(size),
+            split=split,
+            test_loader_kwargs={"batch_size": 2},
+        )
+    assert brain.stats.ids == [f"u{index}" for index in range(5)]
+    with torch.no_grad():
+        expected = [
+            brain.modules["fusion"](
+                dataset[index]["audio"][None], torch.ones(1), None, None
+            )[0]
+            for index in range(5)
+        ]
+    torch.testing.assert_close(brain.tested_embeddings, expected)
+
+
 # --- Modes and checkpoints ----------------------------------------------------
 
 
@@ -490,132 +409,3 @@ def test_no_checkpoint_is_made_between_two_steps(tmp_path):
     brain._save_intra_epoch_ckpt = lambda: saved.append(brain.step)
     fit(brain, make_dataset(5), [[0], [1], [2], [3], [4]])
     assert saved == [2, 4, 5]
-
-
-class ScriptedBrain(EmoQBrain):
-    """After each epoch it is as good as the script says.
-
-    Its one weight holds the number of the epoch it was saved in. Of four
-    utterances so many are right, and the loss is such.
-    """
-
-    script = {}
-
-    def on_stage_start(self, stage, epoch=None):
-        super().on_stage_start(stage, epoch)
-        if stage == sb.Stage.TRAIN:
-            with torch.no_grad():
-                self.modules["fusion"].weight.fill_(epoch)
-
-    def compute_forward(self, batch, stage):
-        return self.modules["fusion"].weight
-
-    def compute_objectives(self, weight, batch, stage):
-        if stage == sb.Stage.TRAIN:
-            return 0 * weight.sum()
-        right, loss = self.script[round(weight.item())]
-        wrong = torch.arange(len(batch.id)) >= right
-        posteriors = F.one_hot((batch.label + wrong) % 2, 2).float()
-        self.stats.append(batch.id, posteriors, batch.label)
-        return torch.tensor(float(loss))
-
-
-FOUR = DynamicItemDataset(
-    {f"u{i}": {"label": label} for i, label in enumerate([0, 0, 1, 1])},
-    output_keys=["id", "label"],
-)
-
-
-def run_script(folder, script, **changes):
-    """Fits and evaluates; returns the brain."""
-    brain = make_brain(
-        folder,
-        ScriptedBrain,
-        {"fusion": nn.Linear(1, 1, bias=False)},
-        labels=["no", "yes"],
-        number_of_epochs=len(script),
-        learning_rates={"fusion": 0.0},
-        **changes,
-    )
-    brain.script = dict(enumerate(script, start=1))
-    fit(brain, FOUR, [[0, 1, 2, 3]], valid=FOUR)
-    brain.evaluate(FOUR, test_loader_kwargs={"batch_size": 4})
-    return brain
-
-
-def test_the_best_epoch_is_evaluated_and_not_the_last(tmp_path):
-    brain = run_script(tmp_path, [(2, 1), (4, 1), (1, 1), (3, 1)])
-    assert brain.loaded_epoch == 2
-    assert brain.modules["fusion"].weight.item() == 2
-    assert brain.stats.summarize("UA") == 100
-    assert len(brain.hparams.history) == 4
-
-
-def test_another_set_is_measured_with_the_same_weights(tmp_path, monkeypatch):
-    brain = run_script(tmp_path, [(2, 1), (3, 1), (1, 1)])
-    with monkeypatch.context() as patches:
-        patches.setattr("emoq_modules.brain.load_trainable", None)  # unused
-        brain.evaluate(
-            FOUR, split="valid", test_loader_kwargs={"batch_size": 4}
-        )
-    assert brain.stats.summarize("UA") == 75
-    log = (tmp_path / "train_log.txt").read_text().splitlines()
-    assert log[-2].startswith("epoch loaded: 2 - test loss: 1")
-    assert log[-1].startswith("epoch loaded: 2 - valid loss: 1")
-
-
-def test_weights_that_training_changed_are_loaded_again(tmp_path):
-    brain = run_script(tmp_path, [(3, 1), (1, 1)])
-    brain.script[3] = (2, 1)
-    brain.hparams.epoch_counter.limit = 3
-    fit(brain, FOUR, [[0, 1, 2, 3]], valid=FOUR)
-    assert brain.modules["fusion"].weight.item() == 3
-    brain.evaluate(FOUR, test_loader_kwargs={"batch_size": 4})
-    assert brain.modules["fusion"].weight.item() == 1
-
-
-def test_selection_by_loss_takes_the_smallest(tmp_path):
-    script = [(4, 0.9), (1, 0.2), (2, 0.5)]
-    brain = run_script(tmp_path, script, selection_metric="loss")
-    assert brain.loaded_epoch == 2
-
-
-def test_training_stops_when_patience_ends(tmp_path):
-    # Only as good as the best is no better.
-    script = [(2, 1), (3, 1), (3, 1), (3, 1), (4, 1)]
-    brain = run_script(tmp_path, script, patience=2)
-    assert len(brain.hparams.history) == 4
-    assert brain.stats.summarize("UA") == 75
-
-
-def test_patience_with_the_loss_counts_from_the_smallest(tmp_path):
-    script = [(2, 0.5), (2, 0.4), (2, 0.6), (2, 0.4), (2, 0.1)]
-    brain = run_script(tmp_path, script, patience=2, selection_metric="loss")
-    assert len(brain.hparams.history) == 4
-
-
-def test_a_run_that_was_stopped_early_stays_stopped(tmp_path):
-    script = [(3, 1), (1, 1), (1, 1), (4, 1)]
-    run_script(tmp_path, script, patience=2)
-    again = run_script(tmp_path, script, patience=2)
-    assert len(again.hparams.history) == 3
-    assert again.loaded_epoch == 1
-
-
-def test_a_resumed_run_remembers_how_long_it_has_waited(tmp_path):
-    script = [(3, 1), (1, 1), (1, 1), (4, 1)]
-    run_script(tmp_path, script[:2], patience=2)
-    resumed = run_script(tmp_path, script, patience=2)
-    assert len(resumed.hparams.history) == 3
-
-
-def test_evaluation_without_a_checkpoint_says_to_train_first(tmp_path):
-    brain = make_brain(tmp_path)
-    with pytest.raises(CheckpointError, match="train first"):
-        brain.evaluate(make_dataset(3))
-
-
-def test_last_epoch_is_tested_where_that_is_asked_for(tmp_path):
-    script = [(4, 0.1), (1, 0.2), (2, 0.5)]
-    brain = run_script(tmp_path, script, selection_metric="last")
-    assert brain.loaded_epoch == 3

@@ -1,6 +1,7 @@
 """The report of a table, held against NumPy, and what it says is missing."""
 
 import re
+from dataclasses import replace
 from html.parser import HTMLParser
 
 import numpy as np
@@ -64,19 +65,21 @@ def make_run(results, row, fold, seed, corpus="toy"):
     return Run(row, fold, seed, arguments, (stage,))
 
 
-def write_run(run, sharpness, labels=LABELS, valid=True):
+def write_run(run, sharpness, labels=LABELS, valid=True, mapped=True):
     corpus, variant = run.stages[-1].key
     run_info = {"corpus": corpus, "variant": variant, "stage": 2}
     run_info |= {"fold": run.fold, "seed": run.seed, "seconds": 1.0}
+    stats = make_stats("test", run.seed, run.fold, sharpness, labels)
     write_results(
         run.folder,
-        make_stats("test", run.seed, run.fold, sharpness, labels),
+        stats,
         run_info,
         [{"epoch": 1, "train_loss": 1.0}],
         1,
         make_stats("valid", run.seed, run.fold + 50, sharpness)
         if valid
         else None,
+        torch.stack(stats.posteriors) if mapped else None,
     )
 
 
@@ -279,6 +282,29 @@ def test_without_validation_predictions_there_is_no_calibration(tmp_path):
     assert row_of(tables(markdown)["WA"], WHOLE)["mean"] != "–"
 
 
+def test_without_embeddings_there_is_no_map_and_the_report_says_so(tmp_path):
+    runs = make_runs(tmp_path, mapped=False)
+    markdown, missing = report(TABLE, runs, tmp_path / "report")
+    assert missing == []  # a system without audio has none
+    assert not list((tmp_path / "report").glob("*map.png"))
+    assert (
+        f"{WHOLE}: there are no embeddings of fold 1, seed 7 to map."
+        in markdown
+    )
+
+
+def test_both_stages_of_a_run_show_how_they_trained(tmp_path):
+    runs = make_runs(tmp_path)
+    folder = tmp_path / "first"
+    folder.mkdir()
+    (folder / "training_curves.png").write_bytes(b"stage 1")
+    first = Stage(1, ("toy", "whole"), folder, folder, 3, "")
+    runs = [replace(run, stages=(first, *run.stages)) for run in runs]
+    report(TABLE, runs, tmp_path / "report")
+    drawn = tmp_path / "report/3-whole-training-1.png"
+    assert drawn.read_bytes() == b"stage 1"
+
+
 def test_one_dialogue_gives_no_interval(tmp_path):
     runs = make_runs(tmp_path, folds=(1,))
     for run in runs:
@@ -366,7 +392,7 @@ def test_html_is_whole_and_says_what_the_markdown_says(whole):
     page = Page(text)
     cells = [c for rows in tables(markdown).values() for r in rows for c in r]
     assert [cell for cell in page.cells if cell] == cells
-    assert len(page.sources) == 6  # three pictures of each of two systems
+    assert len(page.sources) == 8  # four pictures of each of two systems
     assert all(s.startswith("data:image/png;base64,") for s in page.sources)
     assert "http" not in "".join(page.texts)
 
@@ -379,10 +405,11 @@ def test_pictures_stand_beside_the_markdown_and_old_ones_go(tmp_path):
     assert named == {path.name for path in folder.glob("*.png")}
     assert {name.split("-", 2)[2] for name in named} == {
         "confusion.png",
+        "map.png",
         "reliability.png",
-        "training.png",
+        "training-2.png",
     }
-    training = (folder / "3-whole-training.png").read_bytes()
+    training = (folder / "3-whole-training-2.png").read_bytes()
     run = next(run for run in runs if run.row == WHOLE)
     assert training == (run.folder / "training_curves.png").read_bytes()
     (run.folder / "results.json").unlink()

@@ -7,12 +7,14 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
 
 import train
 from emoq_modules.checkpoints import TrainableCheckpointer
+from emoq_modules.embedding_map import read_embeddings
 from emoq_modules.report import read_predictions
 
 ROOT = Path(__file__).parents[1]
@@ -69,6 +71,7 @@ def test_run_leaves_all_its_results(whole_run):
             "results.json",
             "predictions.csv",
             "valid_predictions.csv",
+            "test_embeddings.safetensors",
             "confusion_matrix.png",
             "training_curves.png",
             "train_log.txt",
@@ -81,6 +84,9 @@ def test_run_leaves_all_its_results(whole_run):
         stats = read_predictions(folder)
         assert stats.summarize("UA") == results["UA"]
         assert stats.dialogues == 9 * ["test dialogue"]
+        path = folder / "test_embeddings.safetensors"
+        lengths = np.linalg.norm(read_embeddings(path, stats.ids), axis=1)
+        np.testing.assert_allclose(lengths, np.ones(9), rtol=1e-5)
         valid = read_predictions(folder / "valid_predictions.csv")
         assert valid.summarize("UA") == results["valid"]["UA"]
         assert valid.dialogues == 6 * ["valid dialogue"]
