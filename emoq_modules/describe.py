@@ -61,6 +61,49 @@ def model_parts(experiment, presets=(), options=""):
     dict
         The parameters of each part, on the meta device.
     """
+    hparams = build_untrained(experiment, presets, options)
+    modules = dict(hparams["modules"])
+    decoder = modules.pop("decoder", None)
+    parts = {"audio encoder": hparams["audio_encoder"], **modules}
+    parts = {
+        name: list(module.parameters())
+        for name, module in parts.items()
+        if module is not None
+    }
+    if decoder is not None:
+        for name, parameter in decoder.named_parameters():
+            part = "LoRA" if "lora_" in name else name.split(".")[0]
+            parts.setdefault(part, []).append(parameter)
+    return parts
+
+
+def build_untrained(
+    experiment,
+    presets=(),
+    options="",
+    device="meta",
+    llm_tokenizer=None,
+    **of_llm,
+):
+    """Makes an experiment's objects without data, on untrained backbones.
+
+    Takes the arguments of ``describe``, and
+
+    Arguments
+    ---------
+    device : str
+        Where to; on ``meta`` there are no weights, elsewhere random ones.
+    llm_tokenizer : str | None
+        Folder of the LLM's tokenizer; None takes one that knows few words,
+        since the model's size does not depend on it.
+    **of_llm : dict
+        Values to change in the LLM's configuration.
+
+    Returns
+    -------
+    dict
+        As ``configuration.load`` returns it.
+    """
     plain = load(
         compose(experiment, presets, change(options, data_folder="")),
         keys=["text_encoder", "llm"],
@@ -78,26 +121,14 @@ def model_parts(experiment, presets=(), options=""):
             changes["class_weights"] = None
             changes["training_labels"] = []
         else:
-            changes["llm"] = _configuration(plain["llm"])
-            # Any tokenizer does: the model's size does not depend on it.
-            changes["llm_tokenizer"] = build_llm(folder, [], plain["labels"])
+            changes["llm"] = _configuration(plain["llm"]) | of_llm
+            changes["llm_tokenizer"] = llm_tokenizer or build_llm(
+                folder, [], plain["labels"]
+            )
             changes["pretrainer"] = None
         resolved = compose(experiment, presets, change(options, **changes))
-        with torch.device("meta"):
-            hparams = load(resolved)
-    modules = dict(hparams["modules"])
-    decoder = modules.pop("decoder", None)
-    parts = {"audio encoder": hparams["audio_encoder"], **modules}
-    parts = {
-        name: list(module.parameters())
-        for name, module in parts.items()
-        if module is not None
-    }
-    if decoder is not None:
-        for name, parameter in decoder.named_parameters():
-            part = "LoRA" if "lora_" in name else name.split(".")[0]
-            parts.setdefault(part, []).append(parameter)
-    return parts
+        with torch.device(device):
+            return load(resolved)
 
 
 def _configuration(source):
