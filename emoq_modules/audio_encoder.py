@@ -5,6 +5,7 @@ frames of an utterance do not depend on what else is in its batch: they may be
 computed once, stored, and used in any other batch.
 """
 
+import math
 import uuid
 from pathlib import Path
 
@@ -42,7 +43,10 @@ class FrozenEncoder(nn.Module):
     """
 
     sample_rate = SAMPLE_RATE
-    # Where a "frame" is a layer and no instant, how many there are.
+    # Seconds from one frame to the next: frame k stands for those from
+    # k * hop_s on. None where a "frame" is a layer and no instant.
+    hop_s = None
+    # How many layers there are where each is a "frame".
     num_layers = None
 
     def __init__(self, dim, identity):
@@ -188,6 +192,7 @@ class HuggingFaceEncoder(FrozenEncoder):
         self.do_normalize = do_normalize
         # A group norm's statistics run over time, so also over padding.
         self.one_by_one = config.feat_extract_norm == "group"
+        self.hop_s = math.prod(config.conv_stride) / self.sample_rate
         # Samples that one frame is made of: 25 ms.
         self.receptive_field = 1
         for kernel, stride in zip(
@@ -267,6 +272,7 @@ class LayerMeanEncoder(HuggingFaceEncoder):
 
     def __init__(self, source, revision=None, save_path=None):
         super().__init__(source, revision=revision, save_path=save_path)
+        self.hop_s = None
         self.num_layers = self.model.config.num_hidden_layers + 1
 
     def _take(self, output, counts):

@@ -102,6 +102,8 @@ class FbankEncoder(FrozenEncoder):
             n_fft=512,
             n_mels=n_mels,
         )
+        hop = self.fbank.compute_STFT.hop_length  # in samples
+        self.hop_s = stack * hop / self.sample_rate
         offset = torch.zeros(streams, n_mels)
         offset[0] = self._MEAN_DB
         scale = torch.tensor(self._DEVIATIONS_DB[:streams])

@@ -6,13 +6,15 @@ the queries also attend to the audio frames (Eq. 3). What the queries hold in
 the end is pooled by attention and scaled to unit length: the embedding e'_q.
 """
 
+import math
+from contextlib import ExitStack, contextmanager
+
 import torch
 from torch import nn
 from torch.nn import functional as F
-from transformers import AutoConfig, RobertaConfig, RobertaModel
 
-from emoq_modules.backbones import local_folder
 from emoq_modules.pooling import AttentivePooling, length_mask
+from emoq_modules.roberta_weights import load_roberta, roberta_names
 
 
 class EmoQFormer(nn.Module):
@@ -83,7 +85,7 @@ class EmoQFormer(nn.Module):
         revision=None,
     ):
         super().__init__()
-        config, pretrained = _load_roberta(source, revision)
+        config, pretrained = load_roberta(source, revision)
         if dropout is not None:
             config.hidden_dropout_prob = dropout
             config.attention_probs_dropout_prob = dropout
@@ -169,6 +171,65 @@ class EmoQFormer(nn.Module):
             queries, text = layer(queries, text, self_mask, audio, audio_mask)
         return queries, text
 
+    @contextmanager
+    def record_attention(self):
+        """Records, within a ``with`` block, what the queries listen to.
+
+        The embeddings are what they are without. Meanwhile the weights are
+        computed beside the fused attention, which does not give them away,
+        before dropout and without a gradient.
+
+        Yields
+        ------
+        list of torch.Tensor
+            Grows with every call of the module by one for each layer with
+            cross-attention: weights ``(B, heads, N_q, T)``, which are 0 on
+            padding and sum to 1 over the frames.
+
+        Raises
+        ------
+        ValueError
+            If no layer has cross-attention.
+
+        Example
+        -------
+        >>> tiny = {
+        ...     "vocab_size": 50,
+        ...     "hidden_size": 16,
+        ...     "num_hidden_layers": 2,
+        ...     "num_attention_heads": 2,
+        ...     "intermediate_size": 32,
+        ... }
+        >>> fusion = EmoQFormer(tiny, 8, num_queries=4, pooling_heads=2)
+        >>> one, tokens = torch.ones(1), torch.tensor([[5, 7]])
+        >>> with fusion.record_attention() as weights:
+        ...     embeddings = fusion(torch.rand(1, 20, 8), one, tokens, one)
+        >>> torch.stack(weights).shape  # (layers, B, heads, N_q, T)
+        torch.Size([1, 1, 2, 4, 20])
+        """
+        listening = [
+            layer.cross_attention
+            for layer in self.layers
+            if layer.cross_attention is not None
+        ]
+        if not listening:
+            raise ValueError(
+                "No layer of this EmoQ-Former attends to the audio, so there "
+                "is nothing to record: num_queries and cross_attention_every "
+                "have to be above 0."
+            )
+        recorded = []
+        with ExitStack() as hooks:
+            for attention in listening:
+                hooks.enter_context(
+                    attention.register_forward_hook(
+                        lambda module, inputs, _: recorded.append(
+                            module.weights(*inputs)
+                        )
+                    )
+                )
+            yield recorded
+
     def _initialise(self, pretrained):
         deviation = self.config.initializer_range
         for module in self.modules():
@@ -180,7 +241,7 @@ class EmoQFormer(nn.Module):
         if pretrained is not None:
             parameters = dict(self.named_parameters())
             with torch.no_grad():
-                for name, origin in _roberta_names(parameters).items():
+                for name, origin in roberta_names(parameters).items():
                     parameters[name].copy_(pretrained[origin])
 
 
@@ -228,23 +289,27 @@ class _Attention(nn.Module):
         self.dropout = nn.Dropout(config.hidden_dropout_prob)
 
     def forward(self, x, memory, mask):
-        query, key, value = (
-            projection(states).unflatten(-1, (self.heads, -1)).transpose(1, 2)
-            for projection, states in (
-                (self.query, x),
-                (self.key, memory),
-                (self.value, memory),
-            )
-        )  # (B, heads, N, d_h / heads)
         attended = F.scaled_dot_product_attention(
-            query,
-            key,
-            value,
+            self._split(self.query(x)),
+            self._split(self.key(memory)),
+            self._split(self.value(memory)),
             attn_mask=mask,
             dropout_p=self.attention_dropout if self.training else 0.0,
         )
         attended = self.output(attended.transpose(1, 2).flatten(2))
         return self.norm(x + self.dropout(attended))
+
+    @torch.no_grad()
+    def weights(self, x, memory, mask):
+        """What ``forward`` attends to, ``(B, heads, N, M)``."""
+        query = self._split(self.query(x))
+        key = self._split(self.key(memory))
+        scores = query @ key.mT / math.sqrt(query.shape[-1])
+        return scores.masked_fill(~mask, -math.inf).softmax(dim=-1)
+
+    def _split(self, states):
+        """Gives each head its features, ``(B, heads, N, d_h / heads)``."""
+        return states.unflatten(-1, (self.heads, -1)).transpose(1, 2)
 
 
 class _FeedForward(nn.Module):
@@ -292,63 +357,3 @@ class _TextEmbeddings(nn.Module):
         positions = positions.masked_fill(~mask, self.first_position - 1)
         embeddings = self.word(tokens) + self.position(positions)
         return self.dropout(self.norm(embeddings + self.token_type.weight[0]))
-
-
-def _load_roberta(source, revision):
-    """Returns the configuration, and the weights where there are some."""
-    if not isinstance(source, str):
-        values = source if isinstance(source, dict) else source.to_dict()
-        return RobertaConfig(**values), None
-    folder = local_folder(source, revision)
-    model_type = AutoConfig.from_pretrained(folder).model_type
-    if model_type != "roberta":
-        raise ValueError(
-            f"{source} is no RoBERTa but a {model_type}. Give a RoBERTa, for "
-            "instance FacebookAI/roberta-base."
-        )
-    model, report = RobertaModel.from_pretrained(
-        folder, add_pooling_layer=False, output_loading_info=True
-    )
-    if report["missing_keys"]:
-        raise ValueError(
-            f"The weights in {folder} are not whole: "
-            f"{len(report['missing_keys'])} are missing, "
-            f"{min(report['missing_keys'])} for one. Fetch the model again."
-        )
-    return model.config, model.state_dict()
-
-
-_ROBERTA_MODULES = {
-    "text_embeddings.word": "embeddings.word_embeddings",
-    "text_embeddings.position": "embeddings.position_embeddings",
-    "text_embeddings.token_type": "embeddings.token_type_embeddings",
-    "text_embeddings.norm": "embeddings.LayerNorm",
-    "self_attention.query": "attention.self.query",
-    "self_attention.key": "attention.self.key",
-    "self_attention.value": "attention.self.value",
-    "self_attention.output": "attention.output.dense",
-    "self_attention.norm": "attention.output.LayerNorm",
-    "text_output.intermediate": "intermediate.dense",
-    "text_output.output": "output.dense",
-    "text_output.norm": "output.LayerNorm",
-    # The queries' feed-forward starts from the text's.
-    "query_output.intermediate": "intermediate.dense",
-    "query_output.output": "output.dense",
-    "query_output.norm": "output.LayerNorm",
-}
-
-
-def _roberta_names(names):
-    """Maps our parameters that start from RoBERTa's to their names there."""
-    mapping = {}
-    for name in names:
-        path, _, parameter = name.rpartition(".")
-        prefix, origin_prefix = "", ""
-        if path.startswith("layers."):
-            index, path = path.split(".", 2)[1:]
-            prefix = f"layers.{index}."
-            origin_prefix = f"encoder.layer.{index}."
-        if path in _ROBERTA_MODULES:
-            origin = f"{origin_prefix}{_ROBERTA_MODULES[path]}.{parameter}"
-            mapping[f"{prefix}{path}.{parameter}"] = origin
-    return mapping

@@ -473,3 +473,31 @@ def test_window_describes_the_frames_around():
 def test_window_that_cannot_be_described_is_refused(settings):
     with pytest.raises(ValueError, match="window"):
         FbankEncoder(**settings)
+
+
+# --- Where frames are in time -------------------------------------------------
+
+
+@pytest.mark.parametrize("stack", [1, 4, 7])
+@pytest.mark.parametrize("heard_s", [0.1, 0.333, 0.9])
+def test_a_frame_of_the_filter_bank_is_where_the_sound_is(stack, heard_s):
+    encoder = FbankEncoder(n_mels=20, stack=stack)
+    wav = torch.zeros(16000)
+    wav[round(heard_s * 16000)] = 0.5
+    loudest = alone(encoder, wav).amax(dim=1).argmax().item()
+    # A window of 25 ms may lie over the border to the next frame.
+    from_s, to_s = loudest * encoder.hop_s, (loudest + 1) * encoder.hop_s
+    assert from_s - 0.0125 <= heard_s <= to_s + 0.0125
+
+
+def test_frames_of_hubert_are_20_ms_apart(folder_of):
+    encoder = HuggingFaceEncoder(folder_of("hubert", "layer"))
+    assert encoder.hop_s == 0.02
+    more = len(alone(encoder, torch.zeros(32000))) - len(
+        alone(encoder, torch.zeros(16000))
+    )
+    assert more * encoder.hop_s == 1.0
+
+
+def test_rows_of_layers_are_not_in_time(folder_of):
+    assert LayerMeanEncoder(folder_of("hubert", "layer")).hop_s is None
