@@ -1,4 +1,4 @@
-"""Pictures of a run: confusion, training, reliability, map of embeddings.
+"""Pictures: confusion, training, reliability, map of embeddings, attention.
 
 Figures are made without ``pyplot``, hence without a display and without state
 that a notebook or another library would share.
@@ -23,6 +23,8 @@ _COLOURS = (
     *("#E69F00", "#56B4E9", "#000000", "#F0E442"),
 )
 _MARKERS = "o^sDvPX*"
+# How far the frames of an encoder may end from the end of the sound.
+_WINDOW_S = 0.03
 
 
 def plot_confusion(labels, metrics, title):
@@ -268,6 +270,85 @@ def plot_map(points, targets, labels, title):
     axes.spines[:].set_color("0.8")
     axes.set_title(title, fontsize=11)
     figure.legend(loc="outside right center", frameon=False, markerscale=1.5)
+    return figure
+
+
+def plot_attention(weights, wav, hop_s, title, sample_rate=16000):
+    """Draws when in a recording each query of the EmoQ-Former listens.
+
+    Arguments
+    ---------
+    weights : array_like
+        Of one recording, ``(N_q, T)``: of what
+        :meth:`emoq_modules.EmoQFormer.record_attention` yields, a layer and a
+        head, or a mean over them.
+    wav : array_like
+        The waveform, ``(samples,)``.
+    hop_s : float
+        Seconds from one frame to the next: the audio encoder's ``hop_s``.
+    title : str
+        What is heard.
+    sample_rate : int
+        Of the waveform, in Hz.
+
+    Returns
+    -------
+    matplotlib.figure.Figure
+        The waveform, and below it the weights over the same time, as multiples
+        of those that attend to all frames alike.
+
+    Raises
+    ------
+    ValueError
+        If the weights are not those of one recording, or of another length.
+
+    Example
+    -------
+    >>> weights = np.full((4, 25), 1 / 25)
+    >>> wav = np.sin(np.arange(32000) / 20)
+    >>> figure = plot_attention(weights, wav, 0.08, "a tone of 2 s")
+    >>> [axes.get_ylabel() for axes in figure.axes]
+    ['amplitude', 'query', 'attention (1: to all frames alike)']
+    """
+    weights, wav = np.asarray(weights), np.asarray(wav)
+    duration = len(wav) / sample_rate  # s
+    if weights.ndim != 2 or abs(weights.shape[1] * hop_s - duration) > (
+        hop_s + _WINDOW_S
+    ):
+        raise ValueError(
+            f"Weights {weights.shape} at {hop_s} s a frame are not those of a "
+            f"recording of {duration:.2f} s: give (queries, frames), without "
+            "padding."
+        )
+    queries, frames = weights.shape
+    figure = Figure(figsize=(7.5, 4.5), layout="constrained")
+    above, below = figure.subplots(2, sharex=True, height_ratios=[1, 2.5])
+    above.plot(np.arange(len(wav)) / sample_rate, wav, color=_BLUE, lw=0.4)
+    above.set_ylabel("amplitude")
+    above.set_yticks([])
+    above.tick_params(length=0)
+    above.spines[:].set_visible(False)
+    shades = weights * frames
+    mesh = below.pcolormesh(
+        np.arange(frames + 1) * hop_s,
+        np.arange(queries + 1) + 0.5,  # query 1 is the row around 1
+        shades,
+        cmap="Blues",
+        vmin=0,
+        vmax=np.percentile(shades, 99),  # a few peaks would hide the others
+    )
+    below.invert_yaxis()
+    below.yaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
+    below.set_ylabel("query")
+    below.set_xlabel("time (s)")
+    below.set_xlim(0, duration)
+    figure.colorbar(
+        mesh,
+        ax=(above, below),
+        extend="max",
+        label="attention (1: to all frames alike)",
+    )
+    above.set_title(title, fontsize=11)
     return figure
 
 

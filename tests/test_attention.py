@@ -5,7 +5,8 @@ import pytest
 import torch
 from scipy.special import erf, softmax
 
-from emoq_modules import EmoQFormer
+from emoq_modules import EmoQFormer, FbankEncoder
+from emoq_modules.plots import as_png, plot_attention
 
 AUDIO_DIM, HEADS, FRAMES = 12, 4, (30, 17)
 
@@ -159,3 +160,49 @@ def test_a_module_that_never_listens_says_so(text_encoder):
     with pytest.raises(ValueError, match="cross_attention_every .* above 0"):
         with deaf.record_attention():
             pass
+
+
+# --- Drawn --------------------------------------------------------------------
+
+
+def drawn(weights, seconds=2.0, hop_s=0.08):
+    wav = np.sin(np.arange(round(16000 * seconds)) / 20)
+    figure = plot_attention(weights, wav, hop_s, "a tone")
+    return figure, *figure.axes[:2]
+
+
+def test_a_query_is_a_row_and_a_frame_a_column_at_its_time():
+    rng = np.random.default_rng(0)
+    weights = rng.dirichlet(np.ones(25), size=3)
+    _, above, below = drawn(weights)
+    (mesh,) = below.collections
+    np.testing.assert_allclose(mesh.get_array(), 25 * weights)
+    corners = mesh.get_coordinates()  # (N_q + 1, T + 1, 2)
+    np.testing.assert_allclose(corners[0, :, 0], 0.08 * np.arange(26))
+    np.testing.assert_allclose(corners[:, 0, 1], [0.5, 1.5, 2.5, 3.5])
+    assert below.get_ylim() == (3.5, 0.5)  # the first query is the top one
+    times, _ = above.lines[0].get_data()
+    assert times[16000] == 1.0
+
+
+def test_waveform_and_attention_are_over_the_same_time():
+    figure, above, below = drawn(np.full((4, 25), 1 / 25))
+    as_png(figure)  # which lays it out
+    assert above.get_xlim() == below.get_xlim() == (0, 2)
+    places = [axes.get_position() for axes in (above, below)]
+    assert places[0].x0 == places[1].x0 and places[0].x1 == places[1].x1
+
+
+@pytest.mark.parametrize("samples", [400, 16000, 16001, 17279, 17280])
+@pytest.mark.parametrize("stack", [1, 8])
+def test_frames_of_an_encoder_fit_the_recording(samples, stack):
+    encoder = FbankEncoder(n_mels=20, stack=stack)
+    frames, _ = encoder(torch.rand(1, samples), torch.ones(1))
+    weights = torch.full((2, frames.shape[1]), 1 / frames.shape[1])
+    drawn(weights, samples / 16000, encoder.hop_s)
+
+
+@pytest.mark.parametrize("shape", [(4, 25), (4, 8), (2, 4, 13)])
+def test_weights_of_another_recording_or_padded_are_refused(shape):
+    with pytest.raises(ValueError, match="recording of 1.00 s: give .* padd"):
+        drawn(np.ones(shape), seconds=1.0)
