@@ -56,6 +56,9 @@ setup(
         "wandb": ["wandb>=0.19.10"],
         "dev": [
             "av>=13",
+            "ipykernel>=7",
+            "nbclient>=0.11",
+            "nbformat>=5.11",
             "pytest>=8",
             "ruff>=0.12",
         ],
