@@ -54,7 +54,10 @@ setup(
         # knows reinit="finish_previous"; it has not been run here.
         "tensorboard": ["tensorboard>=2.21"],
         "wandb": ["wandb>=0.19.10"],
+        # Tab completes the commands and options of `emoq`.
+        "completion": ["argcomplete>=3.7"],
         "dev": [
+            "argcomplete>=3.7",
             "av>=13",
             "ipykernel>=7",
             "nbclient>=0.11",

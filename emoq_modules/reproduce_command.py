@@ -1,12 +1,38 @@
 """``emoq reproduce``: repeats a table of the paper."""
 
+import argparse
 import sys
 
 from emoq_modules.configuration import ConfigurationError
 
+_DESCRIPTION = """\
+Trains each row of a table of the paper that is the paper's own, on all folds,
+and writes a report with the figures that were measured beside the printed ones.
+What is done is not run again, and stopped, the same command goes on. Processes
+that share a results folder share the work.
+
+Any other option goes to train.py, in all runs: --data_folder, --results_folder,
+--device, or any key of the experiment (--number_of_epochs 10).
+"""
+_EPILOG = """\
+examples:
+  emoq reproduce table4 --data_folder /data/MELD.Raw
+      run what is not done yet, then write the report
+  emoq reproduce table4 --data_folder /data/MELD.Raw --dry_run
+      only list the runs, the time they will take and their commands
+  emoq reproduce table1 --data_folder /data/IEMOCAP --row EmoQ --fold 1,2
+      a part of a table
+  emoq reproduce table4 --preset hparams/presets/offline.yaml \\
+      --preset recipes/demo/demo.yaml --seed 1234,1235
+      on the demo corpus, with two seeds: no data or download needed, on a CPU
+
+exit status: 0; 1 if a run that was asked for is not done; 2 if the command is
+wrong.
+"""
+
 
 def add_reproduce(commands):
-    """Adds the command to the parser of ``emoq``.
+    """Adds ``reproduce`` to the commands of ``emoq``.
 
     Arguments
     ---------
@@ -16,38 +42,45 @@ def add_reproduce(commands):
     command = commands.add_parser(
         "reproduce",
         help="repeat a table of the paper",
-        description=(
-            "Runs what a table of the paper is made of, and writes a report. "
-            "What is there is not run again; stopped, the same command goes "
-            "on. Any other option goes to train.py: --data_folder, "
-            "--results_folder, --device, any key of the experiment."
-        ),
+        description=_DESCRIPTION,
+        epilog=_EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
-    command.add_argument("table", help="table1 to table6")
+    command.add_argument(
+        "table",
+        choices=[f"table{number}" for number in range(1, 7)],
+        metavar="TABLE",
+        help="table1 to table6",
+    )
     command.add_argument(
         "--preset",
         action="append",
         default=[],
         metavar="YAML",
-        help="keys to lay over the table's corpus, for all rows; repeatable",
+        help="keys to lay over the table's corpus, in all rows; repeatable",
     )
     command.add_argument(
         "--row",
         action="append",
         metavar="NAME",
-        help="a row, by its name; repeatable; all if not given",
+        help="only this row, by its name in the table; repeatable",
     )
     command.add_argument(
-        "--fold", default="all", metavar="K", help="a fold, several (1,2), all"
+        "--fold",
+        default="all",
+        metavar="K",
+        help="only this fold of the corpus, or several (1,2)",
     )
     command.add_argument(
-        "--seed", metavar="S", help="a seed, or several (1234,1235)"
+        "--seed",
+        metavar="S",
+        help="another seed than the experiment's, or several (1234,1235)",
     )
     command.add_argument(
         "--dry_run",
         action="store_true",
-        help="list the runs, what they will cost and their commands",
+        help="list the runs, the time they will take and their commands",
     )
     command.add_argument(
         "--no_wait",
@@ -72,7 +105,10 @@ def _reproduce(own, rest):
         run_all,
     )
 
-    table, seeds = read_table(_number(own.table)), _seeds(own.seed)
+    table, seeds = (
+        read_table(int(own.table.removeprefix("table"))),
+        _seeds(own.seed),
+    )
     runs = plan(table, own.preset, rest, own.fold, seeds, own.row)
     if own.dry_run:
         print(describe_plan(runs))
@@ -100,15 +136,6 @@ def _report(table, runs):
         print(f"Missing: {missing}", file=sys.stderr)
     print(f"\n{format_rows(table, rows)}")
     print(f"\nReport\n  {folder / 'report.html'}")
-
-
-def _number(table):
-    digits = table.removeprefix("table")
-    if not digits.isdecimal():
-        raise ConfigurationError(
-            f"{table!r} is no table of the paper: give table1 to table6."
-        )
-    return int(digits)
 
 
 def _seeds(text):
