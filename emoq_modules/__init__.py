@@ -21,6 +21,8 @@ _PUBLIC = {
     "MALLoss": "losses",
     "MeanPooledAudio": "pooling",
     "PromptTemplate": "prompt",
+    "Recognition": "recognition",
+    "Recording": "recordings",
     "SoftPromptDecoder": "decoder",
     "Stage1Brain": "brain",
     "Stage2Brain": "brain",

@@ -85,37 +85,72 @@ def extract_audio(clip, wav, max_duration_s):
     AudioError
         The clip does not open, or has no sound in it.
     """
-    import av  # an extra: only corpora of video clips need it
-
     wanted = round(max_duration_s * SAMPLE_RATE)
     pieces, kept, damaged = [], 0, 0
+    for piece in decode_sound(clip):
+        if piece is None:
+            damaged += 1
+            continue
+        pieces.append(piece)
+        kept += len(piece)
+        if kept >= wanted:
+            break
+    buffer = io.BytesIO()
+    samples = np.concatenate(pieces)[:wanted]
+    soundfile.write(buffer, samples, SAMPLE_RATE, "PCM_16", format="WAV")
+    write_atomically(wav, buffer.getvalue())
+    return damaged
+
+
+def decode_sound(clip):
+    """Decodes the sound of a video clip, or of audio that FFmpeg alone reads.
+
+    Arguments
+    ---------
+    clip : Path or file object
+        Anything FFmpeg reads: mp4, m4a, webm, ...
+
+    Yields
+    ------
+    np.ndarray | None
+        The sound piece by piece, 16 kHz mono, ``(n,)``, int16; None for each
+        packet passed over because it was damaged.
+
+    Raises
+    ------
+    AudioError
+        The clip does not open, or has no sound in it.
+    """
+    import av  # an extra: libsndfile reads what is only audio
+
+    if isinstance(clip, Path):
+        with clip.open("rb") as file:
+            yield from decode_sound(file)
+        return
+    kept = 0
     resampler = av.AudioResampler("s16", "mono", SAMPLE_RATE)
+    # A clip is one file: FFmpeg is not to follow what a playlist names.
+    options = {"protocol_whitelist": "none"}
     try:
-        with av.open(clip) as media:
+        with av.open(clip, options=options) as media:
             if not media.streams.audio:
                 raise AudioError("the clip has no sound track")
             for packet in media.demux(media.streams.audio[0]):
                 try:
                     frames = packet.decode()
                 except av.error.InvalidDataError:
-                    damaged += 1
+                    yield None
                     continue
                 # After the last packet, None empties the resampler.
                 for frame in frames if packet.size else [*frames, None]:
                     for piece in resampler.resample(frame):
-                        pieces.append(piece.to_ndarray()[0])
-                        kept += len(pieces[-1])
-                if kept >= wanted:
-                    break
+                        samples = piece.to_ndarray()[0]
+                        kept += len(samples)
+                        yield samples
     except av.error.FFmpegError as error:
         raise AudioError(f"the clip is corrupt: {error.strerror}") from error
     if not kept:
         raise AudioError("the clip's sound track is empty or does not decode")
-    buffer = io.BytesIO()
-    samples = np.concatenate(pieces)[:wanted]
-    soundfile.write(buffer, samples, SAMPLE_RATE, "PCM_16", format="WAV")
-    write_atomically(wav, buffer.getvalue())
-    return damaged
 
 
 def write_atomically(path, content):

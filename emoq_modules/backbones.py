@@ -32,7 +32,12 @@ class BackboneError(OSError):
 
 
 def local_folder(
-    source, revision=None, weights=True, needs=("config.json",), cache_dir=None
+    source,
+    revision=None,
+    weights=True,
+    needs=("config.json",),
+    cache_dir=None,
+    whole=False,
 ):
     """Finds, or downloads, what ``from_pretrained`` loads.
 
@@ -54,6 +59,10 @@ def local_folder(
         Names of other files that must be there, one at least.
     cache_dir : str | None
         Where downloads are kept; None is Hugging Face's own cache.
+    whole : bool
+        Whether all that is on the hub is wanted, as of SpeechBrain's models,
+        whose files only their YAML names. Then the cache is taken as it is
+        only if the hub does not answer: part of it may be missing.
 
     Returns
     -------
@@ -96,8 +105,8 @@ def local_folder(
             f"There is no folder {name}, and a name on the Hugging Face hub "
             "it cannot be either."
         ) from None
-    folder = _cached(name, revision, weights, needs, cache_dir)
-    return folder or _downloaded(name, revision, weights, needs, cache_dir)
+    wanted = (name, revision, weights, needs, cache_dir)
+    return (not whole and _cached(*wanted)) or _downloaded(*wanted, whole)
 
 
 def load_tokenizer(source, revision=None):
@@ -234,7 +243,7 @@ def _cached(name, revision, weights, needs, cache_dir):
     return None if _lacking(folder, weights, needs) else str(folder)
 
 
-def _downloaded(name, revision, weights, needs, cache_dir):
+def _downloaded(name, revision, weights, needs, cache_dir, whole):
     try:
         # snapshot_download alone would wait for ever for a silent hub.
         info = HfApi().model_info(name, revision=revision, timeout=_PATIENCE_S)
@@ -243,11 +252,14 @@ def _downloaded(name, revision, weights, needs, cache_dir):
             name,
             revision=revision,
             cache_dir=cache_dir,
-            allow_patterns=_wanted(files, weights),
+            allow_patterns=None if whole else _wanted(files, weights),
         )
     # The hub's client lets its HTTP library's exceptions through, which are
     # others from release to release.
     except Exception as error:
+        folder = _cached(name, revision, weights, needs, cache_dir)
+        if whole and folder:
+            return folder
         reason = " ".join(str(error).split())[:300]
         raise BackboneError(
             f"{name}{f' at revision {revision}' if revision else ''} is no "

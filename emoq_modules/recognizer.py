@@ -8,11 +8,26 @@ import torch
 from ruamel.yaml import YAML
 from speechbrain.inference.interfaces import Pretrained
 
-from emoq_modules.audio_files import write_atomically
+from emoq_modules.audio_files import (
+    SAMPLE_RATE,
+    AudioError,
+    write_atomically,
+)
+from emoq_modules.backbones import BackboneError, local_folder
 from emoq_modules.checkpoints import save_trainable
-from emoq_modules.dataio import latest_turns, read_audio
+from emoq_modules.dataio import latest_turns
 from emoq_modules.feature_store import round_trip
 from emoq_modules.prompt import without_speakers
+from emoq_modules.recognition import Piece, Recognizing, calibrated
+from emoq_modules.recordings import (
+    Recording,
+    cut,
+    fixed_windows,
+    level_dbfs,
+    read_recording,
+)
+from emoq_modules.transcriber import load_transcriber, with_texts
+from emoq_modules.voice_activity import speech_spans
 
 # What of a training configuration recognition needs.
 _KEYS = (
@@ -55,27 +70,54 @@ class EmotionRecognizer(Pretrained):
     HPARAMS_NEEDED = ["labels", "text_tokenizer", "max_text_tokens"]
     MODULES_NEEDED = ["decoder"]
 
+    def __init__(self, modules, hparams, asr=None, **kwargs):
+        # A system that has not been calibrated is taken at its word.
+        hparams = {"temperature": 1.0, "abstain_below": 0.0, **hparams}
+        super().__init__(modules, hparams, **kwargs)
+        self.asr = None if asr is None else load_transcriber(asr, self.device)
+
     @classmethod
     def from_hparams(cls, source, hparams_file="hyperparams.yaml", **kwargs):
         """Loads a trained system.
 
-        The YAML in ``source`` is executed, as SpeechBrain does: load only
-        from sources you trust.
+        Loading runs code: the YAML in ``source`` may call any Python function,
+        with all that you are allowed to do on this machine, and on the hub its
+        owner may change it at any time. Load only from sources you trust.
 
         Arguments
         ---------
-        source : str
-            Folder that stage 2 has written.
+        source : str or Path
+            Folder that stage 2 has written, or a name on the Hugging Face hub.
         hparams_file : str
             Name of the YAML file in it.
         **kwargs : dict
             As ``speechbrain.inference.interfaces.Pretrained`` takes them, for
-            instance ``run_opts={"device": "cuda"}``.
+            instance ``run_opts={"device": "cuda"}``; and ``asr``, as of
+            ``load_transcriber``, which transcribes recordings without a text.
 
         Returns
         -------
         EmotionRecognizer
+
+        Raises
+        ------
+        BackboneError
+            If there is no such system to be had.
         """
+        folder = Path(source).expanduser()
+        if folder.is_dir() and not (folder / hparams_file).is_file():
+            raise BackboneError(
+                f"{folder} is no recognizer: it has no {hparams_file}. Give "
+                "the folder 'recognizer' that stage 2 leaves in its own."
+            )
+        if (folder / "recognizer" / hparams_file).is_file():
+            raise BackboneError(
+                f"{folder} is the folder of a run; its recognizer is in "
+                f"{folder / 'recognizer'}."
+            )
+        source = local_folder(
+            source, weights=False, needs=(hparams_file,), whole=True
+        )
         overrides = {**kwargs.pop("overrides", {}), "pretrained_path": source}
         return super().from_hparams(
             source, hparams_file, overrides=overrides, **kwargs
@@ -105,9 +147,10 @@ class EmotionRecognizer(Pretrained):
         posteriors : torch.Tensor
             ``(B, C)``, in the order of ``hparams.labels``.
         score : torch.Tensor
-            The highest posterior of each, ``(B,)``.
+            The confidence in each, ``(B,)``: the highest posterior, calibrated
+            by ``hparams.temperature``.
         index : torch.Tensor
-            The class that has it, ``(B,)``.
+            The class that has the highest posterior, ``(B,)``.
         label : list of str
             The emotion word of that class.
 
@@ -116,18 +159,9 @@ class EmotionRecognizer(Pretrained):
         ValueError
             If there are turns before, and the system was trained without.
         """
-        if wav_lens is None:
-            wav_lens = torch.ones(len(wavs))
-        texts = texts or [""] * len(wavs)
-        contexts = self._latest(contexts or [()] * len(wavs))
-        if not self.hparams.speaker_in_prompt:
-            speakers, contexts = None, without_speakers(contexts)
-        with torch.inference_mode():
-            embeddings = self._embeddings(wavs, wav_lens, texts)
-            posteriors = self.mods.decoder.posteriors(
-                embeddings, texts, speakers, contexts
-            )
-        score, index = posteriors.max(dim=-1)
+        posteriors = self._posteriors(wavs, wav_lens, texts, speakers, contexts)
+        score = calibrated(posteriors, self.hparams.temperature)
+        index = posteriors.argmax(dim=-1)
         label = [self.hparams.labels[i] for i in index.tolist()]
         return posteriors, score, index, label
 
@@ -137,7 +171,8 @@ class EmotionRecognizer(Pretrained):
         Arguments
         ---------
         path : str
-            Any file that libsndfile reads, of any rate.
+            Any file that libsndfile reads, of any rate, and with PyAV
+            installed any that FFmpeg reads.
         text : str | None
             What was said, if it is known.
         speaker : str | None
@@ -156,11 +191,218 @@ class EmotionRecognizer(Pretrained):
             If the file holds no audio that can be read.
         """
         return self.classify_batch(
-            read_audio(path)[None],
+            read_recording(path)[None],
             texts=[text or ""],
             speakers=[speaker],
             contexts=[context or ()],
         )
+
+    def recognize(
+        self,
+        recordings,
+        batch_size=8,
+        asr=None,
+        abstain_below=None,
+        max_seconds=60.0,
+    ):
+        """Recognises the emotion in any number of recordings.
+
+        Posteriors are those that ``classify_file`` gives. Recordings of
+        similar length are batched, a few batches ahead, so that memory does
+        not grow with their number and results come while others are read.
+
+        Arguments
+        ---------
+        recordings : iterable of Recording
+            Paths will do too, of recordings of which nothing else is known.
+        batch_size : int
+            Recordings that are recognised together, at most.
+        asr : str | callable | None
+            As of ``load_transcriber``; transcribes the recordings without a
+            text. None is the one that the recognizer was made with, if any.
+        abstain_below : float | None
+            Confidence below which no answer is given; None is
+            ``hparams.abstain_below``.
+        max_seconds : float
+            Longer recordings are not recognised.
+
+        Returns
+        -------
+        iterator of Recognition
+            In the given order. What is wrong with a recording is in its
+            ``error``, and the rest goes on.
+
+        Raises
+        ------
+        ValueError
+            If an argument is out of its range.
+        BackboneError
+            If the ``asr`` is not to be had.
+
+        Example
+        -------
+        >>> for found in recognizer.recognize(
+        ...     [Recording("hello.wav", "Oh, hello!")]
+        ... ):  # doctest: +SKIP
+        ...     print(found.path, found.label, found.confidence)
+        """
+        pieces = (
+            self._read(
+                item if isinstance(item, Recording) else Recording(item),
+                max_seconds,
+            )
+            for item in recordings
+        )
+        return self._recognizing(batch_size, abstain_below).stream(
+            self._transcribed(pieces, asr)
+        )
+
+    def timeline(
+        self,
+        path,
+        window_s=4.0,
+        hop_s=2.0,
+        speaker=None,
+        vad=None,
+        asr=None,
+        batch_size=8,
+        abstain_below=None,
+        silence_dbfs=-60.0,
+    ):
+        """Recognises the emotion over the course of a recording of any length.
+
+        The recording is read as a stream. The last window ends where the
+        recording does, and is as long as the others if the recording is.
+
+        Arguments
+        ---------
+        path : str or Path
+            As of ``classify_file``.
+        window_s : float
+            Length of a window, in seconds.
+        hop_s : float
+            From the start of a window to the start of the next.
+        speaker : str | None
+            Who speaks, if it is one and is known.
+        vad : str | VAD | None
+            As of ``speech_spans``: what SpeechBrain's VAD takes for speech is
+            recognised, in the place of windows.
+        asr : str | callable | None
+            As of ``recognize``; transcribes each window.
+        batch_size : int
+            Windows that are recognised together, at most.
+        abstain_below : float | None
+            As of ``recognize``.
+        silence_dbfs : float
+            A window whose root mean square is below, in dB of full scale, is
+            without sound: it is not recognised, but abstained from.
+
+        Returns
+        -------
+        list of Recognition
+            In the order of their ``start``; of a window without sound label
+            and error are None.
+
+        Raises
+        ------
+        AudioError
+            If the file is missing, no audio, or damaged.
+        ValueError
+            If an argument is out of its range.
+        BackboneError
+            If the ``asr`` or ``vad`` is not to be had.
+        """
+        recognizing = self._recognizing(batch_size, abstain_below)
+        spans = fixed_windows(window_s, hop_s)
+        if vad is not None:
+            spans = speech_spans(vad, path, self.device)
+        recording = Recording(path, speaker=speaker)
+        pieces = (
+            Piece(recording, start, end, samples, fault)
+            if samples is None or level_dbfs(samples) >= silence_dbfs
+            else Piece(recording, start, end)
+            for start, end, samples, fault in cut(path, spans)
+        )
+        return list(recognizing.stream(self._transcribed(pieces, asr)))
+
+    def prompt_text(self, text=None, speaker=None, context=None):
+        """The prompt as the LLM sees it, with ``<AUDIO>`` for the voice.
+
+        Arguments
+        ---------
+        text : str | None
+            As of ``classify_file``; so are the others.
+        speaker : str | None
+            Who said it.
+        context : list of tuple | None
+            Speaker and text of the turns before.
+
+        Returns
+        -------
+        str
+        """
+        speakers, contexts = self._told([speaker], [context or ()])
+        prompt = self.mods.decoder.prompt
+        parts = prompt.encode(text, speakers and speakers[0], contexts[0])
+        before, after = map(prompt.tokenizer.decode, parts)
+        return (
+            f"{before}<AUDIO>{after}" if prompt.template.has_audio else before
+        )
+
+    def _recognizing(self, batch_size, abstain_below):
+        def classify(wavs, wav_lens, recordings):
+            return self._posteriors(
+                wavs,
+                wav_lens,
+                [recording.text or "" for recording in recordings],
+                [recording.speaker for recording in recordings],
+                [recording.context for recording in recordings],
+            )
+
+        if abstain_below is None:
+            abstain_below = self.hparams.abstain_below
+        return Recognizing(
+            classify,
+            self.hparams.labels,
+            batch_size,
+            self.hparams.temperature,
+            abstain_below,
+        )
+
+    def _read(self, recording, max_seconds):
+        try:
+            recording = recording.readable()
+            self._latest([recording.context])
+            samples = read_recording(recording.path, max_seconds)
+        except (AudioError, OSError, ValueError) as error:
+            return Piece(recording, fault=str(error))
+        end = len(samples) / SAMPLE_RATE
+        return Piece(recording, 0.0, end, samples)
+
+    def _transcribed(self, pieces, asr):
+        """The pieces, those that lack a text with what was heard in them."""
+        transcribe = self.asr
+        if asr is not None:
+            transcribe = load_transcriber(asr, self.device)
+        return pieces if transcribe is None else with_texts(pieces, transcribe)
+
+    def _posteriors(self, wavs, wav_lens, texts, speakers, contexts):
+        if wav_lens is None:
+            wav_lens = torch.ones(len(wavs))
+        texts = texts or [""] * len(wavs)
+        speakers, contexts = self._told(speakers, contexts or [()] * len(wavs))
+        with torch.inference_mode():
+            embeddings = self._embeddings(wavs, wav_lens, texts)
+            return self.mods.decoder.posteriors(
+                embeddings, texts, speakers, contexts
+            )
+
+    def _told(self, speakers, contexts):
+        """Of speakers and turns before what the prompt told in training."""
+        contexts = self._latest(contexts)
+        if not self.hparams.speaker_in_prompt:
+            return None, without_speakers(contexts)
+        return speakers, contexts
 
     def _latest(self, contexts):
         """Of the turns before each recording those that training would show."""

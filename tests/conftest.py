@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
+import train
 from emoq_modules.offline import build_llm, build_text_encoder
 
 # The models are tiny: more threads would only get in each other's way.
@@ -42,3 +43,23 @@ def text_encoder(tmp_path_factory):
 def llm(tmp_path_factory):
     """The folder of a small Qwen2."""
     return build_llm(tmp_path_factory.mktemp("qwen2"), TRANSCRIPTS, LABELS)
+
+
+@pytest.fixture(scope="session")
+def tiny_results(tmp_path_factory):
+    """The results folder of both stages, trained on the corpus of tones."""
+    results = tmp_path_factory.mktemp("results")
+    train.main(
+        [
+            *("hparams/emoq_stage2.yaml", "--preset", "tests/tiny.yaml"),
+            *("--results_folder", str(results)),
+        ]
+    )
+    return results
+
+
+@pytest.fixture(scope="session")
+def recognizer_folder(tiny_results):
+    """The recognizer of that run."""
+    run = tiny_results / "tiny/emoq/fold1-seed1234/stage2"
+    return str(run / "recognizer")

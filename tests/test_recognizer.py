@@ -1,13 +1,19 @@
 """The trained system, loaded as others do, says what the run measured."""
 
+import shutil
+import time
+
 import numpy as np
 import pytest
 import soundfile
 import torch
+from huggingface_hub import constants
+from speechbrain.inference.interfaces import foreign_class
 
 import train
-from emoq_modules import EmotionRecognizer
+from emoq_modules import EmotionRecognizer, Recording
 from emoq_modules.audio_files import AudioError
+from emoq_modules.backbones import BackboneError
 from emoq_modules.manifest import read_manifest
 from emoq_modules.report import read_predictions
 
@@ -16,20 +22,13 @@ LABELS = ["angry", "happy", "sad"]
 
 
 @pytest.fixture(scope="module")
-def results(tmp_path_factory):
-    results = tmp_path_factory.mktemp("recognizer")
-    train.main(
-        [
-            *("hparams/emoq_stage2.yaml", "--preset", "tests/tiny.yaml"),
-            *("--results_folder", str(results)),
-        ]
-    )
-    return results
+def results(tiny_results):
+    return tiny_results
 
 
 @pytest.fixture(scope="module")
-def recognizer(results):
-    return EmotionRecognizer.from_hparams(str(results / RUN / "recognizer"))
+def recognizer(recognizer_folder):
+    return EmotionRecognizer.from_hparams(recognizer_folder)
 
 
 @pytest.fixture(scope="module")
@@ -114,3 +113,263 @@ def test_any_rate_and_channels_will_do(recognizer, tmp_path):
     path = tmp_path / "stereo.wav"
     soundfile.write(path, np.full((44100, 2), 0.01), 44100)
     assert recognizer.classify_file(path, "no")[0].shape == (1, 3)
+
+
+def pairs(rows):
+    return [Recording(row["wav"], row["text"]) for row in rows.values()]
+
+
+@pytest.mark.parametrize("batch_size", [1, 4, 100])
+def test_recognitions_are_those_of_each_file_alone(
+    recognizer, rows, batch_size
+):
+    found = list(recognizer.recognize(pairs(rows), batch_size))
+    for recording, recognition in zip(pairs(rows), found, strict=True):
+        posteriors, score, _, label = recognizer.classify_file(
+            recording.path, recording.text
+        )
+        assert list(recognition.posteriors) == LABELS
+        values = list(recognition.posteriors.values())
+        assert values == pytest.approx(posteriors[0].tolist(), abs=1e-5)
+        assert recognition.label == label[0]
+        assert recognition.confidence == pytest.approx(score.item(), abs=1e-5)
+        assert recognition.path == recording.path
+        assert recognition.text == recording.text
+        duration = soundfile.info(recording.path).duration
+        assert (recognition.start, recognition.end) == (0, duration)
+
+
+def test_bad_recordings_are_errors_and_the_rest_goes_on(
+    recognizer, rows, tmp_path
+):
+    (tmp_path / "text.wav").write_text("not audio")
+    soundfile.write(tmp_path / "short.wav", np.full(160, 0.1), 16000)
+    loud = np.full(16000, 1e30)
+    soundfile.write(tmp_path / "loud.wav", loud, 16000, subtype="FLOAT")
+    path = next(iter(rows.values()))["wav"]
+    bad = {
+        "there is no file": tmp_path / "missing.wav",
+        "cannot be read as audio": tmp_path / "text.wav",
+        "too short: 10 ms": tmp_path / "short.wav",
+        "loud.wav is not recognised": tmp_path / "loud.wav",
+        "trained without the turns": Recording(path, context=[("A", "B")]),
+        "5 is given": Recording(path, text=5),
+    }
+    mixed = [item for fault in bad.values() for item in (fault, path)]
+    found = list(recognizer.recognize(mixed, batch_size=3))
+    for message, recognition in zip(bad, found[::2], strict=True):
+        assert message in recognition.error
+        assert recognition.label is None and recognition.posteriors == {}
+    (alone,) = recognizer.recognize([path])
+    for recognition in found[1::2]:
+        assert recognition.error is None
+        assert recognition.posteriors == pytest.approx(
+            alone.posteriors, abs=1e-5
+        )
+
+
+def test_longer_recordings_are_for_the_timeline(recognizer, tmp_path):
+    soundfile.write(tmp_path / "a.wav", np.full(16000 * 3, 0.1), 16000)
+    (found,) = recognizer.recognize([tmp_path / "a.wav"], max_seconds=2)
+    assert "longer than 2 s" in found.error and "timeline" in found.error
+    (found,) = recognizer.recognize([tmp_path / "a.wav"], max_seconds=3)
+    assert found.error is None
+
+
+def test_results_come_while_recordings_still_do(recognizer, rows):
+    path = next(iter(rows.values()))["wav"]
+    asked = []
+
+    def endless():
+        while True:
+            asked.append(path)
+            yield path
+
+    results = recognizer.recognize(endless(), batch_size=2)
+    for _ in range(20):
+        next(results)
+    assert len(asked) < 20 + 2 * 4 * 2
+
+
+def test_text_of_any_length_is_cut_as_in_training(recognizer, rows):
+    path = next(iter(rows.values()))["wav"]
+    limit = recognizer.hparams.max_text_tokens
+    # Whole words of one token each, in either tokenizer, or one more.
+    texts = ["great yes " * 10_000, "great yes " * limit, "x" * 100_000]
+    start = time.monotonic()
+    long, cut, _ = recognizer.recognize(Recording(path, t) for t in texts)
+    assert time.monotonic() - start < 5
+    assert long.posteriors == pytest.approx(cut.posteriors, abs=1e-5)
+
+
+def test_confidence_is_calibrated_and_posteriors_are_not(recognizer_folder):
+    recognizer = EmotionRecognizer.from_hparams(recognizer_folder)
+    torch.manual_seed(0)
+    wavs = 0.1 * torch.randn(2, 16000)
+    raw, score, *_ = recognizer.classify_batch(wavs)
+    assert torch.equal(score, raw.amax(dim=1))
+    recognizer.hparams.temperature = 2.5
+    posteriors, score, index, _ = recognizer.classify_batch(wavs)
+    assert torch.equal(posteriors, raw)
+    expected = (raw.log() / 2.5).softmax(dim=1)
+    torch.testing.assert_close(score, expected.amax(dim=1))
+    assert torch.equal(index, expected.argmax(dim=1))
+
+
+def test_unsure_answers_are_withheld(recognizer, rows):
+    free = list(recognizer.recognize(pairs(rows)))
+    median = sorted(found.confidence for found in free)[len(free) // 2]
+    shy = list(recognizer.recognize(pairs(rows), abstain_below=median))
+    for sure, found in zip(free, shy, strict=True):
+        assert found.abstained == (sure.confidence < median)
+        assert found.label == (None if found.abstained else sure.label)
+        assert found.posteriors == sure.posteriors
+    assert 0 < sum(found.abstained for found in shy) < len(shy)
+    recognizer.hparams.abstain_below = 1.0
+    try:
+        assert all(
+            found.abstained for found in recognizer.recognize(pairs(rows))
+        )
+    finally:
+        recognizer.hparams.abstain_below = 0.0
+
+
+def test_arguments_out_of_range_are_refused_at_once(recognizer):
+    for options in ({"batch_size": 0}, {"abstain_below": 1.5}):
+        with pytest.raises(ValueError, match=next(iter(options))):
+            recognizer.recognize([], **options)
+
+
+def test_batch_that_is_too_large_for_the_memory_is_cut_up(
+    recognizer, rows, monkeypatch
+):
+    expected = list(recognizer.recognize(pairs(rows)))
+    compute, sizes = recognizer.mods.decoder.posteriors, []
+
+    def limited(embeddings, *others):
+        sizes.append(len(embeddings))
+        if len(embeddings) > 2:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return compute(embeddings, *others)
+
+    monkeypatch.setattr(recognizer.mods.decoder, "posteriors", limited)
+    found = list(recognizer.recognize(pairs(rows)))
+    assert max(sizes) > 2
+    for ours, theirs in zip(found, expected, strict=True):
+        assert ours.path == theirs.path and ours.label == theirs.label
+
+
+def test_timeline_recognises_each_window_as_a_file_of_its_own(
+    recognizer, tmp_path
+):
+    torch.manual_seed(0)
+    samples = 0.1 * torch.randn(16000 * 5).numpy()
+    path = tmp_path / "a.wav"
+    soundfile.write(path, samples, 16000, subtype="FLOAT")
+    found = recognizer.timeline(path, window_s=1, hop_s=0.7, batch_size=3)
+    times = [(window.start, window.end) for window in found]
+    assert times == [
+        *((pytest.approx(s), pytest.approx(s + 1)) for s in (0, 0.7, 1.4)),
+        *((pytest.approx(s), pytest.approx(s + 1)) for s in (2.1, 2.8, 3.5)),
+        (4, 5),
+    ]
+    for window in found:
+        piece = samples[round(16000 * window.start) : round(16000 * window.end)]
+        soundfile.write(tmp_path / "b.wav", piece, 16000, subtype="FLOAT")
+        posteriors, *_, label = recognizer.classify_file(tmp_path / "b.wav")
+        values = list(window.posteriors.values())
+        assert values == pytest.approx(posteriors[0].tolist(), abs=1e-5)
+        assert window.label == label[0] and window.path == str(path)
+
+
+def test_windows_without_sound_are_not_recognised(recognizer, tmp_path):
+    samples = np.zeros(16000 * 3)
+    samples[:16000] = 0.1 * np.sin(np.arange(16000))
+    samples[16000:32000] = 0.0005 * np.sin(np.arange(16000))  # -69 dB
+    soundfile.write(tmp_path / "a.wav", samples, 16000, subtype="FLOAT")
+    heard, faint, silent = recognizer.timeline(tmp_path / "a.wav", 1, 1)
+    assert heard.label is not None and not heard.abstained
+    for window in (faint, silent):
+        assert window.abstained and window.posteriors == {}
+        assert (window.label, window.confidence, window.error) == (None,) * 3
+    _, faint, silent = recognizer.timeline(
+        tmp_path / "a.wav", 1, 1, silence_dbfs=-80
+    )
+    assert faint.label is not None and silent.label is None
+
+
+def test_timeline_of_what_is_no_audio_is_an_error(recognizer, tmp_path):
+    with pytest.raises(AudioError, match="there is no file"):
+        recognizer.timeline(tmp_path / "missing.wav")
+    with pytest.raises(ValueError, match="hop_s"):
+        recognizer.timeline(tmp_path / "missing.wav", hop_s=0)
+
+
+class FakeVAD:
+    """Speaks of the same two segments, and of what it was given."""
+
+    def get_speech_segments(self, path):
+        self.info = soundfile.info(path)
+        return torch.tensor([[0.25, 1.0], [1.5, 62.0]])
+
+
+def test_vad_gives_segments_in_the_place_of_windows(recognizer, tmp_path):
+    noise = 0.1 * np.random.default_rng(0).standard_normal((44100 * 62, 2))
+    soundfile.write(tmp_path / "a.wav", noise, 44100)
+    vad = FakeVAD()
+    found = recognizer.timeline(tmp_path / "a.wav", vad=vad)
+    assert (vad.info.samplerate, vad.info.channels) == (16000, 1)
+    times = [time for window in found for time in (window.start, window.end)]
+    third = 60.5 / 3  # no segment is longer than 30 s
+    expected = [0.25, 1, 1.5]
+    expected += [1.5 + third, 1.5 + third, 1.5 + 2 * third, 1.5 + 2 * third, 62]
+    assert times == pytest.approx(expected, abs=1e-4)
+    assert all(window.label for window in found)
+
+
+def test_vad_that_is_not_to_be_had_is_a_quick_error(
+    recognizer, rows, monkeypatch
+):
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    path = next(iter(rows.values()))["wav"]
+    with pytest.raises(BackboneError, match="nobody/no-vad"):
+        recognizer.timeline(path, vad="nobody/no-vad")
+
+
+def test_prompt_text_is_what_the_model_reads(recognizer):
+    text = recognizer.prompt_text("Oh, hello!", "Ross")
+    assert "Speaker: Ross\nTranscript: Oh, hello!\nVoice:<AUDIO>" in text
+    assert text.endswith("Emotion:")
+    prompt = recognizer.mods.decoder.prompt
+    before, after = prompt.encode("Oh, hello!", "Ross")
+    beginning, end = text.split("<AUDIO>")
+    assert prompt.tokenizer.decode(before) == beginning
+    assert prompt.tokenizer.decode(after) == end
+    assert "Transcript" not in recognizer.prompt_text()
+
+
+def test_speechbrain_loads_it_as_a_foreign_class(
+    recognizer, recognizer_folder, rows, tmp_path
+):
+    folder = shutil.copytree(recognizer_folder, tmp_path / "moved")
+    (folder / "custom.py").write_text(
+        "from emoq_modules import EmotionRecognizer\n"
+    )
+    foreign = foreign_class(
+        str(folder),
+        pymodule_file="custom.py",
+        classname="EmotionRecognizer",
+        overrides={"pretrained_path": str(folder)},
+    )
+    path = next(iter(rows.values()))["wav"]
+    expected = recognizer.classify_file(path, "great")
+    assert torch.equal(foreign.classify_file(path, "great")[0], expected[0])
+
+
+def test_folder_that_holds_no_recognizer_is_said(tiny_results, tmp_path):
+    with pytest.raises(BackboneError, match="is in .*stage2/recognizer"):
+        EmotionRecognizer.from_hparams(tiny_results / RUN)
+    with pytest.raises(BackboneError, match="no hyperparams.yaml"):
+        EmotionRecognizer.from_hparams(tmp_path)
+    with pytest.raises(BackboneError, match="There is no folder"):
+        EmotionRecognizer.from_hparams(tmp_path / "missing")
