@@ -43,7 +43,8 @@ def audio_duration(path):
     if not path.is_file():
         raise AudioError(f"there is no file {path}")
     try:
-        with soundfile.SoundFile(path) as audio:
+        # A name need not be UTF-8, as soundfile would have it.
+        with soundfile.SoundFile(os.fsencode(path)) as audio:
             frames, rate = audio.frames, audio.samplerate
             if frames:
                 # A FLAC header may promise more than the file holds.

@@ -6,6 +6,7 @@ with it is said of it alone.
 """
 
 import math
+import os
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from importlib.util import find_spec
@@ -283,7 +284,7 @@ def _opened(path):
     if not path.stat().st_size:
         raise AudioError(f"{path} is an empty file")
     try:
-        audio = _Stream(path)
+        audio = _Stream(os.fsencode(path))  # need not be UTF-8
     # A headerless .raw is asked for its rate and format by a TypeError.
     except (soundfile.LibsndfileError, TypeError) as error:
         reason = getattr(error, "error_string", "It has no header.")
