@@ -180,6 +180,22 @@ def test_pytorchs_format_is_downloaded_where_there_is_no_other(
     assert sorted(hub.downloaded) == ["config.json", "pytorch_model.bin"]
 
 
+def test_a_whole_repository_is_completed_and_taken_from_the_cache_at_need(
+    tmp_path, use_hub
+):
+    hub = Hub({"config.json": b"{}", "decoder.ckpt": b"weights"})
+    use_hub(hub.url)
+    wanted = {"weights": False, "cache_dir": tmp_path}
+    folder = local_folder("someone/model", **wanted)
+    assert hub.downloaded == ["config.json"]
+    wanted["whole"] = True
+    assert local_folder("someone/model", **wanted) == folder
+    assert hub.downloaded == ["config.json", "decoder.ckpt"]
+    hub.server.shutdown()
+    use_hub("http://127.0.0.1:9")
+    assert local_folder("someone/model", **wanted) == folder
+
+
 def test_a_model_without_usable_weights_is_refused(tmp_path, use_hub):
     use_hub(Hub({"config.json": b"{}", "tf_model.h5": b"weights"}).url)
     with pytest.raises(BackboneError, match="has no model.safetensors"):

@@ -366,6 +366,23 @@ def test_speechbrain_loads_it_as_a_foreign_class(
     assert torch.equal(foreign.classify_file(path, "great")[0], expected[0])
 
 
+def test_recognizer_on_the_hub_is_loaded_with_all_of_its_files(
+    recognizer, recognizer_folder, rows, tmp_path, monkeypatch
+):
+    """As it lies in the cache of a machine that has no network any more."""
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
+    repository = tmp_path / "models--someone--emoq"
+    shutil.copytree(recognizer_folder, repository / "snapshots/abc")
+    (repository / "refs").mkdir()
+    (repository / "refs/main").write_text("abc")
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    loaded = EmotionRecognizer.from_hparams("someone/emoq")
+    assert loaded.hparams.pretrained_path == str(repository / "snapshots/abc")
+    path = next(iter(rows.values()))["wav"]
+    expected = recognizer.classify_file(path, "great")
+    assert torch.equal(loaded.classify_file(path, "great")[0], expected[0])
+
+
 def test_folder_that_holds_no_recognizer_is_said(tiny_results, tmp_path):
     with pytest.raises(BackboneError, match="is in .*stage2/recognizer"):
         EmotionRecognizer.from_hparams(tiny_results / RUN)
