@@ -4,6 +4,7 @@ import io
 import itertools
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -119,16 +120,26 @@ def test_what_is_wrong_with_a_file_is_said(tmp_path):
             read_recording(tmp_path / name, max_seconds=3.0)
 
 
-def test_playlist_is_not_followed(tmp_path):
+def test_file_that_names_others_is_not_followed(tmp_path, monkeypatch):
     write(tmp_path / "secret.wav")
-    playlist = f"#EXTM3U\n#EXTINF:1.0,\n{tmp_path}/secret.wav\n#EXT-X-ENDLIST\n"
-    (tmp_path / "a.wav").write_text(playlist)
-    (tmp_path / "b.wav").write_text(
-        f"ffconcat version 1.0\nfile '{tmp_path}/secret.wav'\n"
+    monkeypatch.chdir(tmp_path)  # where FFmpeg would look for it
+    Path("a.wav").write_text("ffconcat version 1.0\nfile secret.wav\n")
+    Path("b.wav").write_text(  # would listen to the network
+        "v=0\no=- 0 0 IN IP4 127.0.0.1\ns=x\nc=IN IP4 127.0.0.1\nt=0 0\n"
+        "m=audio 5004 RTP/AVP 0\n"
     )
     for name in ("a.wav", "b.wav"):
         with pytest.raises(AudioError, match="cannot be read"):
-            read_recording(tmp_path / name)
+            read_recording(name)
+
+
+def test_mp3_is_read_without_clicks(tmp_path):
+    times = np.arange(5 * 22050) / 22050
+    tone = 0.3 * np.sin(2 * np.pi * 440 * times)
+    soundfile.write(tmp_path / "a.mp3", tone, 22050)
+    whole = read_audio(tmp_path / "a.mp3")
+    samples = read_recording(tmp_path / "a.mp3")
+    torch.testing.assert_close(samples, whole, atol=1e-6, rtol=0)
 
 
 @pytest.mark.parametrize("rate", [8000, 16000])
