@@ -25,7 +25,7 @@ def leaves(arguments):
 
 def examples(command):
     """The command lines of an epilogue, those over two lines joined."""
-    text = command.epilog.replace("\\\n", " ")
+    text = (command.epilog or "").replace("\\\n", " ")
     return [
         re.split(r" [|>] ", line[line.index("emoq ") :])[0]
         for line in text.splitlines()
