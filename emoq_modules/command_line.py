@@ -14,6 +14,8 @@ from emoq_modules.configuration import (
 )
 from emoq_modules.manifest import CorpusError
 from emoq_modules.report import ResultsError
+from emoq_modules.safe_yaml import UnsafeYAMLError
+from emoq_modules.sources import SourceError
 
 _FOR_THE_PERSON = (
     AudioError,
@@ -22,6 +24,8 @@ _FOR_THE_PERSON = (
     CorpusError,
     OSError,
     ResultsError,
+    SourceError,
+    UnsafeYAMLError,
 )
 
 

@@ -38,7 +38,7 @@ from emoq_modules.manifest import (
     read_dialogues,
     read_manifest,
 )
-from emoq_modules.recognizer import save_recognizer
+from emoq_modules.recognizer_files import save_recognizer
 from emoq_modules.report import (
     CONFUSION_FILE,
     CURVES_FILE,
