@@ -24,7 +24,7 @@ from transformers import AutoConfig, AutoModel, AutoTokenizer
 _PATIENCE_S = 5
 _WEIGHTS = ("model.safetensors", "pytorch_model.bin")
 _DETERMINING = ("config.json", "preprocessor_config.json")
-_TEXT_FILES = (".json", ".txt", ".model", ".jinja")
+TEXT_FILES = (".json", ".txt", ".model", ".jinja")
 
 
 class BackboneError(OSError):
@@ -342,7 +342,7 @@ def _downloaded(name, revision, weights, needs, cache_dir):
 def _wanted(files, weights):
     """Of a repository's files those to download."""
     files = [file for file in files if "/" not in file]
-    wanted = [file for file in files if file.endswith(_TEXT_FILES)]
+    wanted = [file for file in files if file.endswith(TEXT_FILES)]
     if weights:
         safe = [file for file in files if _is_weight(file, _WEIGHTS[0])]
         wanted += safe or [f for f in files if _is_weight(f, _WEIGHTS[1])]

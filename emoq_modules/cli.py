@@ -6,6 +6,7 @@ import sys
 from emoq_modules.command_line import exit_status
 from emoq_modules.comparison import format_rows, report_folder, write_report
 from emoq_modules.configuration import ConfigurationError
+from emoq_modules.export_command import add_export
 from emoq_modules.reproduce import (
     check_done,
     describe_plan,
@@ -34,6 +35,7 @@ def _main(arguments):
     )
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     _add_reproduce(commands)
+    add_export(commands)
     own, rest = parser.parse_known_args(arguments)
     return own.function(own, rest)
 

@@ -13,15 +13,16 @@ from emoq_modules.configuration import (
     known_options,
 )
 from emoq_modules.manifest import CorpusError
+from emoq_modules.recognizer_files import ExportError, SourceError
 from emoq_modules.report import ResultsError
 from emoq_modules.safe_yaml import UnsafeYAMLError
-from emoq_modules.sources import SourceError
 
 _FOR_THE_PERSON = (
     AudioError,
     CheckpointError,
     ConfigurationError,
     CorpusError,
+    ExportError,
     OSError,
     ResultsError,
     SourceError,

@@ -56,7 +56,7 @@ def load_adapter(decoder, path, end_of_epoch=True):
     load_tensors(_adapter_tensors(decoder.llm), path)
 
 
-def save_adapter(decoder, folder, base=None, revision=None):
+def save_adapter(decoder, folder, base=None):
     """Writes a decoder's LoRA adapter in peft's format.
 
     Arguments
@@ -66,14 +66,12 @@ def save_adapter(decoder, folder, base=None, revision=None):
     folder : str or Path
         Where to; made if it is not there.
     base : str | None
-        Name of the LLM on the Hugging Face hub, if it is there.
-    revision : str | None
-        Its commit.
+        What the LLM is called, for whoever reads the configuration.
     """
     config = copy.copy(decoder.llm.peft_config["default"])
     config.task_type = "CAUSAL_LM"
     config.inference_mode = True
-    config.base_model_name_or_path, config.revision = base, revision
+    config.base_model_name_or_path = base
     if isinstance(config.target_modules, set):
         # As a set it would be in another order each time.
         config.target_modules = sorted(config.target_modules)

@@ -15,6 +15,7 @@ from ruamel.yaml import YAML
 from emoq_modules.audio_files import write_atomically
 from emoq_modules.checkpoints import save_trainable
 
+RECOGNIZER_FOLDER = "recognizer"  # in stage 2's output folder
 SETTINGS_FILE = "hyperparams.yaml"
 # Of an export, its key format_version; what is read of later ones is unknown.
 FORMAT_VERSION = 1
@@ -39,6 +40,14 @@ pretrainer: !new:speechbrain.utils.parameter_transfer.Pretrainer
     paths:{paths}
     custom_hooks:{hooks}
 """
+
+
+class ExportError(ValueError):
+    """A trained system cannot be exported; the message is for the person."""
+
+
+class SourceError(ValueError):
+    """There is no trained system to load; the message is for the person."""
 
 
 @dataclass(frozen=True)

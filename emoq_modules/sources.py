@@ -8,11 +8,8 @@ SpeechBrain, which executes it.
 from fnmatch import fnmatch
 from pathlib import Path
 
-from huggingface_hub import snapshot_download
-from huggingface_hub.errors import (
-    HFValidationError,
-    LocalEntryNotFoundError,
-)
+from huggingface_hub import try_to_load_from_cache
+from huggingface_hub.errors import HFValidationError
 from ruamel.yaml import YAML, YAMLError
 from speechbrain.utils.fetching import (
     FetchConfig,
@@ -24,15 +21,11 @@ from speechbrain.utils.fetching import (
 
 from emoq_modules.backbones import download
 from emoq_modules.checkpoints import find_fault
-from emoq_modules.recognizer_files import FORMAT_VERSION
+from emoq_modules.recognizer_files import FORMAT_VERSION, SourceError
 from emoq_modules.safe_yaml import check_yaml
 
 # Nothing else of a repository on the hub is fetched: no code and no pickles.
 _PATTERNS = ("*.yaml", "*.json", "*.safetensors", "*.txt", "*.model", "*.jinja")
-
-
-class SourceError(ValueError):
-    """There is no trained system to load; the message is for the person."""
 
 
 def open_source(
@@ -85,7 +78,10 @@ def open_source(
         source = str(source)
     kind, place = guess_source(source)
     if kind == FetchFrom.HUGGING_FACE:
-        kind, place = FetchFrom.LOCAL, _snapshot(place, fetch_config)
+        kind, place = (
+            FetchFrom.LOCAL,
+            _snapshot(place, hparams_file, fetch_config),
+        )
     if kind == FetchFrom.LOCAL:
         _check_folder(Path(place), hparams_file)
     # As SpeechBrain will do it: what is in savedir goes before the source.
@@ -104,29 +100,30 @@ def open_source(
     return str(folder), overrides
 
 
-def _snapshot(name, config):
+def _snapshot(name, hparams_file, config):
     """The folder of a repository on the hub, from the cache if it is whole."""
     where = {
         "revision": config.revision,
         "cache_dir": config.huggingface_cache_dir,
     }
-    if not config.allow_updates or not config.allow_network:
-        try:
-            folder = snapshot_download(name, local_files_only=True, **where)
-            # Less is there after a download that was interrupted.
-            if find_fault(Path(folder)) is None or not config.allow_network:
-                return folder
-        except HFValidationError:
+    try:
+        file = try_to_load_from_cache(name, hparams_file, **where)
+    except HFValidationError:
+        raise SourceError(
+            f"There is no folder {name}, and a name on the Hugging Face hub "
+            "it cannot be either."
+        ) from None
+    folder = Path(file).parent if isinstance(file, str) else None
+    if not config.allow_network:
+        if folder is None:
             raise SourceError(
-                f"There is no folder {name}, and a name on the Hugging Face "
-                "hub it cannot be either."
-            ) from None
-        except LocalEntryNotFoundError:
-            if not config.allow_network:
-                raise SourceError(
-                    f"{name} is no local folder and not in the cache, and "
-                    "fetch_config has allow_network=False."
-                ) from None
+                f"{name} is no local folder and not in the cache, and "
+                "fetch_config has allow_network=False."
+            )
+        return folder
+    # Less is there after a download that was interrupted.
+    if folder and not config.allow_updates and find_fault(folder) is None:
+        return folder
     return download(
         name,
         lambda files: [
