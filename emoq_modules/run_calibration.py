@@ -12,7 +12,6 @@ from emoq_modules.calibration import (
 )
 from emoq_modules.report import (
     VALID_PREDICTIONS_FILE,
-    ResultsError,
     read_predictions,
 )
 
@@ -44,17 +43,32 @@ class Calibration:
 def calibrate(run):
     """Fits a run's temperature on its validation set, and on nothing else.
 
+    Arguments
+    ---------
+    run : Path
+        The output folder of a stage.
+
     Returns
     -------
     Calibration
+        Of temperature 1, with a warning, where there is no validation set, or
+        nothing to learn from it.
+
+    Raises
+    ------
+    ResultsError
+        If predictions are damaged.
     """
-    note = _not_fitted(run)
-    if note:
-        logger.warning(f"The confidence is not calibrated: {note}.")
-        return Calibration(1.0, note=note)
-    valid = read_predictions(run / VALID_PREDICTIONS_FILE)
+    path = run / VALID_PREDICTIONS_FILE
+    if not path.exists():
+        return _not_calibrated(f"there is no {path.name} in {run.name}")
+    valid, test = read_predictions(path), read_predictions(run)
+    if valid.predictions == valid.targets:
+        return _not_calibrated(
+            f"all {len(valid.ids)} validation utterances are recognised, which "
+            "makes any confidence look too low"
+        )
     temperature = fit_temperature(_posteriors(valid), valid.targets)
-    test = read_predictions(run)
     errors = tuple(
         expected_calibration_error(posteriors, test.targets)
         for posteriors in (
@@ -65,18 +79,9 @@ def calibrate(run):
     return Calibration(temperature, len(valid.ids), errors)
 
 
-def _not_fitted(run):
-    """Why no temperature can be fitted, or an empty text."""
-    try:
-        valid = read_predictions(run / VALID_PREDICTIONS_FILE)
-    except ResultsError as error:
-        return str(error)
-    if valid.predictions == valid.targets:
-        return (
-            f"all {len(valid.ids)} validation utterances are recognised, which "
-            "makes any confidence look too low"
-        )
-    return ""
+def _not_calibrated(note):
+    logger.warning(f"The confidence is not calibrated: {note}.")
+    return Calibration(1.0, note=note)
 
 
 def _posteriors(stats):
