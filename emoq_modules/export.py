@@ -135,14 +135,7 @@ def _write(
     parts = _parts(tree)
     prompt = _prompt_text(tree["decoder"]["prompt"])
 
-    # It is the run's own, and may name classes of the person's own. What
-    # trains is to be told from what does not, so nothing more is frozen.
-    recognizer = EmotionRecognizer.from_hparams(
-        source,
-        trust_source=True,
-        run_opts={"device": "cpu"},
-        freeze_params=False,
-    ).eval()
+    recognizer = _load_run(source)
     expected = _probe(recognizer)
     modules, decoder = dict(recognizer.mods), tree["decoder"]
     base = parts["LLM"] if is_hub_name(parts["LLM"]) else None
@@ -180,6 +173,23 @@ def _write(
     )
     is_rounded = merged and decoder.get("dtype", "float32") != "float32"
     _try(folder, expected, is_rounded)
+
+
+def _load_run(source):
+    """The recogniser of a run, with what trains told from what does not."""
+    try:
+        # It is the run's own, and may name classes of the person's own.
+        return EmotionRecognizer.from_hparams(
+            source,
+            trust_source=True,
+            run_opts={"device": "cpu"},
+            freeze_params=False,
+        ).eval()
+    except ImportError as error:
+        raise ExportError(
+            f"{source / SETTINGS_FILE} names what is not installed here: "
+            f"{error}. Export where it was trained."
+        ) from error
 
 
 def _write_weights(folder, modules, base):

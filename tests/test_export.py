@@ -442,6 +442,25 @@ def test_export_that_would_recognise_otherwise_is_not_kept(
     assert not any(tmp_path.iterdir())
 
 
+def test_class_of_ones_own_is_exported_and_has_to_be_trusted(
+    run, tmp_path, monkeypatch, caplog
+):
+    copy = shutil.copytree(run, tmp_path / "run")
+    edit(copy / "recognizer", "emoq_modules.FbankEncoder", "mine.MyEncoder")
+    with pytest.raises(ExportError, match="not installed.*mine.MyEncoder"):
+        export_recognizer(copy, tmp_path / "export")
+    (tmp_path / "mine.py").write_text(
+        "from emoq_modules import FbankEncoder\n"
+        "class MyEncoder(FbankEncoder): pass\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    out = export_recognizer(copy, tmp_path / "export")
+    assert "Others will be told" in caplog.text
+    with pytest.raises(UnsafeYAMLError, match="mine.MyEncoder"):
+        EmotionRecognizer.from_hparams(out)
+    EmotionRecognizer.from_hparams(out, trust_source=True)
+
+
 def test_what_is_no_finished_stage_2_is_refused(run, tmp_path):
     out = tmp_path / "export"
     with pytest.raises(ExportError, match="no folder .*nowhere"):
