@@ -11,6 +11,7 @@ from functools import partial
 from pathlib import Path
 
 import torch
+from hyperpyyaml import resolve_references
 from hyperpyyaml.core import RefTag
 from ruamel.yaml import YAML
 from speechbrain.utils.logger import get_logger
@@ -119,7 +120,10 @@ def _write(
     folder, run, results, calibration, merged, include_backbones, licence
 ):
     source = run / RECOGNIZER_FOLDER
-    settings = (source / SETTINGS_FILE).read_text(encoding="utf-8")
+    settings = resolve_references(
+        (source / SETTINGS_FILE).read_text(encoding="utf-8"),
+        {"pretrained_path": str(source)},
+    )
     tree = {
         key: bare(value)
         for key, value in YAML().load(settings).items()

@@ -1,7 +1,8 @@
 """What a folder holds that ``EmotionRecognizer`` is loaded from.
 
-Stage 2 leaves one, ``recognizer``, that refers to backbones wherever they are
-on this machine; ``emoq export`` makes one that is whole.
+Stage 2 leaves one, ``recognizer``, that refers to backbones in its output
+folder, or wherever they are on this machine; ``emoq export`` makes one that is
+whole.
 """
 
 import os
@@ -10,6 +11,7 @@ from io import StringIO
 from pathlib import Path
 
 from hyperpyyaml import dump_hyperpyyaml
+from hyperpyyaml.core import RefTag
 from ruamel.yaml import YAML
 
 from emoq_modules.audio_files import write_atomically
@@ -97,7 +99,9 @@ def save_recognizer(folder, resolved, hparams):
     for key in ("text_encoder", "llm"):
         # A backbone built on the spot is there now, and not built again.
         if training[key] != hparams[key]:
-            _replace(tree, training[key], hparams[key])
+            # Named from here, so that the run may be moved.
+            built = os.path.relpath(hparams[key], folder)
+            _replace(tree, training[key], RefTag(f"<pretrained_path>/{built}"))
     weights = [Weights(name, name, f"{name}.safetensors") for name in names]
     text = settings_text(tree, folder, weights)
     write_atomically(folder / SETTINGS_FILE, text.encode())

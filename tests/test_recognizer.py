@@ -1,5 +1,7 @@
 """The trained system, loaded as others do, says what the run measured."""
 
+import shutil
+
 import numpy as np
 import pytest
 import soundfile
@@ -49,6 +51,21 @@ def test_files_get_the_posteriors_of_the_run(results, recognizer, rows):
         torch.testing.assert_close(posteriors[0], expected, atol=1e-4, rtol=0)
         assert score.item() == posteriors.max().item()
         assert label == [LABELS[index.item()]]
+
+
+def test_run_may_be_moved(results, recognizer, rows, tmp_path, monkeypatch):
+    shutil.copytree(results / RUN, tmp_path / "moved")
+    (results / RUN / "backbones").rename(results / RUN / "away")
+    monkeypatch.chdir(tmp_path)
+    try:
+        moved = EmotionRecognizer.from_hparams("moved/recognizer")
+    finally:
+        (results / RUN / "away").rename(results / RUN / "backbones")
+    row = next(iter(rows.values()))
+    assert torch.equal(
+        moved.classify_file(row["wav"], row["text"])[0],
+        recognizer.classify_file(row["wav"], row["text"])[0],
+    )
 
 
 def test_files_with_turns_before_get_the_posteriors_of_the_run(
