@@ -18,13 +18,13 @@ from huggingface_hub import (
     try_to_load_from_cache,
 )
 from huggingface_hub.utils import HFValidationError, validate_repo_id
-from transformers import AutoModel, AutoTokenizer
+from transformers import AutoConfig, AutoModel, AutoTokenizer
 
 # A hub that does not answer would otherwise be waited for without end.
 _PATIENCE_S = 5
 _WEIGHTS = ("model.safetensors", "pytorch_model.bin")
 _DETERMINING = ("config.json", "preprocessor_config.json")
-_TEXT_FILES = (".json", ".txt", ".model", ".jinja")
+TEXT_FILES = (".json", ".txt", ".model", ".jinja")
 
 
 class BackboneError(OSError):
@@ -139,8 +139,96 @@ def load_tokenizer(source, revision=None):
     return AutoTokenizer.from_pretrained(
         local_folder(
             source, revision, weights=False, needs=("tokenizer_config.json",)
-        )
+        ),
+        trust_remote_code=False,
     )
+
+
+def load_configuration(source, revision=None):
+    """Loads a model's configuration, with which its weights are random.
+
+    Arguments
+    ---------
+    source : str or Path
+        A local folder, or a name on the Hugging Face hub.
+    revision : str | None
+        Branch, tag or commit on the hub.
+
+    Returns
+    -------
+    transformers.PretrainedConfig
+
+    Raises
+    ------
+    BackboneError
+        If there is no such configuration to be had.
+
+    Example
+    -------
+    >>> from emoq_modules.offline import build_text_encoder
+    >>> folder = build_text_encoder(getfixture("tmp_path"), ["Oh no!"])
+    >>> load_configuration(folder).model_type
+    'roberta'
+    """
+    return AutoConfig.from_pretrained(
+        local_folder(source, revision, weights=False), trust_remote_code=False
+    )
+
+
+def download(
+    name, wanted, revision=None, cache_dir=None, token=None, advice=""
+):
+    """Downloads files of a repository on the Hugging Face hub.
+
+    Arguments
+    ---------
+    name : str
+        The repository's name.
+    wanted : callable
+        Of the names of all its files, those to download.
+    revision : str | None
+        Branch, tag or commit.
+    cache_dir : str | None
+        Where downloads are kept; None is Hugging Face's own cache.
+    token : str | bool | None
+        The hub's token, as ``huggingface_hub`` takes it.
+    advice : str
+        What else the person can do, at the end of the message.
+
+    Returns
+    -------
+    str
+        The folder that holds them.
+
+    Raises
+    ------
+    BackboneError
+        If the hub does not answer, or has no such repository.
+    """
+    try:
+        # snapshot_download alone would wait for ever for a silent hub.
+        info = HfApi().model_info(
+            name, revision=revision, timeout=_PATIENCE_S, token=token
+        )
+        return snapshot_download(
+            name,
+            revision=revision,
+            cache_dir=cache_dir,
+            token=token,
+            allow_patterns=wanted([file.rfilename for file in info.siblings]),
+        )
+    # The hub's client lets its HTTP library's exceptions through, which are
+    # others from release to release.
+    except Exception as error:
+        reason = " ".join(str(error).split())[:300]
+        raise BackboneError(
+            f"{name}{f' at revision {revision}' if revision else ''} is no "
+            "local folder, is not (completely) in the cache at "
+            f"{cache_dir or constants.HF_HUB_CACHE}, and could not be "
+            f"downloaded ({type(error).__name__}: {reason}). Where there is a "
+            f"network run `hf download {name}`, or give a local folder that "
+            f"holds it{advice}."
+        ) from error
 
 
 def weight_files(folder):
@@ -245,30 +333,18 @@ def _cached(name, revision, weights, needs, cache_dir):
 
 def _downloaded(name, revision, weights, needs, cache_dir, whole):
     try:
-        # snapshot_download alone would wait for ever for a silent hub.
-        info = HfApi().model_info(name, revision=revision, timeout=_PATIENCE_S)
-        files = [file.rfilename for file in info.siblings]
-        folder = snapshot_download(
+        folder = download(
             name,
-            revision=revision,
-            cache_dir=cache_dir,
-            allow_patterns=None if whole else _wanted(files, weights),
+            lambda files: files if whole else _wanted(files, weights),
+            revision,
+            cache_dir,
+            advice="; hparams/presets/offline.yaml needs no download at all",
         )
-    # The hub's client lets its HTTP library's exceptions through, which are
-    # others from release to release.
-    except Exception as error:
+    except BackboneError:
         folder = _cached(name, revision, weights, needs, cache_dir)
         if whole and folder:
             return folder
-        reason = " ".join(str(error).split())[:300]
-        raise BackboneError(
-            f"{name}{f' at revision {revision}' if revision else ''} is no "
-            "local folder, is not (completely) in the cache at "
-            f"{cache_dir or constants.HF_HUB_CACHE}, and could not be "
-            f"downloaded ({type(error).__name__}: {reason}). Where there is a "
-            f"network run `hf download {name}`, or give a local folder that "
-            "holds it; hparams/presets/offline.yaml needs no download at all."
-        ) from error
+        raise
     lacks = _lacking(Path(folder), weights, needs)
     if lacks:
         raise BackboneError(
@@ -281,7 +357,7 @@ def _downloaded(name, revision, weights, needs, cache_dir, whole):
 def _wanted(files, weights):
     """Of a repository's files those to download."""
     files = [file for file in files if "/" not in file]
-    wanted = [file for file in files if file.endswith(_TEXT_FILES)]
+    wanted = [file for file in files if file.endswith(TEXT_FILES)]
     if weights:
         safe = [file for file in files if _is_weight(file, _WEIGHTS[0])]
         wanted += safe or [f for f in files if _is_weight(f, _WEIGHTS[1])]

@@ -36,7 +36,7 @@ from emoq_modules.audio_files import write_atomically
 
 logger = get_logger(__name__)
 
-_CONTENTS = "contents.json"
+CONTENTS_FILE = "contents.json"
 
 # SpeechBrain registers its base class alone, whose hooks forget the patience.
 register_checkpoint_hooks(EpochCounterWithStopper)
@@ -99,7 +99,7 @@ class TrainableCheckpointer(Checkpointer):
                     file.name: file.stat().st_size
                     for file in sorted(checkpoint.path.iterdir())
                 }
-                _write_contents(checkpoint.path, sizes)
+                write_contents(checkpoint.path, sizes)
                 self._shrink_earlier(checkpoint.path)
         except (OSError, RuntimeError, SafetensorError) as error:
             # As torch and safetensors say that the disk is full.
@@ -152,9 +152,9 @@ class TrainableCheckpointer(Checkpointer):
         finished = [
             folder
             for folder in super()._list_checkpoint_dirs()
-            if (folder / _CONTENTS).exists()
+            if (folder / CONTENTS_FILE).exists()
         ]
-        faults = {folder: _fault(folder) for folder in finished}
+        faults = {folder: find_fault(folder) for folder in finished}
         for folder, fault in faults.items():
             if fault is not None:
                 logger.warning_once(
@@ -173,7 +173,7 @@ class TrainableCheckpointer(Checkpointer):
         for folder in self.checkpoints_dir.glob(f"{CKPT_PREFIX}+*"):
             # Either is missing if saving it was cut off, or deleting it.
             if (
-                not (folder / _CONTENTS).exists()
+                not (folder / CONTENTS_FILE).exists()
                 or not (folder / METAFNAME).exists()
             ):
                 shutil.rmtree(folder)
@@ -229,6 +229,29 @@ def load_trainable(module, path, end_of_epoch=True):
     CheckpointError
         If the file is damaged, or its keys or shapes are another model's.
     """
+    parameters = {
+        name: parameter
+        for name, parameter in module.named_parameters()
+        if parameter.requires_grad
+    }
+    load_tensors(parameters, path)
+
+
+def load_tensors(tensors, path):
+    """Fills tensors from a file that has these and no others.
+
+    Arguments
+    ---------
+    tensors : dict
+        What to fill, by the names in the file.
+    path : str
+        A safetensors file.
+
+    Raises
+    ------
+    CheckpointError
+        If the file is damaged, or its names or shapes are another model's.
+    """
     try:
         weights = load_file(path)
     except (SafetensorError, OSError) as error:
@@ -236,22 +259,14 @@ def load_trainable(module, path, end_of_epoch=True):
             f"{path} cannot be read ({error}). Restore the file, or delete it: "
             "the same command then makes it again from what was before it."
         ) from error
-    parameters = {
-        name: parameter
-        for name, parameter in module.named_parameters()
-        if parameter.requires_grad
-    }
     differences = (
-        [f"{name} is missing" for name in parameters.keys() - weights.keys()]
-        + [
-            f"{name} is not known"
-            for name in weights.keys() - parameters.keys()
-        ]
+        [f"{name} is missing" for name in tensors.keys() - weights.keys()]
+        + [f"{name} is not known" for name in weights.keys() - tensors.keys()]
         + [
             f"{name} is {tuple(weights[name].shape)}, not "
-            f"{tuple(parameters[name].shape)}"
-            for name in parameters.keys() & weights.keys()
-            if weights[name].shape != parameters[name].shape
+            f"{tuple(tensors[name].shape)}"
+            for name in tensors.keys() & weights.keys()
+            if weights[name].shape != tensors[name].shape
         ]
     )
     if differences:
@@ -262,8 +277,8 @@ def load_trainable(module, path, end_of_epoch=True):
             "trained with, or choose another --results_folder."
         )
     with torch.no_grad():
-        for name, parameter in parameters.items():
-            parameter.copy_(weights[name])
+        for name, tensor in tensors.items():
+            tensor.copy_(weights[name])
 
 
 @register_checkpoint_hooks
@@ -331,12 +346,14 @@ class History(list):
             self[:] = json.load(file)
 
 
-def _fault(folder):
-    """What is wrong with a finished checkpoint, or None."""
+def find_fault(folder):
+    """What is wrong with a folder whose files are listed in it, or None."""
     try:
         sizes = _contents(folder)
+    except FileNotFoundError:
+        return f"{CONTENTS_FILE} is missing"
     except ValueError:
-        return f"{_CONTENTS} is damaged"
+        return f"{CONTENTS_FILE} is damaged"
     for name, size in sizes.items():
         file = folder / name
         if not file.exists():
@@ -347,12 +364,15 @@ def _fault(folder):
 
 
 def _contents(folder):
-    """The files of a finished checkpoint, and their sizes in bytes."""
-    return json.loads((folder / _CONTENTS).read_text())
+    """The files that a folder should hold, and their sizes in bytes."""
+    return json.loads((folder / CONTENTS_FILE).read_text())
 
 
-def _write_contents(folder, sizes):
-    write_atomically(folder / _CONTENTS, json.dumps(sizes, indent=1).encode())
+def write_contents(folder, sizes):
+    """Lists a folder's files and their sizes in bytes, for ``find_fault``."""
+    write_atomically(
+        folder / CONTENTS_FILE, json.dumps(sizes, indent=1).encode()
+    )
 
 
 def _drop_moments(folder, name):
@@ -363,7 +383,7 @@ def _drop_moments(folder, name):
     """
     sizes = _contents(folder)
     if sizes.pop(name, None) is not None:
-        _write_contents(folder, sizes)
+        write_contents(folder, sizes)
     file = folder / name
     state = torch.load(file, weights_only=True, mmap=True)
     if state["state"]:

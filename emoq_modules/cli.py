@@ -7,6 +7,7 @@ import sys
 from functools import partial
 
 from emoq_modules import __version__
+from emoq_modules.export_command import add_export
 from emoq_modules.predict import add_predict
 from emoq_modules.reproduce_command import add_reproduce
 
@@ -62,6 +63,7 @@ def _make_parser():
     )
     add_reproduce(commands)
     add_predict(commands)
+    add_export(commands)
     examples = map(_first_example, commands.choices.values())
     parser.epilog = "\n".join(
         [

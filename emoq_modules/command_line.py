@@ -13,15 +13,20 @@ from emoq_modules.configuration import (
     known_options,
 )
 from emoq_modules.manifest import CorpusError
+from emoq_modules.recognizer_files import ExportError, SourceError
 from emoq_modules.report import ResultsError
+from emoq_modules.safe_yaml import UnsafeYAMLError
 
 _FOR_THE_PERSON = (
     AudioError,
     CheckpointError,
     ConfigurationError,
     CorpusError,
+    ExportError,
     OSError,
     ResultsError,
+    SourceError,
+    UnsafeYAMLError,
 )
 
 

@@ -133,10 +133,7 @@ def build_datasets(
     """
 
     def tokens(text):
-        if tokenizer is None:
-            return torch.zeros(1, dtype=torch.long)
-        ids = tokenizer(text, truncation=True, max_length=max_text_tokens)
-        return torch.tensor(ids["input_ids"])
+        return encode_text(tokenizer, text, max_text_tokens)
 
     def context(dialogue, turn):
         if not context_turns:
@@ -168,6 +165,29 @@ def build_datasets(
         )
         for split, rows in manifests.items()
     }
+
+
+def encode_text(tokenizer, text, max_text_tokens):
+    """What the text encoder reads.
+
+    Arguments
+    ---------
+    tokenizer : transformers.PreTrainedTokenizerFast | None
+        None if nothing reads the tokens.
+    text : str
+        What was said.
+    max_text_tokens : int
+        Where longer texts are cut.
+
+    Returns
+    -------
+    torch.Tensor
+        Token ids, ``(L,)``, L at least 1.
+    """
+    if tokenizer is None:
+        return torch.zeros(1, dtype=torch.long)
+    ids = tokenizer(text, truncation=True, max_length=max_text_tokens)
+    return torch.tensor(ids["input_ids"])
 
 
 def latest_turns(turns, number):

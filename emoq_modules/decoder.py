@@ -7,7 +7,6 @@ The embedding e'_q is projected into the LLM's space and stands in the place of
 import math
 
 import torch
-from peft import LoraConfig, get_peft_model
 from torch import nn
 from torch.nn import functional as F
 from transformers import AutoConfig, AutoModelForCausalLM
@@ -110,6 +109,9 @@ class SoftPromptDecoder(nn.Module):
             )
         llm.requires_grad_(False)
         if lora is not None:
+            # Here, as an LLM with LoRA merged into it needs no peft.
+            from peft import LoraConfig, get_peft_model
+
             llm = get_peft_model(llm, LoraConfig(**lora)).get_base_model()
         self.llm = llm
         self.projector = None
@@ -392,7 +394,9 @@ class Projector(nn.Module):
 def _load_llm(source, revision, dtype):
     if isinstance(source, str):
         return AutoModelForCausalLM.from_pretrained(
-            local_folder(source, revision), dtype=dtype
+            local_folder(source, revision),
+            dtype=dtype,
+            trust_remote_code=False,
         )
     if isinstance(source, dict):
         values = dict(source)

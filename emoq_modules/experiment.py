@@ -38,7 +38,7 @@ from emoq_modules.manifest import (
     read_dialogues,
     read_manifest,
 )
-from emoq_modules.recognizer import save_recognizer
+from emoq_modules.recognizer_files import RECOGNIZER_FOLDER, save_recognizer
 from emoq_modules.report import (
     CONFUSION_FILE,
     CURVES_FILE,
@@ -369,7 +369,7 @@ def _write_results(resolved, hparams, best_epoch, measured, embeddings, costs):
     folder = Path(hparams["output_folder"])
     if hparams["stage"] == 2:
         # Before the results, which tell that the run is done.
-        save_recognizer(folder / "recognizer", resolved, hparams)
+        save_recognizer(folder / RECOGNIZER_FOLDER, resolved, hparams)
     described = ("corpus", "variant", "fold", "stage", "seed")
     write_results(
         folder,

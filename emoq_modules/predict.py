@@ -54,8 +54,14 @@ def add_predict(commands):
         "--model",
         required=True,
         metavar="FOLDER",
-        help="the folder 'recognizer' of a run of stage 2, or a name on the "
-        "Hugging Face hub; its YAML is executed, so trust whom it is from",
+        help="the folder 'recognizer' of a run of stage 2, what emoq export "
+        "has made, or the name of that on the Hugging Face hub",
+    )
+    command.add_argument(
+        "--trust_source",
+        action="store_true",
+        help="load a model whose YAML names code that EmoQ does not know, for "
+        "instance your own",
     )
     words = command.add_mutually_exclusive_group()
     words.add_argument("--text", help="what is said, in all of the recordings")
@@ -165,7 +171,10 @@ def _run(own, rest):
     # Between libraries; whoever predicts can do nothing about them.
     warnings.simplefilter("ignore", FutureWarning)
     recognizer = EmotionRecognizer.from_hparams(
-        own.model, asr=own.asr, run_opts=_run_opts(own.device)
+        own.model,
+        trust_source=own.trust_source,
+        asr=own.asr,
+        run_opts=_run_opts(own.device),
     )
     total = None
     if sys.stderr.isatty() and "-" not in own.sources and not own.timeline:

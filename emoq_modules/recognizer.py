@@ -1,21 +1,11 @@
 """The trained system at work: from a recording to posteriors of emotions."""
 
-import os
-from io import StringIO
-from pathlib import Path
-
 import torch
-from ruamel.yaml import YAML
 from speechbrain.inference.interfaces import Pretrained
+from speechbrain.utils.data_utils import batch_pad_right
 
-from emoq_modules.audio_files import (
-    SAMPLE_RATE,
-    AudioError,
-    write_atomically,
-)
-from emoq_modules.backbones import BackboneError, local_folder
-from emoq_modules.checkpoints import save_trainable
-from emoq_modules.dataio import latest_turns
+from emoq_modules.audio_files import SAMPLE_RATE, AudioError
+from emoq_modules.dataio import encode_text, latest_turns
 from emoq_modules.feature_store import round_trip
 from emoq_modules.prompt import without_speakers
 from emoq_modules.recognition import Piece, Recognizing, calibrated
@@ -26,29 +16,9 @@ from emoq_modules.recordings import (
     level_dbfs,
     read_recording,
 )
+from emoq_modules.sources import open_source
 from emoq_modules.transcriber import load_transcriber, with_texts
 from emoq_modules.voice_activity import speech_spans
-
-# What of a training configuration recognition needs.
-_KEYS = (
-    "labels",
-    "store_precision",
-    "max_text_tokens",
-    "speaker_in_prompt",
-    "context_turns",
-    "audio_encoder",
-    "text_tokenizer",
-    "fusion",
-    "decoder",
-)
-_INFERENCE = """
-modules:{modules}
-pretrained_path: {folder}
-pretrainer: !new:speechbrain.utils.parameter_transfer.Pretrainer
-    loadables:{loadables}
-    paths:{paths}
-    custom_hooks:{hooks}
-"""
 
 
 class EmotionRecognizer(Pretrained):
@@ -77,19 +47,31 @@ class EmotionRecognizer(Pretrained):
         self.asr = None if asr is None else load_transcriber(asr, self.device)
 
     @classmethod
-    def from_hparams(cls, source, hparams_file="hyperparams.yaml", **kwargs):
+    def from_hparams(
+        cls,
+        source,
+        hparams_file="hyperparams.yaml",
+        overrides=None,
+        trust_source=False,
+        **kwargs,
+    ):
         """Loads a trained system.
 
-        Loading runs code: the YAML in ``source`` may call any Python function,
-        with all that you are allowed to do on this machine, and on the hub its
-        owner may change it at any time. Load only from sources you trust.
+        SpeechBrain executes the YAML in ``source``, with all that you are
+        allowed to do on this machine. It is read first, and refused if it names
+        code that no trained EmoQ needs.
 
         Arguments
         ---------
         source : str or Path
-            Folder that stage 2 has written, or a name on the Hugging Face hub.
+            Folder that stage 2 or ``emoq export`` has written, or its name on
+            the Hugging Face hub.
         hparams_file : str
             Name of the YAML file in it.
+        overrides : dict | str | None
+            Values that replace those of the YAML.
+        trust_source : bool
+            Whether the YAML may name any code.
         **kwargs : dict
             As ``speechbrain.inference.interfaces.Pretrained`` takes them, for
             instance ``run_opts={"device": "cuda"}``; and ``asr``, as of
@@ -101,26 +83,21 @@ class EmotionRecognizer(Pretrained):
 
         Raises
         ------
-        BackboneError
-            If there is no such system to be had.
+        BackboneError, CheckpointError, SourceError
+            If the source, or something in it, is missing or damaged.
+        UnsafeYAMLError
+            If the YAML names other code, and the source is not trusted.
         """
-        folder = Path(source).expanduser()
-        if folder.is_dir() and not (folder / hparams_file).is_file():
-            raise BackboneError(
-                f"{folder} is no recognizer: it has no {hparams_file}. Give "
-                "the folder 'recognizer' that stage 2 leaves in its own."
-            )
-        if (folder / "recognizer" / hparams_file).is_file():
-            raise BackboneError(
-                f"{folder} is the folder of a run; its recognizer is in "
-                f"{folder / 'recognizer'}."
-            )
-        source = local_folder(
-            source, weights=False, needs=(hparams_file,), whole=True
+        fetching = ("savedir", "local_strategy", "fetch_config")
+        folder, overrides = open_source(
+            source,
+            hparams_file,
+            overrides,
+            trust_source,
+            **{key: kwargs[key] for key in fetching if key in kwargs},
         )
-        overrides = {**kwargs.pop("overrides", {}), "pretrained_path": source}
         return super().from_hparams(
-            source, hparams_file, overrides=overrides, **kwargs
+            folder, hparams_file, overrides=overrides, **kwargs
         )
 
     def classify_batch(
@@ -426,75 +403,19 @@ class EmotionRecognizer(Pretrained):
         )
         # As in training: the frames were rounded on their way to the store.
         frames = round_trip(frames, self.hparams.store_precision)
-        tokens = self.hparams.text_tokenizer(
-            texts,
-            truncation=True,
-            max_length=self.hparams.max_text_tokens,
-            padding=True,
-            return_tensors="pt",
-        ).to(self.device)
-        token_lens = tokens.attention_mask.float().mean(dim=1)
+        tokens, token_lens = batch_pad_right(
+            [
+                encode_text(
+                    self.hparams.text_tokenizer,
+                    text,
+                    self.hparams.max_text_tokens,
+                )
+                for text in texts
+            ]
+        )
         return self.mods.fusion(
-            frames, frame_lens, tokens.input_ids, token_lens
+            frames,
+            frame_lens,
+            tokens.to(self.device),
+            token_lens.to(self.device),
         )
-
-
-def save_recognizer(folder, resolved, hparams):
-    """Writes what ``EmotionRecognizer`` needs of a trained stage 2.
-
-    Arguments
-    ---------
-    folder : str or Path
-        Where to.
-    resolved : str
-        The composed configuration of the stage.
-    hparams : dict
-        Its objects, with the weights to keep.
-    """
-    folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
-    names = [name for name, m in hparams["modules"].items() if m is not None]
-    for name in names:
-        partial = folder / f"{name}.partial"
-        save_trainable(hparams[name], partial)
-        os.replace(partial, folder / f"{name}.safetensors")
-
-    training = YAML().load(resolved)
-    tree = {key: training[key] for key in _KEYS}
-    for key in ("text_encoder", "llm"):
-        # A backbone built on the spot is there now, and not built again.
-        if training[key] != hparams[key]:
-            _replace(tree, training[key], hparams[key])
-    text = StringIO()
-    YAML().dump(tree, text)
-    modules = {name: name for name in names}
-    if "fusion" in names:
-        modules["encoder"] = "audio_encoder"
-    text.write(
-        _INFERENCE.format(
-            folder=folder,
-            modules=_lines("{0}: !ref <{1}>", modules.items()),
-            loadables=_lines("{0}: !ref <{0}>", zip(names)),
-            paths=_lines(
-                "{0}: !ref <pretrained_path>/{0}.safetensors", zip(names)
-            ),
-            hooks=_lines(
-                "{0}: !name:emoq_modules.checkpoints.load_trainable", zip(names)
-            ),
-        )
-    )
-    write_atomically(folder / "hyperparams.yaml", text.getvalue().encode())
-
-
-def _lines(pattern, rows):
-    return "".join(f"\n        {pattern.format(*row)}" for row in rows)
-
-
-def _replace(node, old, new):
-    """Puts ``new`` wherever a tree refers to the node ``old``."""
-    items = node.items() if isinstance(node, dict) else enumerate(node)
-    for key, value in list(items):
-        if value is old:
-            node[key] = new
-        elif isinstance(value, dict | list):
-            _replace(value, old, new)

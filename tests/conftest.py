@@ -1,10 +1,12 @@
 """What several test files share."""
 
 import os
+import socket
 from pathlib import Path
 
 import pytest
 import torch
+from huggingface_hub import constants
 
 import train
 from emoq_modules.offline import build_llm, build_text_encoder
@@ -63,3 +65,23 @@ def recognizer_folder(tiny_results):
     """The recognizer of that run."""
     run = tiny_results / "tiny/emoq/fold1-seed1234/stage2"
     return str(run / "recognizer")
+
+
+@pytest.fixture
+def use_hub(monkeypatch):
+    """Lets Hugging Face's client talk to another address."""
+
+    def use(url):
+        monkeypatch.setattr(constants, "ENDPOINT", url)
+        template = url + "/{repo_id}/resolve/{revision}/{filename}"
+        monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
+
+    return use
+
+
+@pytest.fixture
+def no_hub(use_hub):
+    """There is nobody at the hub's address."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        use_hub(f"http://127.0.0.1:{free.getsockname()[1]}")

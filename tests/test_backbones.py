@@ -2,13 +2,11 @@
 
 import json
 import socket
-import threading
 import time
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 import torch
-from huggingface_hub import constants
+from fake_hub import COMMIT, Hub
 from transformers import AutoModel
 
 from emoq_modules import backbones
@@ -18,81 +16,6 @@ from emoq_modules.backbones import (
     load_tokenizer,
     local_folder,
 )
-
-COMMIT = "0123456789abcdef0123456789abcdef01234567"
-
-
-class Hub:
-    """A hub on this machine, with one model ``someone/model``."""
-
-    def __init__(self, files):
-        self.files = files
-        self.downloaded = []
-        hub = self
-
-        class Handler(BaseHTTPRequestHandler):
-            def do_HEAD(self):
-                self.answer(with_body=False)
-
-            def do_GET(self):
-                self.answer(with_body=True)
-
-            def answer(self, with_body):
-                headers, body = hub.respond(self.path, with_body)
-                self.send_response(200 if body is not None else 404)
-                for key, value in headers.items():
-                    self.send_header(key, value)
-                self.send_header("Content-Length", str(len(body or b"")))
-                self.end_headers()
-                if with_body and body:
-                    self.wfile.write(body)
-
-            def log_message(self, *args):
-                pass
-
-        self.server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        self.url = f"http://127.0.0.1:{self.server.server_port}"
-        threading.Thread(target=self.server.serve_forever, daemon=True).start()
-
-    def respond(self, path, is_get):
-        path = path.split("?")[0]
-        model = "/api/models/someone/model"
-        if path in (model, f"{model}/revision/main"):
-            names = [{"rfilename": name} for name in self.files]
-            info = {"id": "someone/model", "sha": COMMIT, "siblings": names}
-            return {}, json.dumps(info).encode()
-        if path.startswith(f"{model}/tree/"):
-            entries = [
-                {"type": "file", "path": name, "size": len(body), "oid": name}
-                for name, body in self.files.items()
-            ]
-            return {}, json.dumps(entries).encode()
-        name = path.rpartition("/")[2]
-        if "/resolve/" not in path or name not in self.files:
-            return {}, None
-        if is_get:
-            self.downloaded.append(name)
-        return {"ETag": f'"{name}"', "X-Repo-Commit": COMMIT}, self.files[name]
-
-
-@pytest.fixture
-def use_hub(monkeypatch):
-    """Lets Hugging Face's client talk to another address."""
-
-    def use(url):
-        monkeypatch.setattr(constants, "ENDPOINT", url)
-        template = url + "/{repo_id}/resolve/{revision}/{filename}"
-        monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
-
-    return use
-
-
-@pytest.fixture
-def no_hub(use_hub):
-    """There is nobody at the hub's address."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        use_hub(f"http://127.0.0.1:{free.getsockname()[1]}")
 
 
 def test_a_folder_is_taken_as_it_is(text_encoder, no_hub):

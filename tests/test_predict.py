@@ -219,7 +219,7 @@ def test_wrong_command_is_status_2(predict, folder, arguments, message):
 
 def test_model_that_is_none_is_status_2(capsys, tmp_path):
     assert main(["predict", "--model", str(tmp_path), "a.wav"]) == 2
-    assert "is no recognizer" in capsys.readouterr().err
+    assert "holds no hyperparams.yaml" in capsys.readouterr().err
     with pytest.raises(SystemExit) as exit_:
         main(["predict", "a.wav"])
     assert exit_.value.code == 2

@@ -8,13 +8,13 @@ import pytest
 import soundfile
 import torch
 from huggingface_hub import constants
-from speechbrain.inference.interfaces import foreign_class
 
 import train
 from emoq_modules import EmotionRecognizer, Recording
 from emoq_modules.audio_files import AudioError
 from emoq_modules.backbones import BackboneError
 from emoq_modules.manifest import read_manifest
+from emoq_modules.recognizer_files import SourceError
 from emoq_modules.report import read_predictions
 
 RUN = "tiny/emoq/fold1-seed1234/stage2"
@@ -48,6 +48,21 @@ def test_files_get_the_posteriors_of_the_run(results, recognizer, rows):
         torch.testing.assert_close(posteriors[0], expected, atol=1e-4, rtol=0)
         assert score.item() == posteriors.max().item()
         assert label == [LABELS[index.item()]]
+
+
+def test_run_may_be_moved(results, recognizer, rows, tmp_path, monkeypatch):
+    shutil.copytree(results / RUN, tmp_path / "moved")
+    (results / RUN / "backbones").rename(results / RUN / "away")
+    monkeypatch.chdir(tmp_path)
+    try:
+        moved = EmotionRecognizer.from_hparams("moved/recognizer")
+    finally:
+        (results / RUN / "away").rename(results / RUN / "backbones")
+    row = next(iter(rows.values()))
+    assert torch.equal(
+        moved.classify_file(row["wav"], row["text"])[0],
+        recognizer.classify_file(row["wav"], row["text"])[0],
+    )
 
 
 def test_files_with_turns_before_get_the_posteriors_of_the_run(
@@ -348,45 +363,10 @@ def test_prompt_text_is_what_the_model_reads(recognizer):
     assert "Transcript" not in recognizer.prompt_text()
 
 
-def test_speechbrain_loads_it_as_a_foreign_class(
-    recognizer, recognizer_folder, rows, tmp_path
-):
-    folder = shutil.copytree(recognizer_folder, tmp_path / "moved")
-    (folder / "custom.py").write_text(
-        "from emoq_modules import EmotionRecognizer\n"
-    )
-    foreign = foreign_class(
-        str(folder),
-        pymodule_file="custom.py",
-        classname="EmotionRecognizer",
-        overrides={"pretrained_path": str(folder)},
-    )
-    path = next(iter(rows.values()))["wav"]
-    expected = recognizer.classify_file(path, "great")
-    assert torch.equal(foreign.classify_file(path, "great")[0], expected[0])
-
-
-def test_recognizer_on_the_hub_is_loaded_with_all_of_its_files(
-    recognizer, recognizer_folder, rows, tmp_path, monkeypatch
-):
-    """As it lies in the cache of a machine that has no network any more."""
-    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
-    repository = tmp_path / "models--someone--emoq"
-    shutil.copytree(recognizer_folder, repository / "snapshots/abc")
-    (repository / "refs").mkdir()
-    (repository / "refs/main").write_text("abc")
-    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
-    loaded = EmotionRecognizer.from_hparams("someone/emoq")
-    assert loaded.hparams.pretrained_path == str(repository / "snapshots/abc")
-    path = next(iter(rows.values()))["wav"]
-    expected = recognizer.classify_file(path, "great")
-    assert torch.equal(loaded.classify_file(path, "great")[0], expected[0])
-
-
 def test_folder_that_holds_no_recognizer_is_said(tiny_results, tmp_path):
-    with pytest.raises(BackboneError, match="is in .*stage2/recognizer"):
+    with pytest.raises(SourceError, match="is in .*stage2/recognizer"):
         EmotionRecognizer.from_hparams(tiny_results / RUN)
-    with pytest.raises(BackboneError, match="no hyperparams.yaml"):
+    with pytest.raises(SourceError, match="no hyperparams.yaml"):
         EmotionRecognizer.from_hparams(tmp_path)
-    with pytest.raises(BackboneError, match="There is no folder"):
+    with pytest.raises(SourceError, match="There is no folder"):
         EmotionRecognizer.from_hparams(tmp_path / "missing")

@@ -1,0 +1,93 @@
+"""A decoder's trained weights as files that others read too.
+
+The projector is a file of its own, and the LoRA adapter a folder in peft's
+format, with which ``peft.PeftModel.from_pretrained`` takes it elsewhere.
+"""
+
+import copy
+from pathlib import Path
+
+from safetensors.torch import save_file
+
+from emoq_modules.checkpoints import load_tensors, load_trainable
+
+ADAPTER_FILE = "adapter_model.safetensors"
+# So peft names what it has put into a model.
+_PREFIX = "base_model.model."
+
+
+def load_projector(decoder, path, end_of_epoch=True):
+    """Loads a projector's weights, every key or none.
+
+    Arguments
+    ---------
+    decoder : SoftPromptDecoder
+        The decoder to load into.
+    path : str
+        What ``save_trainable`` has written of its projector.
+    end_of_epoch : bool
+        Of no meaning here; SpeechBrain passes it.
+
+    Raises
+    ------
+    CheckpointError
+        If the file is damaged, or another model's.
+    """
+    load_trainable(decoder.projector, path)
+
+
+def load_adapter(decoder, path, end_of_epoch=True):
+    """Loads a LoRA adapter's weights, every key or none.
+
+    Arguments
+    ---------
+    decoder : SoftPromptDecoder
+        The decoder to load into, built with the same ``lora``.
+    path : str
+        ``adapter_model.safetensors``, in peft's format.
+    end_of_epoch : bool
+        Of no meaning here; SpeechBrain passes it.
+
+    Raises
+    ------
+    CheckpointError
+        If the file is damaged, or another model's.
+    """
+    load_tensors(_adapter_tensors(decoder.llm), path)
+
+
+def save_adapter(decoder, folder, base=None):
+    """Writes a decoder's LoRA adapter in peft's format.
+
+    Arguments
+    ---------
+    decoder : SoftPromptDecoder
+        The decoder; it must have an adapter.
+    folder : str or Path
+        Where to; made if it is not there.
+    base : str | None
+        What the LLM is called, for whoever reads the configuration.
+    """
+    config = copy.copy(decoder.llm.peft_config["default"])
+    config.task_type = "CAUSAL_LM"
+    config.inference_mode = True
+    config.base_model_name_or_path = base
+    if isinstance(config.target_modules, set):
+        # As a set it would be in another order each time.
+        config.target_modules = sorted(config.target_modules)
+    config.save_pretrained(str(folder))
+    weights = {
+        name: tensor.contiguous()
+        for name, tensor in _adapter_tensors(decoder.llm).items()
+    }
+    save_file(weights, Path(folder, ADAPTER_FILE), metadata={"format": "pt"})
+
+
+def _adapter_tensors(llm):
+    """The adapter's tensors themselves, by their names in peft's format."""
+    # Here, as an LLM with LoRA merged into it needs no peft.
+    from peft import get_peft_model_state_dict
+
+    # "auto" would ask the hub whether the vocabulary was resized; it never is.
+    tensors = get_peft_model_state_dict(llm, save_embedding_layers=False)
+    return {f"{_PREFIX}{name}": value for name, value in tensors.items()}
