@@ -6,7 +6,6 @@ import json
 import os
 import signal
 import sys
-import warnings
 from dataclasses import asdict
 
 _DESCRIPTION = """\
@@ -138,10 +137,8 @@ def _predict(own, rest):
 
 def _run(own, rest):
     # torch and the models' libraries take seconds to import.
-    from transformers.utils import logging as transformers_logging
-
+    from emoq_modules.command_line import load_recognizer
     from emoq_modules.configuration import ConfigurationError
-    from emoq_modules.recognizer import EmotionRecognizer
     from emoq_modules.recording_lists import Transcripts, find_recordings
     from emoq_modules.recordings import fixed_windows
     from emoq_modules.voice_activity import load_vad
@@ -161,12 +158,7 @@ def _run(own, rest):
     transcripts = None
     if own.transcripts is not None:
         transcripts = Transcripts(own.transcripts)
-    transformers_logging.disable_progress_bar()  # logs take lines
-    # Between libraries; whoever predicts can do nothing about them.
-    warnings.simplefilter("ignore", FutureWarning)
-    recognizer = EmotionRecognizer.from_hparams(
-        own.model, asr=own.asr, run_opts=_run_opts(own.device)
-    )
+    recognizer = load_recognizer(own.model, own.device, asr=own.asr)
     total = None
     if sys.stderr.isatty() and "-" not in own.sources and not own.timeline:
         total = sum(1 for _ in find_recordings(own.sources))
@@ -190,23 +182,6 @@ def _run(own, rest):
     if transcripts and transcripts.missing:
         print(transcripts.complaint(), file=sys.stderr)
     return 1 if failed else 0
-
-
-def _run_opts(device):
-    import torch
-
-    from emoq_modules.configuration import ConfigurationError
-
-    if device is None:
-        return {}
-    try:
-        torch.zeros(1, device=device)
-    except (RuntimeError, AssertionError) as error:
-        reason = str(error).splitlines()[0]
-        raise ConfigurationError(
-            f"--device {device} is not to be had: {reason}"
-        ) from error
-    return {"device": device}
 
 
 def _recordings(paths, own, transcripts):
