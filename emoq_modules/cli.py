@@ -9,6 +9,7 @@ from functools import partial
 from emoq_modules import __version__
 from emoq_modules.predict import add_predict
 from emoq_modules.reproduce_command import add_reproduce
+from emoq_modules.serve import add_serve
 
 
 def main(arguments=None):
@@ -62,6 +63,7 @@ def _make_parser():
     )
     add_reproduce(commands)
     add_predict(commands)
+    add_serve(commands)
     examples = map(_first_example, commands.choices.values())
     parser.epilog = "\n".join(
         [
