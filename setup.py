@@ -54,14 +54,18 @@ setup(
         # knows reinit="finish_previous"; it has not been run here.
         "tensorboard": ["tensorboard>=2.21"],
         "wandb": ["wandb>=0.19.10"],
+        # The page stands on much of Gradio: a major release may break it.
+        "serve": ["gradio>=6.31,<7"],
         # Tab completes the commands and options of `emoq`.
         "completion": ["argcomplete>=3.7"],
         "dev": [
             "argcomplete>=3.7",
             "av>=13",
+            "gradio>=6.31,<7",
             "ipykernel>=7",
             "nbclient>=0.11",
             "nbformat>=5.11",
+            "playwright>=1.65",
             "pytest>=8",
             "ruff>=0.12",
         ],

@@ -10,6 +10,7 @@ from emoq_modules import __version__
 from emoq_modules.export_command import add_export
 from emoq_modules.predict import add_predict
 from emoq_modules.reproduce_command import add_reproduce
+from emoq_modules.serve import add_serve
 
 
 def main(arguments=None):
@@ -64,6 +65,7 @@ def _make_parser():
     add_reproduce(commands)
     add_predict(commands)
     add_export(commands)
+    add_serve(commands)
     examples = map(_first_example, commands.choices.values())
     parser.epilog = "\n".join(
         [

@@ -1,9 +1,12 @@
 """What the programs have in common: options, and errors for the person."""
 
 import sys
+import warnings
 
 import speechbrain as sb
+import torch
 from ruamel.yaml import YAML
+from transformers.utils import logging as transformers_logging
 
 from emoq_modules.audio_files import AudioError
 from emoq_modules.checkpoints import CheckpointError
@@ -13,6 +16,7 @@ from emoq_modules.configuration import (
     known_options,
 )
 from emoq_modules.manifest import CorpusError
+from emoq_modules.recognizer import EmotionRecognizer
 from emoq_modules.recognizer_files import ExportError, SourceError
 from emoq_modules.report import ResultsError
 from emoq_modules.safe_yaml import UnsafeYAMLError
@@ -65,6 +69,43 @@ def read_options(experiment, arguments):
     given = {key: run_opts[key] for key in run_opts.overridden_args}
     settings = known_options(experiment, change("", **given))
     return change(options, **YAML().load(settings)), run_opts
+
+
+def load_recognizer(own, **options):
+    """Loads a trained system for a program: without bars and warnings.
+
+    Arguments
+    ---------
+    own : argparse.Namespace
+        With the options of ``add_model_options``.
+    **options : dict
+        As of ``EmotionRecognizer.from_hparams``.
+
+    Returns
+    -------
+    EmotionRecognizer
+
+    Raises
+    ------
+    ConfigurationError
+        If the device is not to be had.
+    """
+    transformers_logging.disable_progress_bar()  # logs take lines
+    # Between libraries; whoever runs a program can do nothing about them.
+    warnings.simplefilter("ignore", FutureWarning)
+    run_opts = {}
+    if own.device is not None:
+        try:
+            torch.zeros(1, device=own.device)
+        except (RuntimeError, AssertionError) as error:
+            reason = str(error).splitlines()[0]
+            raise ConfigurationError(
+                f"--device {own.device} is not to be had: {reason}"
+            ) from error
+        run_opts["device"] = own.device
+    return EmotionRecognizer.from_hparams(
+        own.model, trust_source=own.trust_source, run_opts=run_opts, **options
+    )
 
 
 def exit_status(main, arguments):

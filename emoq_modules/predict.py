@@ -6,8 +6,9 @@ import json
 import os
 import signal
 import sys
-import warnings
 from dataclasses import asdict
+
+from emoq_modules.model_options import add_model_options
 
 _DESCRIPTION = """\
 Recognises the emotion in recordings with a trained EmoQ, and prints a row for
@@ -50,19 +51,7 @@ def add_predict(commands):
         help="a file, a folder (with those in it), a quoted pattern such as "
         "'**/*.wav', or - for a list of files on standard input",
     )
-    command.add_argument(
-        "--model",
-        required=True,
-        metavar="FOLDER",
-        help="the folder 'recognizer' of a run of stage 2, what emoq export "
-        "has made, or the name of that on the Hugging Face hub",
-    )
-    command.add_argument(
-        "--trust_source",
-        action="store_true",
-        help="load a model whose YAML names code that EmoQ does not know, for "
-        "instance your own",
-    )
+    add_model_options(command)
     words = command.add_mutually_exclusive_group()
     words.add_argument("--text", help="what is said, in all of the recordings")
     words.add_argument(
@@ -123,9 +112,6 @@ def add_predict(commands):
         metavar="N",
         help="recordings that are recognised together (8)",
     )
-    command.add_argument(
-        "--device", help="cpu, cuda, cuda:1, ...; a GPU if there is one"
-    )
     command.set_defaults(function=_predict)
 
 
@@ -144,10 +130,8 @@ def _predict(own, rest):
 
 def _run(own, rest):
     # torch and the models' libraries take seconds to import.
-    from transformers.utils import logging as transformers_logging
-
+    from emoq_modules.command_line import load_recognizer
     from emoq_modules.configuration import ConfigurationError
-    from emoq_modules.recognizer import EmotionRecognizer
     from emoq_modules.recording_lists import Transcripts, find_recordings
     from emoq_modules.recordings import fixed_windows
     from emoq_modules.voice_activity import load_vad
@@ -167,15 +151,7 @@ def _run(own, rest):
     transcripts = None
     if own.transcripts is not None:
         transcripts = Transcripts(own.transcripts)
-    transformers_logging.disable_progress_bar()  # logs take lines
-    # Between libraries; whoever predicts can do nothing about them.
-    warnings.simplefilter("ignore", FutureWarning)
-    recognizer = EmotionRecognizer.from_hparams(
-        own.model,
-        trust_source=own.trust_source,
-        asr=own.asr,
-        run_opts=_run_opts(own.device),
-    )
+    recognizer = load_recognizer(own, asr=own.asr)
     total = None
     if sys.stderr.isatty() and "-" not in own.sources and not own.timeline:
         total = sum(1 for _ in find_recordings(own.sources))
@@ -199,23 +175,6 @@ def _run(own, rest):
     if transcripts and transcripts.missing:
         print(transcripts.complaint(), file=sys.stderr)
     return 1 if failed else 0
-
-
-def _run_opts(device):
-    import torch
-
-    from emoq_modules.configuration import ConfigurationError
-
-    if device is None:
-        return {}
-    try:
-        torch.zeros(1, device=device)
-    except (RuntimeError, AssertionError) as error:
-        reason = str(error).splitlines()[0]
-        raise ConfigurationError(
-            f"--device {device} is not to be had: {reason}"
-        ) from error
-    return {"device": device}
 
 
 def _recordings(paths, own, transcripts):
