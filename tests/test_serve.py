@@ -160,7 +160,7 @@ def too_long(path):
     [
         (no_audio, "", "The recording cannot be read as audio"),
         (no_byte, "", "The recording is empty"),
-        (too_long, "", "longer than 4 s"),
+        (too_long, "", "longer than 4 s, which is the most"),
         (recording, "no " * 1000, "transcript has 2,999 characters"),
     ],
 )
