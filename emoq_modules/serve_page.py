@@ -21,7 +21,8 @@ CSS = """
     color: var(--body-text-color-subdued); }
 .emoq { padding: var(--block-padding); min-height: 15.5em; }
 .emoq .word { font-size: 2.4em; font-weight: 700; line-height: 1.2; }
-.emoq ul { list-style: none; margin: 1.3em 0 0; padding: 0; }
+.emoq .bars { margin-top: 1.2em; font-size: .85em; }
+.emoq ul { list-style: none; margin: 0; padding: 0; }
 .emoq li { display: grid; grid-template-columns: 6.5em 1fr 4em; gap: .7em;
     align-items: center; margin: .55em 0; }
 .emoq .track { height: .9em; border-radius: .45em; overflow: hidden;
@@ -100,8 +101,8 @@ def build_page(recognizer, settings, uploads):
                 prompt = gr.Textbox(
                     label="Prompt, as the model sees it",
                     interactive=False,
-                    lines=12,
-                    max_lines=12,
+                    lines=11,
+                    max_lines=11,
                     elem_id="prompt",
                 )
         picture = gr.Plot(
@@ -226,9 +227,9 @@ def _verdict(whole, recognizer):
         note = "the model abstains: it is not sure enough"
     else:
         word, note = whole.label, "is the most likely emotion"
-    how = "calibrated"
+    how, bars = "calibrated", "Posteriors, before calibration"
     if recognizer.hparams.temperature == 1:
-        how = f"not {how}"
+        how, bars = "not calibrated", "Posteriors"
     note = f"{note}; confidence {100 * whole.confidence:.0f} %, {how}"
     rows = "".join(
         f'<li><span>{escape(label)}</span><span class="track"><div class="bar" '
@@ -238,5 +239,6 @@ def _verdict(whole, recognizer):
     )
     return (
         f'<div class="emoq" role="status"><div class="word">{escape(word)}'
-        f'</div><p class="note">{note}</p><ul>{rows}</ul></div>'
+        f'</div><p class="note">{note}</p><p class="bars note">{bars}</p>'
+        f"<ul>{rows}</ul></div>"
     )

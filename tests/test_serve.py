@@ -367,7 +367,7 @@ def test_page_shows_posteriors_prompt_and_time_line(
     assert percentages(page) == pytest.approx(
         [100 * value for value in expected.posteriors.values()], abs=0.06
     )
-    assert "not calibrated" in page.locator(".emoq .note").inner_text()
+    assert "not calibrated" in page.locator(".emoq .note").first.inner_text()
     prompt = page.locator("#prompt textarea").input_value()
     assert prompt == recognizer.prompt_text(TEXT)
     picture = page.locator("#over-time img")
