@@ -8,7 +8,6 @@ import nbformat
 import pytest
 from nbclient import NotebookClient
 
-import train
 from emoq_modules.audio_files import audio_duration
 from emoq_modules.manifest import read_manifest
 from emoq_modules.report import read_predictions
@@ -21,15 +20,8 @@ LABELS = ["angry", "happy", "sad"]
 
 
 @pytest.fixture(scope="module")
-def results(tmp_path_factory):
-    results = tmp_path_factory.mktemp("tutorial")
-    train.main(
-        [
-            *("hparams/emoq_stage2.yaml", "--preset", "tests/tiny.yaml"),
-            *("--results_folder", str(results)),
-        ]
-    )
-    return results
+def results(tiny_results):
+    return tiny_results
 
 
 @pytest.fixture(scope="module")
