@@ -51,7 +51,8 @@ setup(
         # MELD's clips are mp4; PyAV brings its own FFmpeg.
         "meld": ["av>=13"],
         # What `logger` can be, besides null. From that release on wandb
-        # knows reinit="finish_previous"; it has not been run here.
+        # knows reinit="finish_previous"; run was 0.31.0, without an account
+        # (WANDB_MODE=offline).
         "tensorboard": ["tensorboard>=2.21"],
         "wandb": ["wandb>=0.19.10"],
         # The page stands on much of Gradio: a major release may break it.
