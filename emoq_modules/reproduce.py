@@ -242,8 +242,11 @@ def describe_plan(runs):
     lines += ["", f"{len(left)} of {len(runs)} runs are to do."]
     if left:
         more = f", and {open_ends} stages not yet measured" * (open_ends > 0)
+        cost = f"At most {_duration(total)}{more}; training may stop earlier."
+        if not total:
+            cost = "The time is known when a first run has been measured."
         lines += [
-            f"At most {_duration(total)}{more}; training may stop earlier.",
+            cost,
             "",
             *(_command(run) for run in left),
         ]

@@ -155,7 +155,9 @@ def test_a_seed_or_row_given_twice_is_run_once(tmp_path, capsys):
 def test_the_plan_tells_time_from_finished_runs(tmp_path):
     table, options = read_table(6), data(tmp_path, "--number_of_epochs", "10")
     end_to_end, emoq = plan(table, arguments=options)
-    assert "time not known yet" in describe_plan([end_to_end, emoq])
+    unknown = describe_plan([end_to_end, emoq])
+    assert "time not known yet" in unknown
+    assert "The time is known when a first run has been measured." in unknown
     finish(end_to_end, epoch_seconds=20.0, train_utterances=100)
     manifest = emoq.stages[-1].manifest
     manifest.parent.mkdir(parents=True)
