@@ -2,6 +2,7 @@
 
 import torch
 from speechbrain.inference.interfaces import Pretrained
+from speechbrain.utils.autocast import AMPConfig, TorchAutocast
 from speechbrain.utils.data_utils import batch_pad_right
 
 from emoq_modules.audio_files import SAMPLE_RATE, AudioError
@@ -42,8 +43,14 @@ class EmotionRecognizer(Pretrained):
 
     def __init__(self, modules, hparams, asr=None, **kwargs):
         # A system that has not been calibrated is taken at its word.
-        hparams = {"temperature": 1.0, "abstain_below": 0.0, **hparams}
+        defaults = {"temperature": 1.0, "abstain_below": 0.0}
+        hparams = {**defaults, "eval_precision": "fp32", **hparams}
         super().__init__(modules, hparams, **kwargs)
+        # As in the evaluation of the training run.
+        self.precision = TorchAutocast(
+            device_type=torch.device(self.device).type,
+            dtype=AMPConfig.from_name(self.hparams.eval_precision).dtype,
+        )
         self.asr = None if asr is None else load_transcriber(asr, self.device)
 
     @classmethod
@@ -368,7 +375,7 @@ class EmotionRecognizer(Pretrained):
             wav_lens = torch.ones(len(wavs))
         texts = texts or [""] * len(wavs)
         speakers, contexts = self._told(speakers, contexts or [()] * len(wavs))
-        with torch.inference_mode():
+        with torch.inference_mode(), self.precision:
             embeddings = self._embeddings(wavs, wav_lens, texts)
             return self.mods.decoder.posteriors(
                 embeddings, texts, speakers, contexts

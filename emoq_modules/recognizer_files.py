@@ -26,6 +26,7 @@ FORMAT_VERSION = 1
 _KEYS = (
     "labels",
     "store_precision",
+    "eval_precision",
     "max_text_tokens",
     "speaker_in_prompt",
     "context_turns",

@@ -65,6 +65,37 @@ def test_run_may_be_moved(results, recognizer, rows, tmp_path, monkeypatch):
     )
 
 
+def test_it_computes_in_the_precision_of_the_runs_evaluation(
+    results, rows, tmp_path
+):
+    stage1 = "tiny/emoq/fold1-seed1234/stage1"
+    (tmp_path / stage1).parent.mkdir(parents=True)
+    (tmp_path / stage1).symlink_to(results / stage1)
+    train.main(
+        [
+            *("hparams/emoq_stage2.yaml", "--preset", "tests/tiny.yaml"),
+            *("--results_folder", str(tmp_path), "--eval_precision", "bf16"),
+        ]
+    )
+    stats = read_predictions(tmp_path / RUN)
+    expected = torch.stack(stats.posteriors)
+
+    def distance(**options):
+        loaded = EmotionRecognizer.from_hparams(
+            str(tmp_path / RUN / "recognizer"), **options
+        )
+        items = [
+            Recording(row["wav"], row["text"], row["speaker"])
+            for row in rows.values()
+        ]
+        found = [list(x.posteriors.values()) for x in loaded.recognize(items)]
+        order = [list(rows).index(name) for name in stats.ids]
+        return (torch.tensor(found)[order] - expected).abs().max()
+
+    in_float32 = distance(overrides={"eval_precision": "fp32"})
+    assert distance() < in_float32 / 5
+
+
 def test_files_with_turns_before_get_the_posteriors_of_the_run(
     results, recognizer, rows, tmp_path
 ):
