@@ -1,0 +1,298 @@
+"""How many times faster the project is than what people would use instead.
+
+    python -m benchmarks.bench --data ../shared/data
+
+Measures the project and a plain reference that computes the same, by turns and
+in one process, and takes the ratio of their medians. In stage 2 the reference
+is benchmarks/reference.py; in stage 1 it is the same training loop with the
+frozen encoder inside the step. The models are small, have random weights and
+run on the CPU; lengths are MELD's. What a ratio is at this size it need not be
+at the paper's: beside so narrow an LLM the vocabulary weighs more.
+
+Rows with a goal say whether it is met. The others tell where a ratio comes
+from. Filling the feature store is in no row, as it is done once and not in
+each epoch.
+"""
+
+import argparse
+import copy
+import json
+import statistics
+import sys
+import time
+from dataclasses import asdict, dataclass
+from functools import partial
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import torch
+from speechbrain.dataio.batch import PaddedBatch
+from torch.utils.data import DataLoader
+
+from benchmarks.reference import PlainStage2
+from benchmarks.workload import build_stage, read_utterances, write_audio
+from emoq_modules.command_line import exit_status
+from emoq_modules.configuration import ConfigurationError
+
+_PREDICTED = 32  # utterances in a batch
+# The store keeps frames in half precision, which the reference does not.
+_TOLERANCE = 0.01
+_COLUMNS = ("name", "ours", "reference", "unit", "ratio", "goal", "met")
+
+
+@dataclass(frozen=True)
+class Row:
+    """A comparison; ``ours`` and ``reference`` are medians in ``unit``."""
+
+    name: str
+    ours: float
+    reference: float
+    unit: str
+    ratio: float
+    goal: float | None
+    met: bool | None
+
+
+def main(arguments=None):
+    """Measures, writes the rows as JSON, and prints them as a table."""
+    parser = argparse.ArgumentParser(
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--data", type=Path, default=Path("../shared/data"))
+    parser.add_argument(
+        "--preset",
+        type=Path,
+        default=Path("benchmarks/small.yaml"),
+        help="the models' sizes",
+    )
+    parser.add_argument(
+        "--utterances", type=int, default=_PREDICTED, help="in an epoch"
+    )
+    parser.add_argument("--repetitions", type=int, default=5)
+    parser.add_argument("--output", type=Path, default=Path("bench.json"))
+    own = parser.parse_args(arguments)
+    if min(own.utterances, own.repetitions) < 1:
+        raise ConfigurationError(
+            "--utterances and --repetitions have to be 1 or more."
+        )
+    rows = measure(own.data, own.preset, own.utterances, own.repetitions)
+    content = json.dumps([asdict(row) for row in rows], indent=2)
+    own.output.write_text(content + "\n", encoding="utf-8")
+    print(
+        f"{own.utterances} utterances of MELD's lengths, medians of "
+        f"{own.repetitions} repetitions, {torch.get_num_threads()} threads, "
+        f"torch {torch.__version__}\n\n{format_table(rows)}"
+    )
+
+
+def measure(data, preset, utterances, repetitions):
+    """Runs all comparisons.
+
+    Arguments
+    ---------
+    data : Path
+        The folder with ``MELD/`` and perhaps ``tokenizers/qwen2.5``.
+    preset : Path
+        The models' sizes.
+    utterances : int
+        How many make an epoch.
+    repetitions : int
+        How often each side is timed, after one time that does not count.
+
+    Returns
+    -------
+    list of Row
+
+    Raises
+    ------
+    ConfigurationError
+        If the data are not there.
+    """
+    chosen, texts = read_utterances(data, utterances)
+    rows = []
+    with TemporaryDirectory() as folder:
+        folder = Path(folder)
+        named = write_audio(chosen, folder / "audio")
+        for number, compare_stage in enumerate((_stage_1, _stage_2), start=1):
+            stage = build_stage(
+                number, preset, data, named, texts, folder / f"stage{number}"
+            )
+            rows += compare_stage(stage, repetitions)
+    return rows
+
+
+def format_table(rows):
+    """The rows in Markdown.
+
+    Example
+    -------
+    >>> row = Row("step", 0.5, 2.0, "s", ratio=4.0, goal=3.0, met=True)
+    >>> print(format_table([row]))
+    | name | ours | reference | unit | ratio | goal | met |
+    | :-- | --: | --: | --: | --: | --: | --: |
+    | step | 0.5 | 2 | s | 4.0 | 3.0 | yes |
+    """
+    lines = [
+        f"| {' | '.join(_COLUMNS)} |",
+        f"| :-- |{' --: |' * (len(_COLUMNS) - 1)}",
+    ]
+    for row in rows:
+        goal, met = "", ""
+        if row.goal is not None:
+            goal, met = f"{row.goal:.1f}", "yes" if row.met else "no"
+        times = f"{row.ours:.3g} | {row.reference:.3g} | {row.unit}"
+        lines.append(
+            f"| {row.name} | {times} | {row.ratio:.1f} | {goal} | {met} |"
+        )
+    return "\n".join(lines)
+
+
+def _stage_1(stage, repetitions):
+    modules = stage.hparams["modules"]
+    plain = {**copy.deepcopy(modules), "encoder": stage.encoder}
+    return [
+        _compare(
+            "stage-1 epoch: from the store / encoder in the step",
+            partial(_train_epoch, stage, stage.brain(), stage.stored),
+            partial(_train_epoch, stage, stage.brain(plain), stage.recorded),
+            repetitions,
+            goal=10.0,
+        )
+    ]
+
+
+def _stage_2(stage, repetitions):
+    modules = stage.hparams["modules"]
+    # Each side trains weights of its own, which are the same at first.
+    copied = copy.deepcopy(modules)
+    plain = PlainStage2(stage.encoder, **copied)
+    on_frames = PlainStage2(None, **copied)
+    _check_same(stage, modules, plain)
+    brain = stage.brain()
+    return [
+        *_compare_steps(stage, brain, plain, on_frames, repetitions),
+        *_compare_predictions(stage, modules, plain, on_frames, repetitions),
+    ]
+
+
+def _compare_steps(stage, brain, plain, on_frames, repetitions):
+    size = stage.hparams["train_loader"]["batch_size"]
+    steps = -(-len(stage.stored) // size)
+    ours = partial(_train_epoch, stage, brain, stage.stored)
+    return [
+        _compare(
+            f"stage-2 step, batch {size}: from the store / encoder in the step",
+            ours,
+            partial(_train_plainly, stage, plain, stage.recorded),
+            repetitions,
+            goal=3.0,
+            parts=steps,
+        ),
+        _compare(
+            f"stage-2 step, batch {size}: frames given to both",
+            ours,
+            partial(_train_plainly, stage, on_frames, stage.stored),
+            repetitions,
+            parts=steps,
+        ),
+    ]
+
+
+def _compare_predictions(stage, modules, plain, on_frames, repetitions):
+    recorded, stored = _batch(stage.recorded), _batch(stage.stored)
+    return [
+        _compare(
+            f"prediction, batch {len(stored)}: frames given to both",
+            partial(_posteriors, modules, stored),
+            partial(_generate, on_frames, stored),
+            repetitions,
+            goal=10.0,
+        ),
+        _compare(
+            f"prediction, batch {len(stored)}: encoder in both",
+            partial(_posteriors, modules, recorded, stage.encoder),
+            partial(_generate, plain, recorded),
+            repetitions,
+        ),
+    ]
+
+
+def _compare(name, ours, reference, repetitions, goal=None, parts=1):
+    """Times both by turns; ``parts`` of equal size are in each run."""
+    times = {ours: [], reference: []}
+    for _ in range(1 + repetitions):
+        for function, taken in times.items():
+            started = time.perf_counter()
+            function()
+            taken.append((time.perf_counter() - started) / parts)
+    # The first run of each warms up.
+    ours, reference = (statistics.median(taken[1:]) for taken in times.values())
+    ratio = reference / ours
+    met = None if goal is None else ratio >= goal
+    print(f"{name}: {ratio:.1f}", file=sys.stderr)
+    return Row(name, ours, reference, "s", ratio, goal, met)
+
+
+def _train_epoch(stage, brain, dataset):
+    """An epoch as train.py runs it, without the validation after it."""
+    brain.fit(
+        [1],
+        dataset,
+        progressbar=False,
+        train_loader_kwargs=dict(stage.hparams["train_loader"]),
+    )
+
+
+def _train_plainly(stage, system, dataset):
+    """An epoch of the plain loop, in the order of the file."""
+    parameters = [p for p in system.parameters() if p.requires_grad]
+    optimizer = stage.hparams["opt_class"](parameters, lr=stage.hparams["lr"])
+    system.train()
+    size = stage.hparams["train_loader"]["batch_size"]
+    for batch in DataLoader(dataset, size, collate_fn=PaddedBatch):
+        loss = system(*_inputs(batch), batch.label)
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(
+            parameters, stage.hparams["max_grad_norm"]
+        )
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+
+
+def _batch(dataset):
+    size = min(_PREDICTED, len(dataset))
+    return PaddedBatch([dataset[index] for index in range(size)])
+
+
+def _inputs(batch):
+    return batch.audio, batch.tokens, batch.text, batch.speaker
+
+
+@torch.no_grad()
+def _posteriors(modules, batch, encoder=None):
+    audio, tokens, texts, speakers = _inputs(batch)
+    for module in modules.values():
+        module.eval()
+    if encoder is not None:
+        audio = encoder(*audio)
+    embeddings = modules["fusion"](*audio, *tokens)
+    return modules["decoder"].posteriors(embeddings, texts, speakers)
+
+
+def _generate(system, batch):
+    return system.eval().predict(*_inputs(batch))[0]
+
+
+def _check_same(stage, modules, plain):
+    """Both sides have to compute the same, or the ratio means nothing."""
+    torch.testing.assert_close(
+        _posteriors(modules, _batch(stage.stored)),
+        _generate(plain, _batch(stage.recorded)),
+        atol=_TOLERANCE,
+        rtol=0,
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(exit_status(main, None))

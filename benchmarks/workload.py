@@ -1,0 +1,226 @@
+"""What the bench works on: MELD's true lengths, and models to run on them.
+
+The transcripts, speakers, emotions and durations are MELD's; its sound is not
+to be had freely, and noise takes as long to compute.
+"""
+
+import csv
+from dataclasses import dataclass
+from pathlib import Path
+
+import soundfile
+import torch
+
+from emoq_modules.audio_files import SAMPLE_RATE
+from emoq_modules.backbones import load_tokenizer
+from emoq_modules.checkpoints import TrainableCheckpointer
+from emoq_modules.configuration import ConfigurationError, change, compose, load
+from emoq_modules.dataio import build_datasets, read_audio
+from emoq_modules.describe import build_untrained
+from emoq_modules.feature_extraction import extract_features
+from emoq_modules.feature_store import FeatureStore
+from emoq_modules.offline import build_llm, build_text_encoder
+from emoq_modules.sampler import ClassGroupSampler
+
+_EXPERIMENTS = {
+    1: "hparams/emoq_stage1.yaml",
+    2: "hparams/emoq_stage2.yaml",
+}
+_LONGEST_S = 30  # a few of MELD's clips have the length of a scene
+# MELD's names of the emotions, where the experiment's words are others.
+_WORDS = {"anger": "angry"}
+# A sixteenth of RoBERTa's, as its other parameters are: AdamW goes through
+# them all in every step.
+_TEXT_VOCABULARY = 3142
+
+
+def read_utterances(data, number):
+    """Takes utterances spread evenly over MELD's training set.
+
+    Arguments
+    ---------
+    data : Path
+        The folder with ``MELD/train_sent_emo.csv``, MELD's annotation, and
+        ``MELD/clip_durations.csv``.
+    number : int
+        How many utterances.
+
+    Returns
+    -------
+    rows : list of dict
+        Rows as a manifest has them, in the order of the file and without
+        ``wav``.
+    texts : list of str
+        All transcripts there are, to train tokenizers on.
+
+    Raises
+    ------
+    ConfigurationError
+        If a file is missing, or there are fewer utterances.
+    """
+    durations = {
+        (row["dialogue_id"], row["utterance_id"]): float(row["seconds"])
+        for row in _rows(data / "MELD/clip_durations.csv")
+        if row["split"] == "train"
+    }
+    found = [
+        {
+            "text": row["Utterance"],
+            "speaker": row["Speaker"],
+            "dialogue": row["Dialogue_ID"],
+            "turn": int(row["Utterance_ID"]),
+            "emotion": _WORDS.get(row["Emotion"], row["Emotion"]),
+            "duration": min(durations[clip], _LONGEST_S),
+        }
+        for row in _rows(data / "MELD/train_sent_emo.csv")
+        if (clip := (row["Dialogue_ID"], row["Utterance_ID"])) in durations
+    ]
+    if len(found) < number:
+        raise ConfigurationError(
+            f"{data / 'MELD'} has {len(found)} utterances with a duration, and "
+            f"--utterances is {number}: ask for fewer."
+        )
+    chosen = [found[index * len(found) // number] for index in range(number)]
+    return chosen, [row["text"] for row in found]
+
+
+def _rows(path):
+    try:
+        with path.open(encoding="utf-8", newline="") as file:
+            return list(csv.DictReader(file))
+    except FileNotFoundError:
+        raise ConfigurationError(
+            f"{path} is not there: give --data the folder that has MELD's "
+            "annotation and clip durations in MELD/."
+        ) from None
+
+
+def write_audio(rows, folder):
+    """Writes noise of each utterance's length, and puts its ``wav`` into rows.
+
+    Returns
+    -------
+    dict
+        The rows, by name.
+    """
+    folder.mkdir()
+    generator = torch.Generator().manual_seed(0)
+    named = {}
+    for index, row in enumerate(rows):
+        path = folder / f"{index:05d}.wav"
+        samples = round(row["duration"] * SAMPLE_RATE)
+        noise = 0.1 * torch.randn(samples, generator=generator)
+        soundfile.write(path, noise.numpy(), SAMPLE_RATE)
+        named[path.stem] = {**row, "wav": str(path)}
+    return named
+
+
+@dataclass(frozen=True)
+class Stage:
+    """A stage of the system and what it trains on.
+
+    Arguments
+    ---------
+    hparams : dict
+        The experiment's objects; the models have random weights.
+    stored : DynamicItemDataset
+        Utterances whose ``audio`` is their frames, from a store.
+    recorded : DynamicItemDataset
+        The same, whose ``audio`` is the waveform.
+    folder : Path
+        Where the stage may write.
+    """
+
+    hparams: dict
+    stored: object
+    recorded: object
+    folder: Path
+
+    @property
+    def encoder(self):
+        """The frozen audio encoder."""
+        return self.hparams["audio_encoder"]
+
+    def brain(self, modules=None):
+        """A brain that trains the stage's modules, or these in their place.
+
+        With an ``encoder`` among them the frames are computed on the fly.
+        """
+        return self.hparams["brain"](
+            modules=modules or self.hparams["modules"],
+            opt_class=self.hparams["opt_class"],
+            hparams=self.hparams,
+            run_opts={"device": "cpu"},
+            checkpointer=TrainableCheckpointer(self.folder / "save", {}),
+        )
+
+
+def build_stage(stage, preset, data, rows, texts, folder):
+    """Builds a stage's models and data sets, and fills its feature store.
+
+    Arguments
+    ---------
+    stage : int
+        1 or 2.
+    preset : Path
+        The models' sizes, as benchmarks/small.yaml has them.
+    data : Path
+        Where ``tokenizers/qwen2.5`` may be; else a tokenizer is built of the
+        transcripts.
+    rows : dict
+        What ``write_audio`` returned.
+    texts : list of str
+        Transcripts to train tokenizers on.
+    folder : Path
+        Where backbones and features are written; is made.
+
+    Returns
+    -------
+    Stage
+    """
+    folder.mkdir()
+    torch.manual_seed(1234)
+    experiment = _EXPERIMENTS[stage]
+    plain = load(
+        compose(experiment, [preset], change("", data_folder="")), keys=[]
+    )
+    text_encoder = build_text_encoder(
+        folder / "text_encoder",
+        texts,
+        **{"vocab_size": _TEXT_VOCABULARY, **plain["text_encoder"]},
+    )
+    tokenizer = data / "tokenizers/qwen2.5"
+    if stage == 2 and not tokenizer.is_dir():
+        tokenizer = build_llm(folder / "llm", texts, plain["labels"])
+    hparams = build_untrained(
+        experiment,
+        [preset],
+        change("", text_encoder=text_encoder),
+        device="cpu",
+        llm_tokenizer=str(tokenizer),
+    )
+    if stage == 1:
+        # What shuffles was made before there was a corpus.
+        hparams["train_loader"]["sampler"] = ClassGroupSampler(
+            [hparams["labels"].index(row["emotion"]) for row in rows.values()],
+            hparams["class_group"],
+            hparams["seed"],
+        )
+    encoder = hparams["audio_encoder"]
+    store = FeatureStore(
+        folder / "store", encoder.identity, hparams["store_precision"]
+    )
+    extract_features(
+        rows.values(), encoder, store, read_audio, progressbar=False
+    )
+    stored, recorded = (
+        build_datasets(
+            {"train": rows},
+            hparams["labels"],
+            audio,
+            load_tokenizer(text_encoder),
+            hparams["max_text_tokens"],
+        )["train"]
+        for audio in (store.load, read_audio)
+    )
+    return Stage(hparams, stored, recorded, folder)
