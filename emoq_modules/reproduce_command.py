@@ -1,6 +1,7 @@
 """``emoq reproduce``: repeats a table of the paper."""
 
 import argparse
+import logging
 import sys
 
 from emoq_modules.configuration import ConfigurationError
@@ -117,6 +118,9 @@ def _reproduce(own, rest):
     whole = plan(table, own.preset, rest, "all", seeds)
     check_done(whole)
     if not own.report:
+        # Which run it is at, in the form that SpeechBrain gives to its lines.
+        logging.basicConfig(format="%(name)s - %(message)s")
+        logging.getLogger("emoq_modules").setLevel(logging.INFO)
         for run in run_all(runs, wait=not own.no_wait):
             print(f"Not finished: {run}", file=sys.stderr)
     _report(table, whole)

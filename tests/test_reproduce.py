@@ -296,6 +296,8 @@ def test_killed_it_goes_on_and_at_last_trains_nothing(tmp_path):
     finished = subprocess.run(command, timeout=200, **settings)
     assert finished.returncode == 0, finished.stderr
     assert f"Loading a checkpoint from {saved}" in finished.stdout
+    for number, run in enumerate((first, second), start=1):
+        assert f"Run {number} of 2: {run}" in finished.stderr
     assert first.is_done and second.is_done
     report = tmp_path / "reports/tiny/table6/report.html"
     assert str(report) in finished.stdout
@@ -305,5 +307,6 @@ def test_killed_it_goes_on_and_at_last_trains_nothing(tmp_path):
     html = report.read_bytes()
     again = subprocess.run(command, timeout=200, **settings)
     assert again.returncode == 0, again.stderr
+    assert "Run " not in again.stderr
     assert {path: path.stat().st_mtime_ns for path in files} == before
     assert report.read_bytes() == html
