@@ -17,11 +17,9 @@ each epoch.
 import argparse
 import copy
 import json
-import statistics
 import sys
-import time
 import warnings
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -32,6 +30,7 @@ from torch.utils.data import DataLoader
 from transformers.utils import logging as transformers_logging
 
 from benchmarks.reference import PlainStage2
+from benchmarks.rows import compare, format_table
 from benchmarks.workload import build_stage, read_utterances, write_audio
 from emoq_modules.command_line import exit_status
 from emoq_modules.configuration import ConfigurationError
@@ -40,20 +39,6 @@ _PREDICTED = 32  # utterances in a batch
 _STEPS = 2  # of stage 2, at most, that are timed together
 # The store keeps frames in half precision, which the reference does not.
 _TOLERANCE = 0.001
-_COLUMNS = ("name", "ours", "reference", "unit", "ratio", "goal", "met")
-
-
-@dataclass(frozen=True)
-class Row:
-    """A comparison; ``ours`` and ``reference`` are medians in ``unit``."""
-
-    name: str
-    ours: float
-    reference: float
-    unit: str
-    ratio: float
-    goal: float | None
-    met: bool | None
 
 
 def main(arguments=None):
@@ -125,79 +110,9 @@ def measure(data, preset, utterances, repetitions):
                 number, preset, data, named, texts, folder / f"stage{number}"
             )
             for row in compare_stage(stage, repetitions):
-                print(f"{row.name}: {row.ratio:.1f}", file=sys.stderr)
+                print(row.summary, file=sys.stderr)
                 rows.append(row)
     return rows
-
-
-def compare(name, ours, reference, repetitions, goal=None, parts=1):
-    """Times two functions by turns.
-
-    Arguments
-    ---------
-    name : str
-        What is compared.
-    ours : callable
-        Takes nothing; so does the next.
-    reference : callable
-        What does the same work.
-    repetitions : int
-        How often each is timed, after one time that does not count.
-    goal : float | None
-        The ratio that is wanted.
-    parts : int
-        Pieces of work that a call does, of which one is to be reported.
-
-    Returns
-    -------
-    Row
-        In seconds.
-
-    Example
-    -------
-    >>> row = compare(
-    ...     "a nap", lambda: None, lambda: time.sleep(0.01), 3, goal=2
-    ... )
-    >>> row.unit, row.met
-    ('s', True)
-    """
-    times = [], []
-    for _ in range(1 + repetitions):
-        for function, taken in zip((ours, reference), times, strict=True):
-            started = time.perf_counter()
-            function()
-            taken.append((time.perf_counter() - started) / parts)
-    # The first run of each warms up.
-    ours_s, reference_s = (statistics.median(taken[1:]) for taken in times)
-    ratio = reference_s / ours_s
-    met = None if goal is None else ratio >= goal
-    return Row(name, ours_s, reference_s, "s", ratio, goal, met)
-
-
-def format_table(rows):
-    """The rows in Markdown.
-
-    Example
-    -------
-    >>> row = Row("step", 0.5, 2.0, "s", ratio=4.0, goal=3.0, met=True)
-    >>> print(format_table([row]))
-    | name | ours | reference | unit | ratio | goal | met |
-    | :-- | --: | --: | --: | --: | --: | --: |
-    | step | 0.5 | 2 | s | 4.0 | 3.0 | yes |
-    """
-    lines = [
-        f"| {' | '.join(_COLUMNS)} |",
-        f"| :-- |{' --: |' * (len(_COLUMNS) - 1)}",
-    ]
-    for row in rows:
-        goal, met = "", ""
-        if row.goal is not None:
-            goal, met = f"{row.goal:.1f}", "yes" if row.met else "no"
-        times = f"{row.ours:.3g} | {row.reference:.3g} | {row.unit}"
-        lines.append(
-            f"| {row.name} | {times} | {row.ratio:.1f} | {goal} | {met} |"
-        )
-    return "\n".join(lines)
 
 
 def _stage_1(stage, repetitions):
