@@ -55,6 +55,9 @@ setup(
         # (WANDB_MODE=offline).
         "tensorboard": ["tensorboard>=2.21"],
         "wandb": ["wandb>=0.19.10"],
+        # The LLM's frozen weights in 4 bits. From that release on it trains
+        # on a CPU too.
+        "qlora": ["bitsandbytes>=0.50"],
         # The page stands on much of Gradio: a major release may break it.
         "serve": ["gradio>=6.31,<7"],
         # Tab completes the commands and options of `emoq`.
@@ -62,6 +65,7 @@ setup(
         "dev": [
             "argcomplete>=3.7",
             "av>=13",
+            "bitsandbytes>=0.50",
             "gradio>=6.31,<7",
             "ipykernel>=7",
             "nbclient>=0.11",

@@ -21,10 +21,12 @@ import torch
 from speechbrain.utils.data_utils import batch_pad_right
 from torch.utils.flop_counter import FlopCounterMode
 
+from benchmarks.memory import kept_for_backward
 from emoq_modules.backbones import load_tokenizer
 from emoq_modules.command_line import exit_status
-from emoq_modules.configuration import ConfigurationError
+from emoq_modules.configuration import ConfigurationError, change
 from emoq_modules.describe import build_untrained, model_parts
+from emoq_modules.quantization import BYTES_PER_WEIGHT
 
 STAGES = {1: "hparams/emoq_stage1.yaml", 2: "hparams/emoq_stage2.yaml"}
 FRAMES_PER_SECOND = 50  # of HuBERT
@@ -151,6 +153,9 @@ def _count_stage(stage, own, batch, tokenizers, train=True):
         hparams = build_untrained(
             STAGES[2],
             own.preset,
+            # Torch counts no product of quantised weights; they keep nothing
+            # more for the backward pass, and no fewer operations.
+            change("", llm_quantization=None),
             device="cpu",
             llm_tokenizer=str(tokenizers / "qwen2.5"),
             num_hidden_layers=layers,
@@ -204,23 +209,14 @@ def _inputs(hparams, batch, tokenizers):
 
 
 def _count(step, train):
-    kept = {}
-
-    def keep(tensor):
-        # The weights are there anyway.
-        if not isinstance(tensor, torch.nn.Parameter):
-            storage = tensor.untyped_storage()
-            kept[storage.data_ptr()] = storage.nbytes()
-        return tensor
-
     with (
         FlopCounterMode(display=False) as counter,
-        torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor),
+        kept_for_backward() as kept,
         torch.autocast("cpu", torch.bfloat16),
         torch.set_grad_enabled(train),
     ):
         loss = step()
-        size = sum(kept.values())
+        size = kept()
         if train:
             loss.backward()
     return counter.get_total_flops(), size
@@ -232,7 +228,14 @@ def _resident(stage, presets):
     del parts["audio encoder"]  # its frames are in the store
     parameters = [p for part in parts.values() for p in part]
     trained = sum(p.numel() for p in parameters if p.requires_grad)
-    return sum(p.numel() * p.element_size() for p in parameters) + 12 * trained
+    return sum(map(_bytes, parameters)) + 12 * trained
+
+
+def _bytes(parameter):
+    # What quantises a weight is that it comes to be; here it has no numbers.
+    packed = hasattr(parameter, "bnb_quantized")
+    width = BYTES_PER_WEIGHT if packed else parameter.element_size()
+    return parameter.numel() * width
 
 
 if __name__ == "__main__":

@@ -12,6 +12,7 @@ from torch.nn import functional as F
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from emoq_modules.backbones import load_tokenizer, local_folder
+from emoq_modules.quantization import nf4_config, quantize
 
 # LoRA of the paper: r=16 and dropout 0.1; on which layers, and with which
 # alpha, it does not say. "all-linear" is every attention and MLP projection.
@@ -53,11 +54,15 @@ class SoftPromptDecoder(nn.Module):
         Precision of the frozen weights, for instance ``bfloat16``.
     gradient_checkpointing : bool
         Trades a second forward pass for memory while training.
+    quantization : str | None
+        ``nf4`` keeps the frozen weights in 4 bits and computes in ``dtype``;
+        needs bitsandbytes.
 
     Raises
     ------
     BackboneError
-        If a source is neither a folder, nor cached, nor reachable.
+        If a source is neither a folder, nor cached, nor reachable; if
+        bitsandbytes is needed and not installed.
     ValueError
         If prompt and ``embedding_dim`` do not fit, or the LLM changes its
         logits after the output layer, so that rows of it are not enough.
@@ -89,6 +94,7 @@ class SoftPromptDecoder(nn.Module):
         revision=None,
         dtype="float32",
         gradient_checkpointing=False,
+        quantization=None,
     ):
         super().__init__()
         if prompt.has_audio != (embedding_dim is not None):
@@ -98,7 +104,7 @@ class SoftPromptDecoder(nn.Module):
                 f"is {prompt.user!r}."
             )
         self.word_weight = word_weight
-        llm = _load_llm(source, revision, getattr(torch, dtype))
+        llm = _load_llm(source, revision, getattr(torch, dtype), quantization)
         self.prompt = prompt.bind(
             load_tokenizer(tokenizer or source, revision), labels
         )
@@ -391,17 +397,21 @@ class Projector(nn.Module):
         return self.scale * self.linear(embeddings)
 
 
-def _load_llm(source, revision, dtype):
+def _load_llm(source, revision, dtype, quantization):
+    config = nf4_config(quantization, dtype)
     if isinstance(source, str):
-        return AutoModelForCausalLM.from_pretrained(
+        llm = AutoModelForCausalLM.from_pretrained(
             local_folder(source, revision),
             dtype=dtype,
+            quantization_config=config,
             trust_remote_code=False,
         )
-    if isinstance(source, dict):
-        values = dict(source)
-        source = AutoConfig.for_model(values.pop("model_type"), **values)
-    return AutoModelForCausalLM.from_config(source, dtype=dtype)
+    else:
+        if isinstance(source, dict):
+            values = dict(source)
+            source = AutoConfig.for_model(values.pop("model_type"), **values)
+        llm = AutoModelForCausalLM.from_config(source, dtype=dtype)
+    return llm if config is None else quantize(llm, config)
 
 
 def _check_output_layer(llm, vocabulary):

@@ -146,7 +146,17 @@ def merge(decoder, adapter, folder):
         The adapter, in peft's format.
     folder : Path
         Where the folder ``llm`` is to be.
+
+    Raises
+    ------
+    ExportError
+        If the adapter was trained on weights in 4 bits.
     """
+    if decoder.get("quantization"):
+        raise ExportError(
+            "The LoRA adapter was trained on an LLM in 4 bits: merged into the "
+            "LLM as it is, it would be another system. Export without --merge."
+        )
     source, revision = decoder["source"], decoder.get("revision")
     base = AutoModelForCausalLM.from_pretrained(
         local_folder(source, revision),
