@@ -12,6 +12,7 @@ from torch.nn import functional as F
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from emoq_modules.backbones import load_tokenizer, local_folder
+from emoq_modules.packing import pack
 
 # LoRA of the paper: r=16 and dropout 0.1; on which layers, and with which
 # alpha, it does not say. "all-linear" is every attention and MLP projection.
@@ -53,6 +54,10 @@ class SoftPromptDecoder(nn.Module):
         Precision of the frozen weights, for instance ``bfloat16``.
     gradient_checkpointing : bool
         Trades a second forward pass for memory while training.
+    row_tokens : int
+        The prompts of a batch lie side by side in rows of about this many
+        tokens, with what all of them begin with once a row; 0 gives each a row
+        of its own.
 
     Raises
     ------
@@ -89,6 +94,7 @@ class SoftPromptDecoder(nn.Module):
         revision=None,
         dtype="float32",
         gradient_checkpointing=False,
+        row_tokens=1024,
     ):
         super().__init__()
         if prompt.has_audio != (embedding_dim is not None):
@@ -98,6 +104,7 @@ class SoftPromptDecoder(nn.Module):
                 f"is {prompt.user!r}."
             )
         self.word_weight = word_weight
+        self.row_tokens = row_tokens
         llm = _load_llm(source, revision, getattr(torch, dtype))
         self.prompt = prompt.bind(
             load_tokenizer(tokenizer or source, revision), labels
@@ -191,8 +198,8 @@ class SoftPromptDecoder(nn.Module):
         prompts = self._encode(texts, speakers, contexts)
         if not self.prompt.words_are_single_tokens:
             return self._whole_word_posteriors(embeddings, prompts)
-        hidden = self._hidden_states(embeddings, prompts)
-        return self._word_posteriors(hidden[:, -1])
+        hidden = self._last_states(embeddings, prompts, [1] * len(prompts))
+        return self._word_posteriors(hidden)
 
     def loss_and_posteriors(
         self, embeddings, texts, speakers, labels, contexts=None
@@ -262,56 +269,56 @@ class SoftPromptDecoder(nn.Module):
             else (before + answer[:-1], after)
             for (before, after), answer in zip(prompts, answers, strict=True)
         ]
-        hidden = self._hidden_states(embeddings, continued)
-        # Sequences end together, so an answer of n tokens is predicted from
-        # the last n positions.
-        return torch.cat(
-            [
-                states[-len(answer) :]
-                for states, answer in zip(hidden, answers, strict=True)
-            ]
-        )
+        # An answer of n tokens is predicted from the last n positions.
+        return self._last_states(embeddings, continued, map(len, answers))
 
-    def _hidden_states(self, embeddings, prompts):
-        """Runs the LLM; sequences are padded on the left.
+    def _last_states(self, embeddings, prompts, counts):
+        """Runs the LLM, and takes the last positions of each prompt.
 
         Returns
         -------
         torch.Tensor
-            ``(B, S, d_l)``
+            ``(sum of counts, d_l)``, prompt after prompt.
         """
-        device = self.llm.get_input_embeddings().weight.device
         soft = int(self.projector is not None)
-        lengths = [len(before) + soft + len(after) for before, after in prompts]
-        size = max(lengths)
         # Any token does for padding and for the soft prompt: neither is read.
         filler = self.prompt.end
-        tokens = torch.tensor(
-            [
-                [filler] * (size - length) + before + [filler] * soft + after
-                for (before, after), length in zip(
-                    prompts, lengths, strict=True
-                )
-            ],
-            device=device,
-        )
-        padding = size - torch.tensor(lengths, device=device)  # (B,)
-        mask = torch.arange(size, device=device) >= padding[:, None]  # (B, S)
-        inputs = self.llm.get_input_embeddings()(tokens)  # (B, S, d_l)
+        sequences = [
+            before + [filler] * soft + after for before, after in prompts
+        ]
+        embed = self.llm.get_input_embeddings()
+        packed = pack(
+            sequences, len(self.prompt.beginning), self.row_tokens, filler
+        ).to(embed.weight.device)
+        inputs = embed(packed.tokens)  # (R, S, d_l)
         if soft:
-            rows = torch.arange(len(prompts), device=device)
-            columns = padding + torch.tensor(
-                [len(before) for before, _ in prompts], device=device
+            places = packed.shifts + torch.tensor(
+                [len(before) for before, _ in prompts], device=inputs.device
             )
             projected = self.projector(embeddings).to(inputs.dtype)
-            inputs = inputs.index_put((rows, columns), projected)
-        positions = (mask.long().cumsum(dim=1) - 1).clamp(min=0)
-        return self.llm.base_model(
+            inputs = inputs.index_put((packed.rows, places), projected)
+        hidden = self.llm.base_model(
             inputs_embeds=inputs,
-            attention_mask=mask.long(),
-            position_ids=positions,
+            attention_mask=self._mask(packed.visible, inputs.dtype),
+            position_ids=packed.positions,
             use_cache=False,
         ).last_hidden_state
+        last = [
+            (index, len(sequence) - count + k)
+            for index, (sequence, count) in enumerate(
+                zip(sequences, counts, strict=True)
+            )
+            for k in range(count)
+        ]
+        owners, places = torch.tensor(last, device=hidden.device).unbind(dim=1)
+        return hidden[packed.rows[owners], packed.shifts[owners] + places]
+
+    def _mask(self, visible, dtype):
+        if self.llm.config._attn_implementation != "eager":
+            return visible
+        # It adds the mask to the scores.
+        mask = torch.zeros(visible.shape, dtype=dtype, device=visible.device)
+        return mask.masked_fill(~visible, torch.finfo(dtype).min)
 
     def _answers(self, labels):
         return [
