@@ -57,6 +57,10 @@ def elsewhere(monkeypatch):
 
     with _Mode(), monkeypatch.context() as patch:
         patch.setattr(torch, "autocast", without_meta)
+        patch.setattr(torch, "get_autocast_dtype", lambda device_type: None)
+        patch.setattr(torch, "is_autocast_enabled", lambda device_type: False)
+        # Such tensors have no views by way of a subclass.
+        patch.setattr(torch, "inference_mode", torch.no_grad)
         # In one it would not come by here.
         patch.setattr(torch, "tensor", tensor_in_two_steps)
         yield

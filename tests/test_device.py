@@ -10,7 +10,11 @@ from torch import nn
 
 from emoq_modules import (
     EmoQFormer,
+    EmotionRecognizer,
+    FbankEncoder,
     FocalLoss,
+    HuggingFaceEncoder,
+    LayerMeanEncoder,
     MALLoss,
     PromptTemplate,
     SoftPromptDecoder,
@@ -20,6 +24,17 @@ from emoq_modules.backbones import load_tokenizer
 from emoq_modules.brain import Stage1Brain, Stage2Brain
 
 DIM = 8
+HUBERT = {
+    "model_type": "hubert",
+    "hidden_size": DIM,
+    "num_hidden_layers": 1,
+    "num_attention_heads": 2,
+    "intermediate_size": 16,
+    "conv_dim": [DIM] * 7,
+    "feat_extract_norm": "layer",
+    "num_conv_pos_embeddings": 8,
+    "num_conv_pos_embedding_groups": 2,
+}
 TEXTS = ["Leave me alone.", "I can't believe we won, at last!", "Oh no."]
 
 
@@ -98,9 +113,39 @@ def test_steps_of_stage_2_are_where_the_model_is(
     check_steps(brain, batch, monkeypatch)
 
 
+@pytest.mark.parametrize(
+    "encoder",
+    [FbankEncoder(), HuggingFaceEncoder(HUBERT), LayerMeanEncoder(HUBERT)],
+    ids=lambda encoder: type(encoder).__name__,
+)
+def test_frames_are_computed_where_the_encoder_is(encoder, monkeypatch):
+    wavs, lens = torch.randn(2, 4000), torch.tensor([0.5, 1.0])
+    expected, _ = encoder(wavs, lens)
+    with elsewhere(monkeypatch):
+        encoder.to(ELSEWHERE)
+        frames, counts = encoder(wavs.to(ELSEWHERE), lens.to(ELSEWHERE))
+        assert frames.device == counts.device == ELSEWHERE
+        torch.testing.assert_close(frames.cpu(), expected)
+
+
 def test_a_tensor_left_behind_is_found(monkeypatch):
     with elsewhere(monkeypatch):
         there = torch.ones(2).to(ELSEWHERE)
         assert (there + torch.ones(2, device=ELSEWHERE)).tolist() == [2, 2]
         with pytest.raises(RuntimeError, match="add meets a tensor on the CPU"):
             there + torch.ones(2)
+
+
+def test_recordings_are_recognised_where_the_model_is(
+    recognizer_folder, monkeypatch
+):
+    recognizer = EmotionRecognizer.from_hparams(recognizer_folder)
+    batch = torch.randn(2, 8000), torch.tensor([1.0, 0.5]), ["Oh no.", ""]
+    expected = recognizer.classify_batch(*batch)
+    with elsewhere(monkeypatch):
+        recognizer.device = ELSEWHERE
+        recognizer.mods.to(ELSEWHERE)
+        posteriors, score, _, label = recognizer.classify_batch(*batch)
+        torch.testing.assert_close(posteriors.cpu(), expected[0])
+        torch.testing.assert_close(score.cpu(), expected[1])
+    assert label == expected[3]
