@@ -145,7 +145,8 @@ def _count_stage(stage, own, batch, tokenizers, train=True):
     """Operations of a step, and bytes kept for its backward pass."""
     if stage == 1:
         hparams = build_untrained(STAGES[1], own.preset, device="cpu")
-        return _count(_step_1(hparams, batch, tokenizers), train)
+        step = _step_1(hparams, batch, tokenizers)
+        return _count(step, hparams["modules"], train)
     found = []
     for layers in (1, 2):
         hparams = build_untrained(
@@ -155,7 +156,8 @@ def _count_stage(stage, own, batch, tokenizers, train=True):
             llm_tokenizer=str(tokenizers / "qwen2.5"),
             num_hidden_layers=layers,
         )
-        found.append(_count(_step_2(hparams, batch, tokenizers), train))
+        step = _step_2(hparams, batch, tokenizers)
+        found.append(_count(step, hparams["modules"], train))
     whole = build_untrained(STAGES[2], own.preset)["decoder"].llm.config
     return tuple(
         one + (whole.num_hidden_layers - 1) * (two - one)
@@ -203,13 +205,18 @@ def _inputs(hparams, batch, tokenizers):
     return (frames, frame_lens, tokens, token_lens), labels
 
 
-def _count(step, train):
+def _count(step, modules, train):
+    # The weights are there anyway; what is kept of them may be a view.
+    weights = {
+        parameter.untyped_storage().data_ptr()
+        for module in modules.values()
+        for parameter in module.parameters()
+    }
     kept = {}
 
     def keep(tensor):
-        # The weights are there anyway.
-        if not isinstance(tensor, torch.nn.Parameter):
-            storage = tensor.untyped_storage()
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in weights:
             kept[storage.data_ptr()] = storage.nbytes()
         return tensor
 

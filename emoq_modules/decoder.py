@@ -280,6 +280,7 @@ class SoftPromptDecoder(nn.Module):
         torch.Tensor
             ``(sum of counts, d_l)``, prompt after prompt.
         """
+        self._leave_casts_to_autocast()
         soft = int(self.projector is not None)
         # Any token does for padding and for the soft prompt: neither is read.
         filler = self.prompt.end
@@ -312,6 +313,19 @@ class SoftPromptDecoder(nn.Module):
         ]
         owners, places = torch.tensor(last, device=hidden.device).unbind(dim=1)
         return hidden[packed.rows[owners], packed.shifts[owners] + places]
+
+    def _leave_casts_to_autocast(self):
+        """Has peft cast what its layers get only where autocast does not.
+
+        It would make copies in float32, of which autocast makes others in
+        half precision. The switch stays as it is set: gradient checkpointing
+        comes by here once more, in the backward pass.
+        """
+        device = self.llm.get_input_embeddings().weight.device.type
+        wanted = not torch.is_autocast_enabled(device)
+        for module in self.llm.modules():
+            if hasattr(module, "cast_input_dtype_enabled"):
+                module.cast_input_dtype_enabled = wanted
 
     def _mask(self, visible, dtype):
         if self.llm.config._attn_implementation != "eager":
