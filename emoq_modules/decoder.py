@@ -121,6 +121,11 @@ class SoftPromptDecoder(nn.Module):
 
             llm = get_peft_model(llm, LoraConfig(**lora)).get_base_model()
         self.llm = llm
+        self._adapted = [
+            module
+            for module in llm.modules()
+            if hasattr(module, "cast_input_dtype_enabled")
+        ]
         self.projector = None
         if embedding_dim is not None:
             self.projector = Projector(
@@ -323,9 +328,8 @@ class SoftPromptDecoder(nn.Module):
         """
         device = self.llm.get_input_embeddings().weight.device.type
         wanted = not torch.is_autocast_enabled(device)
-        for module in self.llm.modules():
-            if hasattr(module, "cast_input_dtype_enabled"):
-                module.cast_input_dtype_enabled = wanted
+        for module in self._adapted:
+            module.cast_input_dtype_enabled = wanted
 
     def _mask(self, visible, dtype):
         if self.llm.config._attn_implementation != "eager":
