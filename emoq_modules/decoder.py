@@ -9,7 +9,7 @@ import math
 import torch
 from torch import nn
 from torch.nn import functional as F
-from transformers import AutoConfig, AutoModelForCausalLM
+from transformers import AutoConfig, AutoModelForCausalLM, DynamicCache
 
 from emoq_modules.backbones import load_tokenizer, local_folder
 from emoq_modules.packing import pack
@@ -29,6 +29,10 @@ class SoftPromptDecoder(nn.Module):
 
     Source: EmoQ, Sec. 2.3. The LLM is frozen; the projector and the LoRA
     adapter train. The vocabulary is never resized.
+
+    Where the weights no longer change, set ``keeps_beginning``: what the LLM
+    makes of the words that every prompt begins with is then computed once, and
+    kept from call to call without a gradient.
 
     Arguments
     ---------
@@ -104,6 +108,8 @@ class SoftPromptDecoder(nn.Module):
                 f"is {prompt.user!r}."
             )
         self.word_weight = word_weight
+        self.keeps_beginning = False
+        self._kept_beginnings = {}  # by device and precision
         self.row_tokens = row_tokens
         llm = _load_llm(source, revision, getattr(torch, dtype))
         self.prompt = prompt.bind(
@@ -303,10 +309,17 @@ class SoftPromptDecoder(nn.Module):
             )
             projected = self.projector(embeddings).to(inputs.dtype)
             inputs = inputs.index_put((packed.rows, places), projected)
+        past, known = None, 0
+        if self.keeps_beginning and not torch.is_grad_enabled():
+            past = self._beginning(len(inputs))
+            known = past.get_seq_length()
         hidden = self.llm.base_model(
-            inputs_embeds=inputs,
-            attention_mask=self._mask(packed.visible, inputs.dtype),
-            position_ids=packed.positions,
+            inputs_embeds=inputs[:, known:],
+            attention_mask=self._mask(
+                packed.visible[:, :, known:], inputs.dtype
+            ),
+            position_ids=packed.positions[:, known:],
+            past_key_values=past,
             use_cache=False,
         ).last_hidden_state
         last = [
@@ -317,7 +330,32 @@ class SoftPromptDecoder(nn.Module):
             for k in range(count)
         ]
         owners, places = torch.tensor(last, device=hidden.device).unbind(dim=1)
-        return hidden[packed.rows[owners], packed.shifts[owners] + places]
+        places = packed.shifts[owners] + places - known
+        return hidden[packed.rows[owners], places]
+
+    def _beginning(self, num_rows):
+        """Keys and values of what every prompt begins with, in each row."""
+        embed = self.llm.get_input_embeddings()
+        device = embed.weight.device
+        autocast = torch.is_autocast_enabled(device.type)
+        kind = (device, embed.weight.dtype, autocast)
+        if kind not in self._kept_beginnings:
+            layers = ()
+            if self.prompt.beginning:
+                tokens = torch.tensor([self.prompt.beginning], device=device)
+                layers = self.llm.base_model(
+                    inputs_embeds=embed(tokens), use_cache=True
+                ).past_key_values.layers
+            self._kept_beginnings = {
+                kind: [(layer.keys, layer.values) for layer in layers]
+            }
+        cache = DynamicCache()
+        for index, states in enumerate(self._kept_beginnings[kind]):
+            keys, values = (
+                state.expand(num_rows, -1, -1, -1) for state in states
+            )
+            cache.update(keys, values, index)
+        return cache
 
     def _leave_casts_to_autocast(self):
         """Has peft cast what its layers get only where autocast does not.

@@ -132,3 +132,39 @@ def test_eager_attention_sees_the_same(llm):
     torch.testing.assert_close(
         decoder.posteriors(embeddings, TEXTS, SPEAKERS), expected
     )
+
+
+@pytest.mark.parametrize("row_tokens", [0, 1024])
+def test_beginning_is_computed_once_where_weights_no_longer_change(
+    llm, row_tokens
+):
+    decoder = make_decoder(llm, row_tokens=row_tokens)
+    torch.manual_seed(1)
+    batches = [
+        (torch.randn(size, DIM), TEXTS[:size], SPEAKERS[:size])
+        for size in (3, 1, 2)
+    ]
+    seen = []
+    decoder.llm.base_model.layers[0].register_forward_pre_hook(
+        lambda module, inputs: seen.append(inputs[0].shape[1])
+    )
+    with torch.no_grad():
+        expected = [decoder.posteriors(*batch) for batch in batches]
+        whole, seen[:] = list(seen), []
+        decoder.keeps_beginning = True
+        found = [decoder.posteriors(*batch) for batch in batches]
+    for one, other in zip(found, expected, strict=True):
+        torch.testing.assert_close(one, other)
+    length = len(decoder.prompt.beginning)
+    assert seen == [length, *(size - length for size in whole)]
+
+
+def test_beginning_is_not_kept_where_there_is_a_gradient(llm):
+    decoder = make_decoder(llm)
+    decoder.keeps_beginning = True
+    embeddings = torch.randn(len(TEXTS), DIM)
+    _, kept = gradients(decoder, embeddings)
+    decoder.keeps_beginning = False
+    _, expected = gradients(decoder, embeddings)
+    for name, gradient in kept.items():
+        torch.testing.assert_close(gradient, expected[name])
