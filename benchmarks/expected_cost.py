@@ -138,7 +138,11 @@ def _typical_batch(texts, seconds, size):
 def _count_encoder(presets, seconds=10):
     """Operations for a second of audio."""
     hparams = build_untrained(STAGES[1], presets, device="cpu")
-    with FlopCounterMode(display=False) as counter:
+    # Torch counts no product of oneDNN's.
+    with (
+        torch.backends.mkldnn.flags(enabled=False),
+        FlopCounterMode(display=False) as counter,
+    ):
         hparams["audio_encoder"](torch.randn(1, seconds * 16000), torch.ones(1))
     return counter.get_total_flops() / seconds
 
@@ -147,7 +151,8 @@ def _count_stage(stage, own, batch, tokenizers, train=True):
     """Operations of a step, and bytes kept for its backward pass."""
     if stage == 1:
         hparams = build_untrained(STAGES[1], own.preset, device="cpu")
-        return _count(_step_1(hparams, batch, tokenizers), train)
+        step = _step_1(hparams, batch, tokenizers)
+        return _count(step, hparams["modules"], train)
     found = []
     for layers in (1, 2):
         hparams = build_untrained(
@@ -160,7 +165,8 @@ def _count_stage(stage, own, batch, tokenizers, train=True):
             llm_tokenizer=str(tokenizers / "qwen2.5"),
             num_hidden_layers=layers,
         )
-        found.append(_count(_step_2(hparams, batch, tokenizers), train))
+        step = _step_2(hparams, batch, tokenizers)
+        found.append(_count(step, hparams["modules"], train))
     whole = build_untrained(STAGES[2], own.preset)["decoder"].llm.config
     return tuple(
         one + (whole.num_hidden_layers - 1) * (two - one)
@@ -208,10 +214,10 @@ def _inputs(hparams, batch, tokenizers):
     return (frames, frame_lens, tokens, token_lens), labels
 
 
-def _count(step, train):
+def _count(step, modules, train):
     with (
         FlopCounterMode(display=False) as counter,
-        kept_for_backward() as kept,
+        kept_for_backward(modules) as kept,
         torch.autocast("cpu", torch.bfloat16),
         torch.set_grad_enabled(train),
     ):

@@ -94,6 +94,9 @@ class EmoQBrain(sb.Brain):
         resumed epoch, which starts once more, would go another way.
         """
         kwargs.setdefault("generator", torch.Generator())
+        # From there a batch goes to the GPU while it is at the one before.
+        on_gpu = torch.device(self.device).type == "cuda"
+        kwargs.setdefault("pin_memory", on_gpu)
         loader = super().make_dataloader(dataset, stage, **kwargs)
         if stage == sb.Stage.TRAIN:
             self.batches_per_epoch = len(loader)
@@ -343,6 +346,7 @@ class Stage1Brain(EmoQBrain):
 
     def compute_forward(self, batch, stage):
         """Returns embeddings ``(B, d_h)`` and logits ``(B, C)``."""
+        batch = batch.to(self.device, non_blocking=True)
         embeddings = self.embeddings(batch, stage)
         return embeddings, self.modules["head"](embeddings)
 
@@ -365,6 +369,7 @@ class Stage2Brain(EmoQBrain):
 
     def compute_forward(self, batch, stage):
         """Returns the loss, and outside training the posteriors too."""
+        batch = batch.to(self.device, non_blocking=True)
         embeddings = None
         if "fusion" in self.modules:
             embeddings = self.embeddings(batch, stage)

@@ -9,9 +9,10 @@ import math
 import torch
 from torch import nn
 from torch.nn import functional as F
-from transformers import AutoConfig, AutoModelForCausalLM
+from transformers import AutoConfig, AutoModelForCausalLM, DynamicCache
 
 from emoq_modules.backbones import load_tokenizer, local_folder
+from emoq_modules.packing import pack
 from emoq_modules.quantization import nf4_config, quantize
 
 # LoRA of the paper: r=16 and dropout 0.1; on which layers, and with which
@@ -29,6 +30,10 @@ class SoftPromptDecoder(nn.Module):
 
     Source: EmoQ, Sec. 2.3. The LLM is frozen; the projector and the LoRA
     adapter train. The vocabulary is never resized.
+
+    Where the weights no longer change, set ``keeps_beginning``: what the LLM
+    makes of the words that every prompt begins with is then computed once, and
+    kept from call to call without a gradient.
 
     Arguments
     ---------
@@ -57,6 +62,10 @@ class SoftPromptDecoder(nn.Module):
     quantization : str | None
         ``nf4`` keeps the frozen weights in 4 bits and computes in ``dtype``;
         needs bitsandbytes.
+    row_tokens : int
+        The prompts of a batch lie side by side in rows of about this many
+        tokens, with what all of them begin with once a row; 0 gives each a row
+        of its own.
 
     Raises
     ------
@@ -95,6 +104,7 @@ class SoftPromptDecoder(nn.Module):
         dtype="float32",
         gradient_checkpointing=False,
         quantization=None,
+        row_tokens=1024,
     ):
         super().__init__()
         if prompt.has_audio != (embedding_dim is not None):
@@ -104,6 +114,9 @@ class SoftPromptDecoder(nn.Module):
                 f"is {prompt.user!r}."
             )
         self.word_weight = word_weight
+        self.keeps_beginning = False
+        self._kept_beginnings = {}  # by device and precision
+        self.row_tokens = row_tokens
         llm = _load_llm(source, revision, getattr(torch, dtype), quantization)
         self.prompt = prompt.bind(
             load_tokenizer(tokenizer or source, revision), labels
@@ -120,6 +133,11 @@ class SoftPromptDecoder(nn.Module):
 
             llm = get_peft_model(llm, LoraConfig(**lora)).get_base_model()
         self.llm = llm
+        self._adapted = [
+            module
+            for module in llm.modules()
+            if hasattr(module, "cast_input_dtype_enabled")
+        ]
         self.projector = None
         if embedding_dim is not None:
             self.projector = Projector(
@@ -197,8 +215,8 @@ class SoftPromptDecoder(nn.Module):
         prompts = self._encode(texts, speakers, contexts)
         if not self.prompt.words_are_single_tokens:
             return self._whole_word_posteriors(embeddings, prompts)
-        hidden = self._hidden_states(embeddings, prompts)
-        return self._word_posteriors(hidden[:, -1])
+        hidden = self._last_states(embeddings, prompts, [1] * len(prompts))
+        return self._word_posteriors(hidden)
 
     def loss_and_posteriors(
         self, embeddings, texts, speakers, labels, contexts=None
@@ -268,56 +286,101 @@ class SoftPromptDecoder(nn.Module):
             else (before + answer[:-1], after)
             for (before, after), answer in zip(prompts, answers, strict=True)
         ]
-        hidden = self._hidden_states(embeddings, continued)
-        # Sequences end together, so an answer of n tokens is predicted from
-        # the last n positions.
-        return torch.cat(
-            [
-                states[-len(answer) :]
-                for states, answer in zip(hidden, answers, strict=True)
-            ]
-        )
+        # An answer of n tokens is predicted from the last n positions.
+        return self._last_states(embeddings, continued, map(len, answers))
 
-    def _hidden_states(self, embeddings, prompts):
-        """Runs the LLM; sequences are padded on the left.
+    def _last_states(self, embeddings, prompts, counts):
+        """Runs the LLM, and takes the last positions of each prompt.
 
         Returns
         -------
         torch.Tensor
-            ``(B, S, d_l)``
+            ``(sum of counts, d_l)``, prompt after prompt.
         """
-        device = self.llm.get_input_embeddings().weight.device
+        self._leave_casts_to_autocast()
         soft = int(self.projector is not None)
-        lengths = [len(before) + soft + len(after) for before, after in prompts]
-        size = max(lengths)
         # Any token does for padding and for the soft prompt: neither is read.
         filler = self.prompt.end
-        tokens = torch.tensor(
-            [
-                [filler] * (size - length) + before + [filler] * soft + after
-                for (before, after), length in zip(
-                    prompts, lengths, strict=True
-                )
-            ],
-            device=device,
-        )
-        padding = size - torch.tensor(lengths, device=device)  # (B,)
-        mask = torch.arange(size, device=device) >= padding[:, None]  # (B, S)
-        inputs = self.llm.get_input_embeddings()(tokens)  # (B, S, d_l)
+        sequences = [
+            before + [filler] * soft + after for before, after in prompts
+        ]
+        embed = self.llm.get_input_embeddings()
+        packed = pack(
+            sequences, len(self.prompt.beginning), self.row_tokens, filler
+        ).to(embed.weight.device)
+        inputs = embed(packed.tokens)  # (R, S, d_l)
         if soft:
-            rows = torch.arange(len(prompts), device=device)
-            columns = padding + torch.tensor(
-                [len(before) for before, _ in prompts], device=device
+            places = packed.shifts + torch.tensor(
+                [len(before) for before, _ in prompts], device=inputs.device
             )
             projected = self.projector(embeddings).to(inputs.dtype)
-            inputs = inputs.index_put((rows, columns), projected)
-        positions = (mask.long().cumsum(dim=1) - 1).clamp(min=0)
-        return self.llm.base_model(
-            inputs_embeds=inputs,
-            attention_mask=mask.long(),
-            position_ids=positions,
+            inputs = inputs.index_put((packed.rows, places), projected)
+        past, known = None, 0
+        if self.keeps_beginning and not torch.is_grad_enabled():
+            past = self._beginning(len(inputs))
+            known = past.get_seq_length()
+        hidden = self.llm.base_model(
+            inputs_embeds=inputs[:, known:],
+            attention_mask=self._mask(
+                packed.visible[:, :, known:], inputs.dtype
+            ),
+            position_ids=packed.positions[:, known:],
+            past_key_values=past,
             use_cache=False,
         ).last_hidden_state
+        last = [
+            (index, len(sequence) - count + k)
+            for index, (sequence, count) in enumerate(
+                zip(sequences, counts, strict=True)
+            )
+            for k in range(count)
+        ]
+        owners, places = torch.tensor(last, device=hidden.device).unbind(dim=1)
+        places = packed.shifts[owners] + places - known
+        return hidden[packed.rows[owners], places]
+
+    def _beginning(self, num_rows):
+        """Keys and values of what every prompt begins with, in each row."""
+        embed = self.llm.get_input_embeddings()
+        device = embed.weight.device
+        autocast = torch.is_autocast_enabled(device.type)
+        kind = (device, embed.weight.dtype, autocast)
+        if kind not in self._kept_beginnings:
+            layers = ()
+            if self.prompt.beginning:
+                tokens = torch.tensor([self.prompt.beginning], device=device)
+                layers = self.llm.base_model(
+                    inputs_embeds=embed(tokens), use_cache=True
+                ).past_key_values.layers
+            self._kept_beginnings = {
+                kind: [(layer.keys, layer.values) for layer in layers]
+            }
+        cache = DynamicCache()
+        for index, states in enumerate(self._kept_beginnings[kind]):
+            keys, values = (
+                state.expand(num_rows, -1, -1, -1) for state in states
+            )
+            cache.update(keys, values, index)
+        return cache
+
+    def _leave_casts_to_autocast(self):
+        """Has peft cast what its layers get only where autocast does not.
+
+        It would make copies in float32, of which autocast makes others in
+        half precision. The switch stays as it is set: gradient checkpointing
+        comes by here once more, in the backward pass.
+        """
+        device = self.llm.get_input_embeddings().weight.device.type
+        wanted = not torch.is_autocast_enabled(device)
+        for module in self._adapted:
+            module.cast_input_dtype_enabled = wanted
+
+    def _mask(self, visible, dtype):
+        if self.llm.config._attn_implementation != "eager":
+            return visible
+        # It adds the mask to the scores.
+        mask = torch.zeros(visible.shape, dtype=dtype, device=visible.device)
+        return mask.masked_fill(~visible, torch.finfo(dtype).min)
 
     def _answers(self, labels):
         return [

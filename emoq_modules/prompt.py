@@ -7,6 +7,9 @@ before, which is one field on one line: no turn of it can begin a line of the
 prompt, and pass for the transcript or the speaker.
 """
 
+from itertools import combinations
+from os.path import commonprefix
+
 from jinja2.exceptions import TemplateError
 
 _AUDIO = "<AUDIO>"
@@ -103,6 +106,8 @@ class BoundPrompt:
         The token ids of each emotion word, with the space before it.
     end : int
         The token that ends the assistant's turn.
+    beginning : list of int
+        Token ids that every prompt begins with, and goes on after.
     """
 
     def __init__(self, template, tokenizer, labels):
@@ -119,6 +124,14 @@ class BoundPrompt:
             )
         self.end = tokenizer.eos_token_id
         self._pieces = {}
+        fields = tuple(template.max_tokens)
+        firsts = [
+            self._template_pieces(known)[0]
+            for number in range(len(fields) + 1)
+            for known in combinations(fields, number)
+        ]
+        # Without the last: a template without fields is all in its first piece.
+        self.beginning = commonprefix(firsts)[:-1]
 
     @property
     def words_are_single_tokens(self):

@@ -158,17 +158,21 @@ class EmoQFormer(nn.Module):
         batch, num_queries = len(tokens), len(self.queries)
         text_mask = length_mask(tokens, token_lens)
         query_mask = text_mask.new_ones(batch, num_queries)
-        # (B, 1, 1, N_q + L): every position sees the queries and real tokens
-        self_mask = torch.cat([query_mask, text_mask], dim=1)[:, None, None]
-        audio_mask = length_mask(audio, audio_lens)[:, None, None]
+        # (B, N_q + L): every position sees the queries and real tokens
+        self_mask = torch.cat([query_mask, text_mask], dim=1)
+        audio_mask = length_mask(audio, audio_lens)
 
         queries = self.query_norm(self.queries).expand(batch, -1, -1)
         queries = self.dropout(queries)  # (B, N_q, d_h)
         text = self.text_embeddings(tokens, text_mask)  # (B, L, d_h)
+        frames = None
         if self.audio_projection is not None:
-            audio = self.audio_projection(audio)  # (B, T, d_h)
+            # Padding would be most of the work: recordings differ in length.
+            places = audio_mask.flatten().nonzero().squeeze(1)  # (M,)
+            inside = audio.flatten(0, 1).index_select(0, places)
+            frames = self.audio_projection(inside), places  # (M, d_h)
         for layer in self.layers:
-            queries, text = layer(queries, text, self_mask, audio, audio_mask)
+            queries, text = layer(queries, text, self_mask, frames, audio_mask)
         return queries, text
 
     @contextmanager
@@ -254,18 +258,18 @@ class _FusionLayer(nn.Module):
         super().__init__()
         self.self_attention = _Attention(config)
         self.cross_attention = (
-            _Attention(config) if with_cross_attention else None
+            _CrossAttention(config) if with_cross_attention else None
         )
         self.query_output = _FeedForward(config) if with_queries else None
         self.text_output = _FeedForward(config) if with_text_output else None
 
-    def forward(self, queries, text, self_mask, audio, audio_mask):
+    def forward(self, queries, text, self_mask, frames, audio_mask):
         num_queries = queries.shape[1]
         joint = torch.cat([queries, text], dim=1)  # (B, N_q + L, d_h), Eq. 1
         joint = self.self_attention(joint, joint, self_mask)  # Eq. 2
         queries, text = joint[:, :num_queries], joint[:, num_queries:]
         if self.cross_attention is not None:
-            queries = self.cross_attention(queries, audio, audio_mask)  # Eq. 3
+            queries = self.cross_attention(queries, frames, audio_mask)  # Eq. 3
         if self.query_output is not None:
             queries = self.query_output(queries)
         if self.text_output is not None:
@@ -291,9 +295,9 @@ class _Attention(nn.Module):
     def forward(self, x, memory, mask):
         attended = F.scaled_dot_product_attention(
             self._split(self.query(x)),
-            self._split(self.key(memory)),
-            self._split(self.value(memory)),
-            attn_mask=mask,
+            self._split(self._read(self.key, memory, mask)),
+            self._split(self._read(self.value, memory, mask)),
+            attn_mask=mask[:, None, None],
             dropout_p=self.attention_dropout if self.training else 0.0,
         )
         attended = self.output(attended.transpose(1, 2).flatten(2))
@@ -303,13 +307,32 @@ class _Attention(nn.Module):
     def weights(self, x, memory, mask):
         """What ``forward`` attends to, ``(B, heads, N, M)``."""
         query = self._split(self.query(x))
-        key = self._split(self.key(memory))
+        key = self._split(self._read(self.key, memory, mask))
         scores = query @ key.mT / math.sqrt(query.shape[-1])
-        return scores.masked_fill(~mask, -math.inf).softmax(dim=-1)
+        scores = scores.masked_fill(~mask[:, None, None], -math.inf)
+        return scores.softmax(dim=-1)
+
+    def _read(self, layer, memory, mask):
+        """Keys or values of a memory ``(B, M, d_h)``, of the same shape."""
+        return layer(memory)
 
     def _split(self, states):
         """Gives each head its features, ``(B, heads, N, d_h / heads)``."""
         return states.unflatten(-1, (self.heads, -1)).transpose(1, 2)
+
+
+class _CrossAttention(_Attention):
+    """Attention to frames without padding.
+
+    The memory is a pair: frames ``(M, d_h)``, and where each is in the
+    flattened mask ``(B * T,)``.
+    """
+
+    def _read(self, layer, memory, mask):
+        frames, places = memory
+        read = layer(frames)
+        padded = read.new_zeros(mask.numel(), read.shape[1])
+        return padded.index_copy(0, places, read).unflatten(0, mask.shape)
 
 
 class _FeedForward(nn.Module):

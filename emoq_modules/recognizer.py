@@ -46,6 +46,7 @@ class EmotionRecognizer(Pretrained):
         defaults = {"temperature": 1.0, "abstain_below": 0.0}
         hparams = {**defaults, "eval_precision": "fp32", **hparams}
         super().__init__(modules, hparams, **kwargs)
+        self.mods.decoder.keeps_beginning = True
         # As in the evaluation of the training run.
         self.precision = TorchAutocast(
             device_type=torch.device(self.device).type,

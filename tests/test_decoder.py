@@ -313,6 +313,10 @@ def test_other_families_equal_the_full_computation(llm, family, embeddings):
     )
     posteriors = decoder.posteriors(embeddings, TEXTS, SPEAKERS)
     torch.testing.assert_close(posteriors, expected, atol=1e-5, rtol=1e-5)
+    decoder.keeps_beginning = True
+    with torch.no_grad():
+        posteriors = decoder.posteriors(embeddings, TEXTS, SPEAKERS)
+    torch.testing.assert_close(posteriors, expected, atol=1e-5, rtol=1e-5)
 
 
 def test_text_only_prompt_needs_no_embeddings(llm):

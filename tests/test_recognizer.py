@@ -88,12 +88,16 @@ def test_it_computes_in_the_precision_of_the_runs_evaluation(
             Recording(row["wav"], row["text"], row["speaker"])
             for row in rows.values()
         ]
-        found = [list(x.posteriors.values()) for x in loaded.recognize(items)]
+        found = [
+            list(x.posteriors.values())
+            for x in loaded.recognize(items, len(items))
+        ]
         order = [list(rows).index(name) for name in stats.ids]
         return (torch.tensor(found)[order] - expected).abs().max()
 
     in_float32 = distance(overrides={"eval_precision": "fp32"})
-    assert distance() < in_float32 / 5
+    # Not equal: in half precision what shares a row moves the last bits.
+    assert distance() < in_float32 / 2
 
 
 def test_files_with_turns_before_get_the_posteriors_of_the_run(
