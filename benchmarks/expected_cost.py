@@ -14,13 +14,14 @@ import argparse
 import csv
 import sys
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import torch
 from speechbrain.utils.data_utils import batch_pad_right
-from torch.utils.flop_counter import FlopCounterMode
 
+from benchmarks.machine import count_operations, operation_counter
 from benchmarks.memory import kept_for_backward
 from emoq_modules.backbones import load_tokenizer
 from emoq_modules.command_line import exit_status
@@ -138,13 +139,8 @@ def _typical_batch(texts, seconds, size):
 def _count_encoder(presets, seconds=10):
     """Operations for a second of audio."""
     hparams = build_untrained(STAGES[1], presets, device="cpu")
-    # Torch counts no product of oneDNN's.
-    with (
-        torch.backends.mkldnn.flags(enabled=False),
-        FlopCounterMode(display=False) as counter,
-    ):
-        hparams["audio_encoder"](torch.randn(1, seconds * 16000), torch.ones(1))
-    return counter.get_total_flops() / seconds
+    audio = torch.randn(1, seconds * 16000), torch.ones(1)
+    return count_operations(partial(hparams["audio_encoder"], *audio)) / seconds
 
 
 def _count_stage(stage, own, batch, tokenizers, train=True):
@@ -216,7 +212,7 @@ def _inputs(hparams, batch, tokenizers):
 
 def _count(step, modules, train):
     with (
-        FlopCounterMode(display=False) as counter,
+        operation_counter() as counter,
         kept_for_backward(modules) as kept,
         torch.autocast("cpu", torch.bfloat16),
         torch.set_grad_enabled(train),

@@ -4,6 +4,8 @@ import statistics
 import time
 from dataclasses import dataclass
 
+from benchmarks.machine import synchronize
+
 _COLUMNS = ("name", "ours", "reference", "unit", "ratio", "goal", "met")
 
 
@@ -12,8 +14,9 @@ class Row:
     """One thing that was measured.
 
     A comparison has a reference, and its ``goal`` is the lowest ``ratio`` that
-    will do. A figure that stands for itself has neither reference nor ratio,
-    and its goal is the highest value of ``ours``, in ``unit``.
+    will do; the higher, the better is ``ours``. A figure that stands for itself
+    has neither reference nor ratio, and its goal is the highest value of
+    ``ours``, in ``unit``.
     """
 
     name: str
@@ -35,7 +38,7 @@ class Row:
         """
         if self.ratio is None:
             return f"{self.name}: {self.ours:.3g} {self.unit}"
-        return f"{self.name}: {self.ratio:.1f} times"
+        return f"{self.name}: {_short(self.ratio)} times"
 
 
 def compare(name, ours, reference, repetitions, goal=None, parts=1):
@@ -74,12 +77,45 @@ def compare(name, ours, reference, repetitions, goal=None, parts=1):
         for function, taken in zip((ours, reference), times, strict=True):
             started = time.perf_counter()
             function()
+            synchronize()
             taken.append((time.perf_counter() - started) / parts)
     # The first run of each warms up.
     ours_s, reference_s = (statistics.median(taken[1:]) for taken in times)
-    ratio = reference_s / ours_s
+    return share(
+        name, ours_s, reference_s, "s", goal, ratio=reference_s / ours_s
+    )
+
+
+def share(name, ours, reference, unit, goal=None, ratio=None):
+    """A figure beside another of the same unit.
+
+    Arguments
+    ---------
+    name : str
+        What was measured.
+    ours : float
+        The figure.
+    reference : float
+        What it is compared with.
+    unit : str
+        Their unit.
+    goal : float | None
+        The ratio that is wanted.
+    ratio : float | None
+        What to compare the goal with; None is ``ours / reference``.
+
+    Returns
+    -------
+    Row
+
+    Example
+    -------
+    >>> share("of the peak", 300.0, 600.0, "TFLOP/s", goal=0.5).met
+    True
+    """
+    ratio = ours / reference if ratio is None else ratio
     met = None if goal is None else ratio >= goal
-    return Row(name, ours_s, reference_s, "s", ratio, goal, met)
+    return Row(name, ours, reference, unit, ratio, goal, met)
 
 
 def at_most(name, value, unit, limit=None):
@@ -123,10 +159,14 @@ def format_table(rows):
     return "\n".join([*lines, *map(_line, rows)])
 
 
+def _short(ratio):
+    return f"{ratio:.1f}" if ratio >= 1 else f"{ratio:.2f}"
+
+
 def _line(row):
     reference = ratio = goal = met = ""
     if row.reference is not None:
-        reference, ratio = f"{row.reference:.3g}", f"{row.ratio:.1f}"
+        reference, ratio = f"{row.reference:.3g}", _short(row.ratio)
     if row.goal is not None:
         met = "yes" if row.met else "no"
         goal = f"≥ {row.goal:.3g}"

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import soundfile
 import torch
+from speechbrain.utils.autocast import AMPConfig, TorchAutocast
 
 from emoq_modules.audio_files import SAMPLE_RATE
 from emoq_modules.backbones import load_tokenizer
@@ -129,12 +130,15 @@ class Stage:
         The same, whose ``audio`` is the waveform.
     folder : Path
         Where the stage may write.
+    device : str
+        Where it computes.
     """
 
     hparams: dict
     stored: object
     recorded: object
     folder: Path
+    device: str
 
     @property
     def encoder(self):
@@ -150,53 +154,81 @@ class Stage:
             modules=modules or self.hparams["modules"],
             opt_class=self.hparams["opt_class"],
             hparams=self.hparams,
-            run_opts={"device": "cpu"},
+            run_opts={"device": self.device},
             checkpointer=TrainableCheckpointer(self.folder / "save", {}),
         )
 
+    def train_epoch(self, brain, dataset):
+        """An epoch as train.py runs it, without the validation after it."""
+        brain.fit(
+            [1],
+            dataset,
+            progressbar=False,
+            train_loader_kwargs=dict(self.hparams["train_loader"]),
+        )
 
-def build_stage(stage, preset, data, rows, texts, folder):
+    def autocast(self):
+        """The precision that a brain trains in, for the reference."""
+        return TorchAutocast(
+            device_type=torch.device(self.device).type,
+            dtype=AMPConfig.from_name(self.hparams["precision"]).dtype,
+        )
+
+
+def build_stage(stage, presets, data, rows, texts, folder, device="cpu"):
     """Builds a stage's models and data sets, and fills its feature store.
 
     Arguments
     ---------
     stage : int
         1 or 2.
-    preset : Path
-        The models' sizes, as benchmarks/small.yaml has them.
+    presets : list of str or Path
+        The models' sizes. A ``text_encoder`` may be the values of a
+        configuration, as in benchmarks/small.yaml.
     data : Path
-        Where ``tokenizers/qwen2.5`` may be; else a tokenizer is built of the
-        transcripts.
+        Where ``tokenizers/`` are. If there is no ``qwen2.5`` among them, one is
+        built of the transcripts; ``roberta-base`` is needed for a text encoder
+        that is given by its name.
     rows : dict
         What ``write_audio`` returned.
     texts : list of str
         Transcripts to train tokenizers on.
     folder : Path
         Where backbones and features are written; is made.
+    device : str
+        Where to build the models, and to compute.
 
     Returns
     -------
     Stage
+
+    Raises
+    ------
+    BackboneError
+        If a tokenizer is missing.
     """
     folder.mkdir()
     torch.manual_seed(1234)
     experiment = _EXPERIMENTS[stage]
     plain = load(
-        compose(experiment, [preset], change("", data_folder="")), keys=[]
+        compose(experiment, presets, change("", data_folder="")), keys=[]
     )
-    text_encoder = build_text_encoder(
-        folder / "text_encoder",
-        texts,
-        **{"vocab_size": _TEXT_VOCABULARY, **plain["text_encoder"]},
-    )
+    options, text_tokenizer = "", data / "tokenizers/roberta-base"
+    if isinstance(plain["text_encoder"], dict):
+        text_tokenizer = build_text_encoder(
+            folder / "text_encoder",
+            texts,
+            **{"vocab_size": _TEXT_VOCABULARY, **plain["text_encoder"]},
+        )
+        options = change("", text_encoder=text_tokenizer)
     tokenizer = data / "tokenizers/qwen2.5"
     if stage == 2 and not tokenizer.is_dir():
         tokenizer = build_llm(folder / "llm", texts, plain["labels"])
     hparams = build_untrained(
         experiment,
-        [preset],
-        change("", text_encoder=text_encoder),
-        device="cpu",
+        presets,
+        options,
+        device=device,
         llm_tokenizer=str(tokenizer),
     )
     if stage == 1:
@@ -211,16 +243,21 @@ def build_stage(stage, preset, data, rows, texts, folder):
         folder / "store", encoder.identity, hparams["store_precision"]
     )
     extract_features(
-        rows.values(), encoder, store, read_audio, progressbar=False
+        rows.values(),
+        encoder,
+        store,
+        read_audio,
+        device=device,
+        progressbar=False,
     )
     stored, recorded = (
         build_datasets(
             {"train": rows},
             hparams["labels"],
             audio,
-            load_tokenizer(text_encoder),
+            load_tokenizer(text_tokenizer),
             hparams["max_text_tokens"],
         )["train"]
         for audio in (store.load, read_audio)
     )
-    return Stage(hparams, stored, recorded, folder)
+    return Stage(hparams, stored, recorded, folder, device)

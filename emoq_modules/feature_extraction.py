@@ -10,6 +10,10 @@ from tqdm import tqdm
 
 from emoq_modules.feature_store import to_precision
 
+# A CPU is fastest where a batch stays near its caches; a GPU wants more than a
+# few utterances to be busy.
+_BATCH_SECONDS = {"cpu": 5.0, "cuda": 240.0}
+
 
 def extract_features(
     rows,
@@ -17,7 +21,7 @@ def extract_features(
     store,
     read_audio,
     device="cpu",
-    max_batch_seconds=60.0,
+    max_batch_seconds=None,
     progressbar=True,
     rank=0,
     world_size=1,
@@ -42,9 +46,9 @@ def extract_features(
         from several threads.
     device : str or torch.device
         Where to compute.
-    max_batch_seconds : float
+    max_batch_seconds : float | None
         Longest utterance of a batch times their number, at most; a longer
-        utterance is a batch of its own.
+        utterance is a batch of its own. None is what suits the device.
     progressbar : bool
         Whether to show one.
     rank : int
@@ -91,6 +95,8 @@ def extract_features(
     if not todo:
         return 0
     encoder.to(device)
+    if max_batch_seconds is None:
+        max_batch_seconds = _BATCH_SECONDS[torch.device(device).type]
     seconds = sum(durations[path] for path in todo)
     batches = _batches(todo, durations, max_batch_seconds)
     with (
@@ -103,7 +109,9 @@ def extract_features(
         ) as bar,
     ):
         for batch, wavs in _read_ahead(_unclaimed(batches, store), read_audio):
-            for path, frames in _encode(encoder, batch, wavs, device):
+            for path, frames in _encode(
+                encoder, batch, wavs, device, store.precision
+            ):
                 writer.add(path, frames, durations[path])
             bar.update(round(writer.seconds_done) - bar.n)
     return writer.count
@@ -122,7 +130,6 @@ class _ShardWriter:
         self._shard, self._size = {}, 0
 
     def add(self, path, frames, duration):
-        frames = to_precision(frames, self.store.precision).cpu()
         self._shard[self.store.key(path)] = frames
         self._size += frames.nbytes
         self._bytes_done += frames.nbytes
@@ -181,12 +188,14 @@ def _read_ahead(batches, read_audio):
             ready = batch, coming
 
 
-def _encode(encoder, batch, wavs, device):
+def _encode(encoder, batch, wavs, device, precision):
     lengths = torch.tensor([len(wav) for wav in wavs])
     frames, lens = encoder(
         pad_sequence(wavs, batch_first=True).to(device),
         (lengths / lengths.max()).to(device),
     )
     counts = (lens * frames.shape[1]).round().long().tolist()
+    # All at once: a GPU would be waited for with each utterance.
+    frames = to_precision(frames, precision).cpu()
     for path, utterance, count in zip(batch, frames, counts, strict=True):
         yield path, utterance[:count]

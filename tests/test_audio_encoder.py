@@ -14,7 +14,12 @@ from transformers import (
     Wav2Vec2FeatureExtractor,
 )
 
-from emoq_modules import FbankEncoder, HuggingFaceEncoder, LayerMeanEncoder
+from emoq_modules import (
+    FbankEncoder,
+    HuggingFaceEncoder,
+    LayerMeanEncoder,
+    audio_encoder,
+)
 from emoq_modules.backbones import BackboneError
 
 FAMILIES = ["hubert", "wav2vec2", "wavlm"]
@@ -501,3 +506,44 @@ def test_frames_of_hubert_are_20_ms_apart(folder_of):
 
 def test_rows_of_layers_are_not_in_time(folder_of):
     assert LayerMeanEncoder(folder_of("hubert", "layer")).hop_s is None
+
+
+def test_precision_changes_what_is_computed_in_and_the_identity():
+    values = {
+        "model_type": "hubert",
+        "hidden_size": 32,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "intermediate_size": 64,
+        "conv_dim": [32] * 7,
+        "feat_extract_norm": "layer",
+        "do_stable_layer_norm": True,
+    }
+    torch.manual_seed(0)
+    exact = HuggingFaceEncoder(values)
+    torch.manual_seed(0)
+    coarse = HuggingFaceEncoder(values, precision="bf16")
+    wavs, lens = torch.randn(2, 16000), torch.tensor([1.0, 0.6])
+    frames, frame_lens = coarse(wavs, lens)
+    assert frames.dtype == torch.float32
+    expected, expected_lens = exact(wavs, lens)
+    assert torch.equal(frame_lens, expected_lens)
+    difference = (frames - expected).abs().max() / expected.abs().max()
+    assert 1e-5 < difference < 0.05
+    assert coarse.identity["precision"] == "bf16"
+    assert "precision" not in exact.identity  # stores of before stay valid
+    with pytest.raises(ValueError, match="fp32 or bf16; it is 'int8'"):
+        HuggingFaceEncoder(values, precision="int8")
+
+
+def test_products_of_onednn_are_those_of_torch():
+    layer = audio_encoder._Linear(40, 24)
+    x = torch.randn(2, 7, 40)
+    expected = torch.nn.functional.linear(x, layer.weight, layer.bias)
+    torch.testing.assert_close(layer(x), expected)
+    before = torch.backends.mkldnn.enabled
+    torch.backends.mkldnn.enabled = False
+    try:
+        assert torch.equal(layer(x), expected)
+    finally:
+        torch.backends.mkldnn.enabled = before

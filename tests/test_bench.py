@@ -2,13 +2,19 @@
 
 import csv
 import json
+import time
 
 import pytest
 import torch
+from ruamel.yaml import YAML
 
 from benchmarks import bench, rows as bench_rows
+from benchmarks.machine import count_operations, waiting_share
+from benchmarks.memory import kept_for_backward
 from benchmarks.reference import PlainStage2
+from benchmarks.reference_audio import PlainEncoder
 from benchmarks.workload import read_utterances, write_audio
+from emoq_modules import HuggingFaceEncoder
 from emoq_modules.command_line import exit_status
 from emoq_modules.dataio import read_audio
 
@@ -85,32 +91,70 @@ def arguments(data, tmp_path):
     return [str(part) for k, v in given.items() for part in (f"--{k}", v)]
 
 
-def test_rows_are_well_formed(arguments, tmp_path, capsys):
-    bench.main(arguments)
+ROWS = {
+    "feature extraction: ours / in the order of the file": 3,
+    "feature extraction: the reference's in the order of length / of the "
+    "file": None,
+    "feature extraction: audio / time it takes": None,
+    "feature extraction: operations / those of a matrix product": None,
+    "stage-1 epoch: from the store / encoder in the step": 10,
+    "stage-1 epoch: share of it that waits for data": None,
+    "stage-2 step, batch 2: from the store / encoder in the step": 3,
+    "stage-2 step, batch 2: frames given to both": None,
+    "stage-2 step, batch 2: kept for the backward pass, the reference / "
+    "ours": None,
+    "stage-2 step, batch 2: operations / those of a matrix product": None,
+    "prediction, batch 3: from the store / encoder in the step and "
+    "generate": 10,
+    "prediction, batch 3: frames given to both": None,
+    "prediction, batch 3: encoder in both": None,
+}
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        ("--scale", "small"),
+        # What runs on a GPU, at a size that a CPU bears.
+        ("--scale", "paper", "--device", "cpu"),
+    ],
+)
+def test_rows_are_well_formed(arguments, changes, tmp_path, capsys):
+    bench.main([*arguments, *changes])
     rows = json.loads((tmp_path / "bench.json").read_text())
-    assert len({row["name"] for row in rows}) == len(rows)
+    assert {row["name"]: row["goal"] for row in rows} == ROWS
     for row in rows:
         assert list(row) == [
             *("name", "ours", "reference", "unit", "ratio", "goal", "met")
         ]
-        assert row["unit"] == "s"
         assert row["ours"] > 0
-        assert row["ratio"] == pytest.approx(row["reference"] / row["ours"])
+        if row["reference"] is None:
+            assert row["ratio"] is None
+        elif row["unit"] in ("s", "MB"):
+            assert row["ratio"] == pytest.approx(row["reference"] / row["ours"])
+        else:
+            assert row["ratio"] == pytest.approx(row["ours"] / row["reference"])
         if row["goal"] is None:
             assert row["met"] is None
         else:
             assert row["met"] == (row["ratio"] >= row["goal"])
-    goals = {
-        row["name"].split(":")[0]: row["goal"] for row in rows if row["goal"]
-    }
-    assert goals == {
-        "stage-1 epoch": 10,
-        "stage-2 step, batch 2": 3,
-        "prediction, batch 3": 10,
-    }
     table = capsys.readouterr().out.split("\n\n")[1].splitlines()
     assert len(table) == 2 + len(rows)
     assert all(line.count("|") == 8 for line in table)
+
+
+def test_stages_build_in_the_papers_precision(arguments, data, tmp_path):
+    """In bfloat16, with the text encoder given by its configuration."""
+    preset = tmp_path / "bf16.yaml"
+    preset.write_text(
+        PRESET.replace("precision: fp32", "precision: bf16").replace(
+            "llm_dtype: float32", "llm_dtype: bfloat16"
+        )
+        + "audio_precision: bf16\n"
+    )
+    bench.main([*arguments, "--preset", str(preset)])
+    rows = json.loads((tmp_path / "bench.json").read_text())
+    assert {row["name"] for row in rows} == set(ROWS)
 
 
 def test_different_results_are_not_compared(arguments, monkeypatch):
@@ -179,4 +223,56 @@ def test_what_cannot_be_measured_is_told(data, tmp_path, capsys):
     assert "has 7 utterances with a duration, and --utterances is 8" in few
     none = error("--data", str(data), "--repetitions", "0")
     assert "--repetitions have to be 1 or more" in none
+    if not torch.cuda.is_available():
+        no_gpu = error("--scale", "paper", "--data", str(data))
+        assert "--scale paper needs a GPU, and torch sees none" in no_gpu
     assert not (tmp_path / "bench.json").exists()
+
+
+def test_frames_of_the_reference_are_those_of_transformers():
+    encoder = HuggingFaceEncoder(YAML().load(PRESET)["audio_source"])
+    wavs = [torch.randn(n).numpy() for n in (9000, 16000)]
+    found, counts = PlainEncoder(encoder).train().frames(wavs)
+    for wav, frames, count in zip(wavs, found, counts, strict=True):
+        wav = (wav - wav.mean()) / (wav.var() + 1e-7) ** 0.5
+        alone = encoder.model(torch.from_numpy(wav)[None]).last_hidden_state[0]
+        assert len(alone) == count
+        torch.testing.assert_close(frames[:count], alone, atol=1e-4, rtol=1e-4)
+
+
+def test_what_is_kept_for_the_backward_pass_leaves_weights_out():
+    layer = torch.nn.Linear(10, 3)
+    with kept_for_backward({"layer": layer}) as kept:
+        layer(torch.rand(4, 10)).t().mean()
+        assert kept() == 4 * 10 * 4  # the input; not the weights
+    with kept_for_backward({}) as kept:
+        layer(torch.rand(4, 10, requires_grad=True))
+        assert kept() == 4 * 10 * 4 + 10 * 3 * 4
+
+
+def test_operations_are_counted_whoever_multiplies():
+    encoder = HuggingFaceEncoder(YAML().load(PRESET)["audio_source"])
+    audio = torch.randn(1, 8000), torch.ones(1)
+    counted = count_operations(lambda: encoder(*audio))
+    for part in encoder.modules():
+        if isinstance(part, torch.nn.Linear):
+            part.__class__ = torch.nn.Linear
+    assert counted == count_operations(lambda: encoder(*audio)) > 1e6
+
+
+def test_waiting_is_the_time_in_which_a_loader_gives_nothing():
+    class Slow(torch.utils.data.Dataset):
+        def __len__(self):
+            return 4
+
+        def __getitem__(self, index):
+            time.sleep(0.02)
+            return index
+
+    def epoch(work_s):
+        for _ in torch.utils.data.DataLoader(Slow()):
+            time.sleep(work_s)
+
+    waits = waiting_share(lambda: epoch(0.0))
+    assert waiting_share(lambda: epoch(0.06)) < waits
+    assert waits > 0.3

@@ -7,15 +7,19 @@ import os
 import pickle
 import resource
 import signal
+import threading
 import time
 
 import numpy as np
 import pytest
 import soundfile
 import torch
+from speechbrain.dataio.batch import PaddedBatch
+from torch.utils.data import DataLoader
 
 from emoq_modules import FbankEncoder, FeatureStore, audio_digests
 from emoq_modules.audio_encoder import FrozenEncoder
+from emoq_modules.dataio import build_datasets
 from emoq_modules.feature_extraction import extract_features
 from emoq_modules.feature_store import FeatureStoreError, round_trip
 
@@ -227,6 +231,49 @@ def test_batches_keep_to_their_budget_of_seconds(folder, rows):
     sizes = [len(batch) * max(batch) / 16000 for batch in encoder.batches]
     assert max(sizes) <= 3.5 * longest
     assert len(encoder.batches) < 8
+
+
+def test_no_audio_is_decoded_by_the_thread_that_computes(folder, rows):
+    readers = set()
+
+    def read(path):
+        readers.add(threading.get_ident())
+        return read_audio(path)
+
+    encoder = CountingEncoder()
+    extract_features(rows, encoder, store_of(folder), read, progressbar=False)
+    assert encoder.count == len(rows)
+    assert readers and threading.get_ident() not in readers
+
+
+def test_frames_on_the_fly_have_their_audio_decoded_by_workers(rows):
+    """With ``num_workers``, as the experiments have them."""
+
+    def read(path):
+        return torch.tensor([os.getpid(), threading.get_native_id()])
+
+    datasets = build_datasets(
+        {
+            "train": {
+                f"u{index}": {
+                    **row,
+                    **{"text": "", "speaker": None, "emotion": "sad"},
+                    **{"dialogue": "d", "turn": index},
+                }
+                for index, row in enumerate(rows)
+            }
+        },
+        ["sad"],
+        read,
+        None,
+        max_text_tokens=8,
+    )
+    loader = DataLoader(
+        datasets["train"], 4, num_workers=1, collate_fn=PaddedBatch
+    )
+    readers = {tuple(ids) for b in loader for ids in b.audio.data.tolist()}
+    assert len(readers) == 1
+    assert os.getpid() not in next(iter(readers))
 
 
 # --- Several processes --------------------------------------------------------

@@ -1,0 +1,76 @@
+"""What the machine does at best, and how near to it a computation comes."""
+
+import math
+import time
+
+import torch
+from torch.profiler import ProfilerActivity, profile
+from torch.utils.flop_counter import FlopCounterMode
+
+_SIDES = {"cpu": 1024, "cuda": 8192}  # of the matrices that are multiplied
+GIB = 2**30
+
+
+def synchronize():
+    """Waits for the GPU, where there is one."""
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+
+
+def matmul_rate(device, dtype, repetitions=5):
+    """The fastest product of large matrices, in operations a second."""
+    side = _SIDES[torch.device(device).type]
+    a, b = torch.randn(2, side, side, device=device).to(dtype)
+    taken = []
+    for _ in range(1 + repetitions):
+        synchronize()
+        started = time.perf_counter()
+        a @ b
+        synchronize()
+        taken.append(time.perf_counter() - started)
+    return 2 * side**3 / min(taken[1:])
+
+
+def count_operations(function):
+    """Operations that torch counts while a function runs."""
+    with operation_counter() as counter:
+        function()
+    return counter.get_total_flops()
+
+
+def operation_counter():
+    """torch's own, which also knows the products of the audio encoder."""
+    return FlopCounterMode(
+        display=False,
+        custom_mapping={torch.ops.mkldnn._linear_pointwise: _product},
+    )
+
+
+def _product(rows, weights, *others, **more):
+    return 2 * math.prod(rows[:-1]) * math.prod(weights)
+
+
+def waiting_share(function):
+    """Share of a function's time in which the training thread waits for data.
+
+    torch's loaders mark that time for the profiler. Each step waits for its
+    loss, so that the GPU has nothing to do then either.
+    """
+    started = time.perf_counter()
+    with profile(activities=[ProfilerActivity.CPU], acc_events=True) as found:
+        function()
+    seconds = time.perf_counter() - started
+    waited = sum(
+        event.cpu_time_total
+        for event in found.key_averages()
+        if event.key.startswith("enumerate(DataLoader)")
+    )
+    return waited / 1e6 / seconds
+
+
+def peak_above(function):
+    """Bytes of the GPU that a function needs beside those taken before it."""
+    before = torch.cuda.memory_allocated()
+    torch.cuda.reset_peak_memory_stats()
+    function()
+    return torch.cuda.max_memory_allocated() - before
