@@ -9,9 +9,11 @@ Each row is the system with a lever off, as ``reference``, and with it on, as
 import argparse
 import sys
 import warnings
+from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from unittest.mock import patch
 
 import torch
 from speechbrain.dataio.batch import PaddedBatch
@@ -23,7 +25,6 @@ from benchmarks.workload import build_stage, read_utterances, write_audio
 from emoq_modules.command_line import exit_status
 
 _TRAINED = 8  # utterances in a batch
-_PREDICTED = 32
 
 
 def main(arguments=None):
@@ -39,17 +40,20 @@ def main(arguments=None):
         default=Path("benchmarks/small.yaml"),
         help="the models' sizes",
     )
+    parser.add_argument(
+        "--utterances", type=int, default=32, help="that are predicted at once"
+    )
     parser.add_argument("--repetitions", type=int, default=5)
     own = parser.parse_args(arguments)
     transformers_logging.disable_progress_bar()
     # Between libraries; who measures can do nothing about them.
     warnings.simplefilter("ignore", FutureWarning)
-    chosen, texts = read_utterances(own.data, _PREDICTED)
+    chosen, texts = read_utterances(own.data, own.utterances)
     with TemporaryDirectory() as folder:
         folder = Path(folder)
         named = write_audio(chosen, folder / "audio")
         stage = build_stage(2, own.preset, own.data, named, texts, folder / "2")
-        examples = [stage.stored[index] for index in range(_PREDICTED)]
+        examples = [stage.stored[index] for index in range(own.utterances)]
     fusion, decoder = stage.hparams["fusion"], stage.hparams["decoder"]
     rows = [
         *_fusion_rows(fusion, examples, own.repetitions),
@@ -57,8 +61,25 @@ def main(arguments=None):
         *_optimiser_rows(stage, own.repetitions),
         *_memory_rows(fusion, decoder, examples),
     ]
-    print(f"{torch.get_num_threads()} threads, torch {torch.__version__}\n")
-    print(format_table(rows))
+    print(f"{torch.get_num_threads()} threads, torch {torch.__version__}")
+    print(_what_there_is_to_gain(decoder, examples))
+    print(f"\n{format_table(rows)}")
+
+
+def _what_there_is_to_gain(decoder, examples):
+    batches = [
+        PaddedBatch(examples[start : start + _TRAINED])
+        for start in range(0, len(examples), _TRAINED)
+    ]
+    inside = torch.cat([batch.audio[1] for batch in batches]).mean()
+    lengths = [
+        len(prompt) for batch in batches for prompt in _prompts(decoder, batch)
+    ]
+    return (
+        f"frames of a batch of {_TRAINED} that are padding: {1 - inside:.0%}\n"
+        f"tokens of a prompt: {sum(lengths) / len(lengths):.0f}, of which "
+        f"{len(decoder.prompt.beginning)} are the same in all"
+    )
 
 
 def _fusion_rows(fusion, examples, repetitions):
@@ -111,7 +132,7 @@ def _decoder_rows(fusion, decoder, examples, repetitions):
             repetitions,
         ),
         compare(
-            f"LLM, prediction of {_PREDICTED}: prompts share rows and beginning",
+            f"LLM, prediction of {len(many)}: prompts share rows and beginning",
             partial(predict, of_many, many),
             partial(predict, of_many, many, row_tokens=0),
             repetitions,
@@ -158,17 +179,12 @@ def _memory_rows(fusion, decoder, examples):
 
     def kept(row_tokens, by_peft=False):
         decoder.row_tokens = row_tokens
-        casts = decoder._leave_casts_to_autocast
-        if by_peft:
-            decoder._leave_casts_to_autocast = lambda: None
-            for module in decoder._adapted:
-                module.cast_input_dtype_enabled = True
         with (
             kept_for_backward({"decoder": decoder}) as count,
             torch.autocast("cpu", torch.bfloat16),
+            _casts_by_peft(decoder) if by_peft else nullcontext(),
         ):
             _loss(decoder, embeddings, batch)
-        decoder._leave_casts_to_autocast = casts
         return count() / 1e6
 
     on = kept(1024)
@@ -179,6 +195,12 @@ def _memory_rows(fusion, decoder, examples):
             ("casts left to autocast", kept(1024, by_peft=True)),
         )
     ]
+
+
+def _casts_by_peft(decoder):
+    for module in decoder._adapted:
+        module.cast_input_dtype_enabled = True
+    return patch.object(decoder, "_leave_casts_to_autocast")
 
 
 def _smaller(name, ours, reference):
