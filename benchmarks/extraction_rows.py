@@ -2,6 +2,7 @@
 
 from functools import partial
 from itertools import count
+from unittest.mock import patch
 
 import torch
 from safetensors.torch import load_file
@@ -9,11 +10,13 @@ from safetensors.torch import load_file
 from benchmarks.machine import count_operations
 from benchmarks.reference_audio import PlainEncoder, extract_plainly
 from benchmarks.rows import compare, share
+from emoq_modules import audio_encoder
 from emoq_modules.audio_files import SAMPLE_RATE
 from emoq_modules.dataio import read_audio
 from emoq_modules.feature_extraction import extract_features
 from emoq_modules.feature_store import FeatureStore
 
+_OTHER_BATCH_S = 60.0
 _COUNTED_S = 10  # of audio, whose operations are counted
 # Both sides round to half precision, and bfloat16 rounds before that.
 _TOLERANCES = {torch.float32: 0.005, torch.bfloat16: 0.1}
@@ -43,7 +46,7 @@ def extraction_rows(stage, rows, repetitions, ceiling):
     in_order = [row["wav"] for row in rows.values()]
     by_length = sorted(rows.values(), key=lambda row: row["duration"])
 
-    def ours():
+    def ours(**options):
         store = FeatureStore(
             stage.folder / f"extracted-{next(numbers)}",
             stage.encoder.identity,
@@ -56,6 +59,7 @@ def extraction_rows(stage, rows, repetitions, ceiling):
             read_audio,
             device=stage.device,
             progressbar=False,
+            **options,
         )
         return store
 
@@ -81,6 +85,7 @@ def extraction_rows(stage, rows, repetitions, ceiling):
         partial(theirs, in_order),
         repetitions,
     )
+    yield from _levers(ours, in_order, repetitions, on_gpu)
     seconds = sum(r["duration"] for r in rows.values())
     yield share(
         "feature extraction: audio / time it takes",
@@ -99,6 +104,39 @@ def extraction_rows(stage, rows, repetitions, ceiling):
         ceiling / 1e12,
         "TFLOP/s",
         goal=0.5 if on_gpu else None,
+    )
+
+
+def _levers(ours, paths, repetitions, on_gpu):
+    """What parts of the extraction are worth by themselves."""
+    yield compare(
+        f"feature extraction: batches of {_OTHER_BATCH_S:.0f} s / as they are",
+        ours,
+        partial(ours, max_batch_seconds=_OTHER_BATCH_S),
+        repetitions,
+    )
+    if not on_gpu:
+
+        def by_torch():
+            with patch.object(audio_encoder, "has_onednn", lambda: False):
+                ours()
+
+        yield compare(
+            "feature extraction: products as torch chooses / by oneDNN",
+            ours,
+            by_torch,
+            repetitions,
+        )
+
+    def read():
+        for path in paths:
+            read_audio(path)
+
+    yield compare(
+        "feature extraction: reading alone / all of it",
+        ours,
+        read,
+        repetitions,
     )
 
 

@@ -311,19 +311,19 @@ class _Linear(nn.Linear):
     """The same product, which on a CPU oneDNN computes.
 
     Of itself torch takes MKL there, which on processors that are not Intel's
-    leaves half of the speed. ``torch.backends.mkldnn.enabled = False`` has it
-    so.
+    leaves half of the speed.
     """
 
     def forward(self, x):
-        if x.is_cpu and x.dtype == torch.float32 and _has_onednn():
+        if x.is_cpu and x.dtype == torch.float32 and has_onednn():
             return torch.ops.mkldnn._linear_pointwise(
                 x, self.weight, self.bias, "none", [], ""
             )
         return super().forward(x)
 
 
-def _has_onednn():
+def has_onednn():
+    """Whether torch was built with oneDNN, and may use it."""
     return (
         torch.backends.mkldnn.is_available() and torch.backends.mkldnn.enabled
     )

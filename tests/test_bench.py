@@ -95,6 +95,9 @@ ROWS = {
     "feature extraction: ours / in the order of the file": 3,
     "feature extraction: the reference's in the order of length / of the "
     "file": None,
+    "feature extraction: batches of 60 s / as they are": None,
+    "feature extraction: products as torch chooses / by oneDNN": None,
+    "feature extraction: reading alone / all of it": None,
     "feature extraction: audio / time it takes": None,
     "feature extraction: operations / those of a matrix product": None,
     "stage-1 epoch: from the store / encoder in the step": 10,
