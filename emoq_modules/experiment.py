@@ -11,7 +11,6 @@ import speechbrain as sb
 import torch
 from speechbrain.utils.distributed import (
     ddp_barrier,
-    get_rank,
     if_main_process,
     run_on_main,
 )
@@ -38,6 +37,7 @@ from emoq_modules.manifest import (
     read_dialogues,
     read_manifest,
 )
+from emoq_modules.ranks import own_rank, world_size
 from emoq_modules.recognizer_files import RECOGNIZER_FOLDER, save_recognizer
 from emoq_modules.report import (
     CONFUSION_FILE,
@@ -357,8 +357,8 @@ def _audio_source(hparams, manifests, device, progressbar):
         read_audio,
         device=device,
         progressbar=progressbar,
-        rank=get_rank() or 0,
-        world_size=int(os.environ.get("WORLD_SIZE", 1)),
+        rank=own_rank(),
+        world_size=world_size(),
     )
     ddp_barrier()  # the other ranks' share is there too
     encoder.to("cpu")
