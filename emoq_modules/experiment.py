@@ -12,6 +12,7 @@ import torch
 from speechbrain.utils.distributed import (
     ddp_barrier,
     if_main_process,
+    infer_device,
     run_on_main,
 )
 from speechbrain.utils.logger import get_logger
@@ -47,6 +48,7 @@ from emoq_modules.report import (
     pool_results,
     write_results,
 )
+from emoq_modules.sharding import shard_llm
 
 logger = get_logger(__name__)
 
@@ -55,6 +57,7 @@ _SETTINGS_FILE = "hyperparams.yaml"
 # May change between two starts of a run: its result does not depend on them.
 _FREE_TO_CHANGE = {
     "num_workers",
+    "shard_llm",
     "ckpt_interval_minutes",
     "feature_store",
     "logger",
@@ -231,6 +234,10 @@ def _run_stage(resolved, run_opts):
     encoder = hparams["audio_encoder"]
     if hparams["feature_store"] is None and encoder is not None:
         modules["encoder"] = encoder
+    if hparams["stage"] == 2 and hparams["shard_llm"]:
+        # First, as the brain takes all modules to the device.
+        device = (run_opts or {}).get("device") or infer_device()
+        shard_llm(hparams["decoder"], device)
     brain = hparams["brain"](
         modules=modules,
         opt_class=hparams["opt_class"],

@@ -192,3 +192,31 @@ def test_a_rank_killed_in_extraction_ends_the_others_at_their_work(tmp_path):
         *arguments(tmp_path, STAGE1), script=KILLED_IN_EXTRACTION
     )
     assert_ended_with_a_message(finished)
+
+
+def test_shared_out_llm_trains_and_loads_as_a_whole_one(
+    together, results_with_stage_1
+):
+    whole, _ = together
+    shared = results_with_stage_1("shared")
+    options = arguments(
+        shared,
+        STAGE2,
+        *(*PLAIN, "--batch_size", "12", "--gradient_checkpointing", "True"),
+    )
+    finished = torchrun(*options, "--shard_llm", "True")
+    assert finished.returncode == 0, finished.stderr
+    printed = finished.stdout + finished.stderr
+    assert "this one keeps 9.47e-06 of 1.89e-05 GB" in printed
+    folder = shared / RUN / "stage2"
+    expected = newest_weights(whole / RUN / "stage2")
+    assert_same_weights(newest_weights(folder), expected)
+
+    predictions = read_predictions(folder)
+    train.main(options)  # trained already: it is loaded, and tested
+    torch.testing.assert_close(
+        torch.stack(read_predictions(folder).posteriors),
+        torch.stack(predictions.posteriors),
+        rtol=0,
+        atol=1e-5,
+    )
