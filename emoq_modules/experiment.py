@@ -11,8 +11,8 @@ import speechbrain as sb
 import torch
 from speechbrain.utils.distributed import (
     ddp_barrier,
-    get_rank,
     if_main_process,
+    infer_device,
     run_on_main,
 )
 from speechbrain.utils.logger import get_logger
@@ -38,6 +38,7 @@ from emoq_modules.manifest import (
     read_dialogues,
     read_manifest,
 )
+from emoq_modules.ranks import own_rank, world_size
 from emoq_modules.recognizer_files import RECOGNIZER_FOLDER, save_recognizer
 from emoq_modules.report import (
     CONFUSION_FILE,
@@ -47,6 +48,7 @@ from emoq_modules.report import (
     pool_results,
     write_results,
 )
+from emoq_modules.sharding import shard_llm
 
 logger = get_logger(__name__)
 
@@ -55,6 +57,7 @@ _SETTINGS_FILE = "hyperparams.yaml"
 # May change between two starts of a run: its result does not depend on them.
 _FREE_TO_CHANGE = {
     "num_workers",
+    "shard_llm",
     "ckpt_interval_minutes",
     "feature_store",
     "logger",
@@ -231,6 +234,10 @@ def _run_stage(resolved, run_opts):
     encoder = hparams["audio_encoder"]
     if hparams["feature_store"] is None and encoder is not None:
         modules["encoder"] = encoder
+    if hparams["stage"] == 2 and hparams["shard_llm"]:
+        # First, as the brain takes all modules to the device.
+        device = (run_opts or {}).get("device") or infer_device()
+        shard_llm(hparams["decoder"], device)
     brain = hparams["brain"](
         modules=modules,
         opt_class=hparams["opt_class"],
@@ -357,8 +364,8 @@ def _audio_source(hparams, manifests, device, progressbar):
         read_audio,
         device=device,
         progressbar=progressbar,
-        rank=get_rank() or 0,
-        world_size=int(os.environ.get("WORLD_SIZE", 1)),
+        rank=own_rank(),
+        world_size=world_size(),
     )
     ddp_barrier()  # the other ranks' share is there too
     encoder.to("cpu")
