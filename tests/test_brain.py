@@ -83,7 +83,7 @@ class Told(nn.Module):
 @pytest.mark.parametrize(
     ("speaker_in_prompt", "told"),
     [
-        (True, (["Joey"], [[("Ross", "Oh no."), ("Rachel", "What?")]])),
+        (True, (["Joey"], [[["Ross", "Oh no."], ["Rachel", "What?"]]])),
         (False, (None, [[(None, "Oh no."), (None, "What?")]])),
     ],
 )
