@@ -7,6 +7,7 @@ from pathlib import Path
 from statistics import median
 from textwrap import shorten
 
+import numpy as np
 import speechbrain as sb
 import torch
 from speechbrain.utils.distributed import (
@@ -17,6 +18,7 @@ from speechbrain.utils.distributed import (
 )
 from speechbrain.utils.logger import get_logger
 
+from emoq_modules.audio_digests import DIGESTS_FILE, AudioDigests
 from emoq_modules.audio_files import write_atomically
 from emoq_modules.checkpoints import save_trainable
 from emoq_modules.configuration import (
@@ -35,9 +37,8 @@ from emoq_modules.manifest import (
     SPLITS,
     CorpusError,
     name_few,
-    read_dialogues,
-    read_manifest,
 )
+from emoq_modules.manifest_reader import read_dialogues, read_manifest
 from emoq_modules.recognizer_files import RECOGNIZER_FOLDER, save_recognizer
 from emoq_modules.report import (
     CONFUSION_FILE,
@@ -214,14 +215,7 @@ def _run_stage(resolved, run_opts):
     plain = load(resolved, keys=["prepare"])
     _enter_output_folder(plain["output_folder"], resolved)
     run_on_main(plain["prepare"])
-    manifests = {
-        split: read_manifest(
-            f"{plain['manifest_folder']}/{split}.json",
-            plain["labels"],
-            plain["data_root"],
-        )
-        for split in SPLITS
-    }
+    manifests = _manifests(plain)
     context = _context(plain, manifests)
 
     hparams = _load_in_turn(resolved)
@@ -289,14 +283,30 @@ def _run_stage(resolved, run_opts):
     )
 
 
+def _manifests(plain):
+    digests = None
+    if plain["feature_store"] is not None:
+        # Of files that have been read; the others are checked.
+        digests = AudioDigests(Path(plain["feature_store"], DIGESTS_FILE))
+    return {
+        split: read_manifest(
+            f"{plain['manifest_folder']}/{split}.json",
+            plain["labels"],
+            plain["data_root"],
+            digests,
+        )
+        for split in SPLITS
+    }
+
+
 def _context(plain, manifests):
     """What ``build_datasets`` needs for the turns before an utterance."""
     if plain["stage"] == 1 or not plain["context_turns"]:
         return {}
     path = Path(plain["manifest_folder"], DIALOGUES_FILE)
     dialogues = read_dialogues(path)
-    rows = [row for split in manifests.values() for row in split.values()]
-    unknown = {row["dialogue"] for row in rows} - dialogues.keys()
+    columns = [rows.rows.column("dialogue") for rows in manifests.values()]
+    unknown = {name for names in columns for name in names} - dialogues.keys()
     if unknown:
         raise CorpusError(
             f"{path} lacks dialogues of the manifests beside it, "
@@ -350,8 +360,14 @@ def _audio_source(hparams, manifests, device, progressbar):
     store = FeatureStore(
         hparams["feature_store"], encoder.identity, hparams["store_precision"]
     )
+    # As they were a moment ago, when all of them were looked at.
+    missing = (
+        manifest.rows[place]
+        for manifest in manifests.values()
+        for place in np.flatnonzero(~store.holds(manifest.digests))
+    )
     extract_features(
-        [row for rows in manifests.values() for row in rows.values()],
+        missing,
         encoder,
         store,
         read_audio,

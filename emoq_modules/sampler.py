@@ -2,6 +2,8 @@
 
 import torch
 
+_CHUNK = 10_000  # Python's numbers take more memory than a tensor's
+
 
 class ClassGroupSampler(torch.utils.data.Sampler):
     """Shuffles utterances, and keeps a few of the same class side by side.
@@ -53,12 +55,16 @@ class ClassGroupSampler(torch.utils.data.Sampler):
     def __iter__(self):
         generator = torch.Generator().manual_seed(self.seed + self.epoch)
         shuffled = torch.randperm(len(self.labels), generator=generator)
-        groups = [
-            group
-            for label in self.labels.unique()
-            for group in shuffled[self.labels[shuffled] == label].split(
-                self.group_size
-            )
-        ]
-        for index in torch.randperm(len(groups), generator=generator):
-            yield from groups[index].tolist()
+        # Of each class the utterances in their order, cut into groups: the
+        # number of each utterance's group, and all utterances in that order.
+        order, group, groups = [], [], 0
+        for label in self.labels.unique():
+            members = shuffled[self.labels[shuffled] == label]
+            order.append(members)
+            group.append(groups + torch.arange(len(members)) // self.group_size)
+            groups = int(group[-1][-1]) + 1
+        # Then the groups come in a random order.
+        place = torch.randperm(groups, generator=generator).argsort()
+        by_place = place[torch.cat(group)].argsort(stable=True)
+        for part in torch.cat(order)[by_place].split(_CHUNK):
+            yield from part.tolist()

@@ -38,7 +38,7 @@ RUN = RESULTS / "tiny/emoq/fold1-seed1234"
 # What a start may write anew whatever becomes of it: logs, and what spares
 # reading all audio.
 VOLATILE = {
-    "audio_digests.json",
+    "audio_digests.npy",
     "env.log",
     "experiment.py",
     "log.txt",

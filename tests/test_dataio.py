@@ -9,12 +9,8 @@ from speechbrain.dataio.batch import PaddedBatch
 from emoq_modules.audio_files import AudioError
 from emoq_modules.backbones import load_tokenizer
 from emoq_modules.dataio import build_datasets, read_audio, training_labels
-from emoq_modules.manifest import (
-    Turn,
-    Utterance,
-    read_manifest,
-    write_manifests,
-)
+from emoq_modules.manifest import Turn, Utterance, write_manifests
+from emoq_modules.manifest_reader import read_manifest
 
 LABELS = ["sad", "angry", "neutral", "happy"]
 

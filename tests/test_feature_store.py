@@ -191,7 +191,7 @@ def test_unchanged_audio_is_not_read_again(
     assert not reads
     # Whatever has become of the file, at worst the audio is read once more.
     for content in ('{"', "[1]", json.dumps({paths[0]: 3})):
-        (folder / "audio_digests.json").write_text(content)
+        (folder / "audio_digests.npy").write_text(content)
         reads.clear()
         keys = [store_of(folder).key(path) for path in paths]
         assert keys == [store.key(path) for path in paths]
