@@ -50,7 +50,7 @@ class AudioDigests:
 
     def of(self, path):
         """Digest of the bytes of the file that is at ``path`` now."""
-        stamp, changed_ns = _stamp(os.getcwd(), os.fspath(path))
+        stamp, changed_ns = stamp_of(os.fspath(path), os.getcwd())
         known = self._known.get(stamp)
         if known is not None:
             return _in_full(known).hex()
@@ -58,9 +58,13 @@ class AudioDigests:
         # What has changed a moment ago could change again within one tick of
         # the file system's clock.
         if time.time_ns() - changed_ns > 1e9:
-            self._known.update([stamp], [bytes.fromhex(digest)])
-            self._unsaved = True
+            self.remember([stamp], [bytes.fromhex(digest)])
         return digest
+
+    def remember(self, stamps, digests):
+        """Notes digests (bytes) under the stamps of their files."""
+        self._known.update(stamps, digests)
+        self._unsaved = True
 
     def known(self, paths):
         """What ``of`` gives without reading a file, for many at once.
@@ -79,7 +83,7 @@ class AudioDigests:
         folder, stamps = os.getcwd(), bytearray()
         for path in paths:
             try:
-                stamps += _stamp(folder, path)[0]
+                stamps += stamp_of(path, folder)[0]
             except OSError:
                 stamps += bytes(16)
         stamps = np.array(stamps).view("S16")
@@ -114,8 +118,23 @@ class AudioDigests:
         return DigestTable(*known)
 
 
-def _stamp(folder, path):
-    """Digest of what tells whether a file has changed, and its last change."""
+def stamp_of(path, folder):
+    """A digest of all that tells whether a file has changed.
+
+    Arguments
+    ---------
+    path : str
+        The file.
+    folder : str
+        What the path is relative to, if it is.
+
+    Returns
+    -------
+    stamp : bytes
+        Of path, size and times.
+    changed_ns : int
+        When the file changed last.
+    """
     stat = os.stat(path)
     if not path.startswith(os.sep):
         path = os.path.join(folder, path)

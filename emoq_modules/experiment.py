@@ -215,7 +215,7 @@ def _run_stage(resolved, run_opts):
     plain = load(resolved, keys=["prepare"])
     _enter_output_folder(plain["output_folder"], resolved)
     run_on_main(plain["prepare"])
-    manifests = _manifests(plain)
+    manifests = read_manifests(plain)
     context = _context(plain, manifests)
 
     hparams = _load_in_turn(resolved)
@@ -236,7 +236,7 @@ def _run_stage(resolved, run_opts):
     datasets = build_datasets(
         manifests,
         hparams["labels"],
-        _audio_source(hparams, manifests, brain.device, progressbar),
+        audio_source(hparams, manifests, brain.device, progressbar),
         hparams["text_tokenizer"],
         hparams["max_text_tokens"],
         **context,
@@ -283,7 +283,14 @@ def _run_stage(resolved, run_opts):
     )
 
 
-def _manifests(plain):
+def read_manifests(plain):
+    """The manifests of a run, by split, from its plain settings.
+
+    Raises
+    ------
+    CorpusError
+        If a row or its audio is at fault.
+    """
     digests = None
     if plain["feature_store"] is not None:
         # Of files that have been read; the others are checked.
@@ -340,8 +347,16 @@ def _enter_output_folder(folder, resolved):
     ddp_barrier()
 
 
-def _audio_source(hparams, manifests, device, progressbar):
-    """What gives an utterance's frames, or its waveform, from its path."""
+def audio_source(hparams, manifests, device, progressbar):
+    """What gives an utterance's frames, or its waveform, from its path.
+
+    With a feature store, what is missing in it is computed first.
+
+    Raises
+    ------
+    ConfigurationError
+        If settings of the audio do not go together.
+    """
     encoder = hparams["audio_encoder"]
     if encoder is None:
         return None

@@ -13,9 +13,11 @@ digest of the audio file's content: folds, stages and runs share them, and a
 changed file is not taken for what it was.
 """
 
+import contextlib
 import errno
 import json
 import os
+import re
 import shutil
 import time
 import uuid
@@ -223,7 +225,6 @@ class FeatureStore:
         name = f"shard-{uuid.uuid4().hex}.safetensors"
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
-            self._tidy()
             if not (self.folder / "encoder.json").exists():
                 write_atomically(
                     self.folder / "encoder.json", self._description.encode()
@@ -255,7 +256,13 @@ class FeatureStore:
 
     def _look(self):
         started = time.monotonic()
-        names = {path.name for path in self.folder.glob("shard-*.safetensors")}
+        names = set()
+        if self.folder.exists():
+            for name in os.listdir(self.folder):
+                if re.fullmatch(r"shard-.*\.safetensors", name):
+                    names.add(name)
+                elif re.fullmatch(r"\.shard-.*\.partial", name):
+                    self._tidy(name)
         if set(self._names) - names:
             self._forget()
         found = {}
@@ -303,13 +310,13 @@ class FeatureStore:
             "computed again."
         )
 
-    def _tidy(self):
-        for partial in self.folder.glob(".shard-*.partial"):
-            try:
-                if time.time() - partial.stat().st_mtime > _ABANDONED_S:
-                    partial.unlink()
-            except FileNotFoundError:
-                pass  # its writer has just finished, or another tidied it
+    def _tidy(self, name):
+        """Removes what a process that was killed has left."""
+        partial = self.folder / name
+        # Another process may write it or remove it, or this one only read.
+        with contextlib.suppress(OSError):
+            if time.time() - partial.stat().st_mtime > _ABANDONED_S:
+                partial.unlink()
 
     def __getstate__(self):
         return {**self.__dict__, "_opened": OrderedDict()}

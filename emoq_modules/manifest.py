@@ -27,6 +27,7 @@ SETTINGS_FILE = "manifest_settings.json"
 # Raise it when the manifests' meaning changes, so that old ones are re-made.
 _FORMAT = 2
 _SHOWN = 5
+_BLOCK = 2**20
 
 
 class CorpusError(ValueError):
@@ -146,9 +147,7 @@ def write_manifests(
     )
     for name, content in files.items():
         write_atomically(save_folder / name, content)
-    digests = {
-        name: digest_of_manifest(content) for name, content in files.items()
-    }
+    digests = {name: digest_of_file(save_folder / name) for name in files}
     record = {"format": _FORMAT, "settings": settings, "digests": digests}
     write_atomically(save_folder / SETTINGS_FILE, _to_json(record))
     logger.info(_summary(save_folder, splits, labels, left_out or {}))
@@ -210,9 +209,13 @@ def list_faults(problems):
     return f"faults: {len(problems)}\n" + "\n".join(lines)
 
 
-def digest_of_manifest(content):
+def digest_of_file(path):
     """By which it is known whether a manifest has changed."""
-    return hashlib.sha256(content).hexdigest()
+    digest = hashlib.sha256()
+    with Path(path).open("rb") as file:
+        while block := file.read(_BLOCK):
+            digest.update(block)
+    return digest.hexdigest()
 
 
 def _why_stale(save_folder, wanted):
@@ -234,10 +237,7 @@ def _why_stale(save_folder, wanted):
         return f"they were made for other settings ({'; '.join(changes)})"
     for name in (*(f"{split}.json" for split in SPLITS), DIALOGUES_FILE):
         path = save_folder / name
-        if (
-            not path.is_file()
-            or digest_of_manifest(path.read_bytes()) != digests[name]
-        ):
+        if not path.is_file() or digest_of_file(path) != digests[name]:
             return f"{name} is not what was written"
     return None
 

@@ -8,6 +8,7 @@ among the ``AudioDigests``, who would have noticed a change.
 
 import json
 import logging
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
@@ -17,7 +18,7 @@ from emoq_modules.manifest import (
     COLUMNS,
     CorpusError,
     Turn,
-    digest_of_manifest,
+    digest_of_file,
     list_faults,
     unknown_label,
 )
@@ -105,12 +106,11 @@ def read_rows(path, data_root=None):
         Names the rows at fault (the first few), what is wrong and what to do.
     """
     path = Path(path)
-    content = _read(path)
-    digest = digest_of_manifest(content)
     file = path.with_name(f"{path.stem}.rows")
+    digest = digest_of_file(path) if path.exists() else None
     arrays = load_rows(file, digest)
     if arrays is None:
-        arrays = pack_rows(COLUMNS, _checked_rows(path, content))
+        arrays = pack_rows(COLUMNS, _checked_rows(path))
         try:
             save_rows(file, digest, arrays)
         except OSError as error:
@@ -140,7 +140,7 @@ def read_dialogues(path):
         Names the dialogues at fault (the first few) and what to do.
     """
     path = Path(path)
-    dialogues, problems = _parse(path, _read(path))
+    dialogues, problems = _parse(path)
     if not isinstance(dialogues, dict):
         raise CorpusError(
             f"{path} holds no dialogues: run the prepare step again."
@@ -157,42 +157,38 @@ def read_dialogues(path):
     }
 
 
-def _read(path):
-    try:
-        return path.read_bytes()
-    except FileNotFoundError as error:
-        raise CorpusError(
-            f"There is no manifest {path}: run the corpus's prepare step."
-        ) from error
-
-
-def _parse(path, content):
+def _parse(path):
     """What a manifest holds, and which of its keys are repeated."""
     problems = []
 
     def unique(pairs):
         found = dict(pairs)
         if len(found) < len(pairs):
-            keys = [key for key, _ in pairs]
+            counts = Counter(key for key, _ in pairs)
             problems.extend(
                 f"'{key}' occurs more than once"
-                for key in found
-                if keys.count(key) > 1
+                for key, count in counts.items()
+                if count > 1
             )
         return found
 
     try:
-        return json.loads(content, object_pairs_hook=unique), problems
+        content = json.loads(path.read_bytes(), object_pairs_hook=unique)
+    except FileNotFoundError as error:
+        raise CorpusError(
+            f"There is no manifest {path}: run the corpus's prepare step."
+        ) from error
     except ValueError as error:
         raise CorpusError(
             f"The manifest {path} is damaged ({error}): delete it and run "
             "the prepare step again."
         ) from error
+    return content, problems
 
 
-def _checked_rows(path, content):
+def _checked_rows(path):
     """Id -> the other columns, whatever labels and audio they name."""
-    rows, problems = _parse(path, content)
+    rows, problems = _parse(path)
     if not isinstance(rows, dict) or not rows:
         raise CorpusError(
             f"The manifest {path} holds no utterances: run the prepare step "

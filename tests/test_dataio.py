@@ -311,3 +311,8 @@ def test_training_labels_are_those_of_the_items(tmp_path, tokenizer):
     assert training_labels(train, LABELS) == [0, 3]
     assert [item["label"] for item in dataset] == [0, 3]
     assert dataset[0]["audio"].shape == (1600,)
+    chosen = dataset.filtered_sorted(
+        key_test={"emotion": lambda emotion: emotion == "happy"}
+    )
+    assert [item["id"] for item in chosen] == ["u1"]
+    assert [item["id"] for item in dataset] == ["u0", "u1"]
