@@ -35,8 +35,8 @@ from emoq_modules.audio_digests import (
     stamp_of,
 )
 from emoq_modules.audio_encoder import FrozenEncoder
-from emoq_modules.dataio import build_datasets, training_labels
-from emoq_modules.experiment import audio_source, read_manifests
+from emoq_modules.dataio import training_labels
+from emoq_modules.experiment import make_datasets, read_manifests
 from emoq_modules.feature_store import FeatureStore
 from emoq_modules.manifest import (
     DIALOGUES_FILE,
@@ -58,8 +58,10 @@ _TEXT = "You know what, I have never been there."  # as long as MELD's are
 _SETTINGS = {"corpus": "simulated"}
 _BATCHES = 2000  # of an epoch that are timed
 _WORKERS = 2
+_START_METHOD = "fork"  # as in a process that has not been spawned itself
 _START_LIMIT_S = 10.0
-# A four-hundredth of the memory of a machine that has 100 GB.
+# 250 bytes an utterance, in the process and its workers together. A row of a
+# manifest alone has more.
 _GROWTH_LIMIT_MB = 250.0
 _TIME_LIMIT = 1.1
 
@@ -159,7 +161,7 @@ def simulate_corpus(folder, utterances):
             path.touch()
             stamps.append(stamp_of(str(path), "")[0])
             shard[digest_of(path.name.encode())] = frames
-        digests.remember(stamps, [bytes.fromhex(key) for key in shard])
+        digests.remember(stamps, shard)
         store.save(shard)
     digests.save()
 
@@ -184,19 +186,19 @@ def measure_corpus(folder, batches):
         "audio_encoder": _Encoder(),
         "audio_dim": 1,
         "augment_audio": None,
+        "text_tokenizer": None,
+        "max_text_tokens": None,
     }
     manifests = read_manifests(settings)
     train = settings["manifest_folder"] / "train.json"
     sampler = ClassGroupSampler(training_labels(train, _LABELS), 1, seed=0)
-    audio = audio_source(settings, manifests, "cpu", progressbar=False)
-    dataset = build_datasets(manifests, _LABELS, audio, None)["train"]
+    datasets = make_datasets(settings, manifests, "cpu", progressbar=False)
     loader = make_dataloader(
-        dataset,
+        datasets["train"],
         batch_size=8,
         sampler=sampler,
         num_workers=_WORKERS,
-        # As in a process that has not been spawned itself.
-        multiprocessing_context="fork",
+        multiprocessing_context=_START_METHOD,
     )
     epoch = iter(loader)
     next(epoch)
@@ -238,9 +240,9 @@ def _write_manifests(folder, utterances):
     )
     record = json.loads((folder / SETTINGS_FILE).read_bytes())
     for split, where in places.items():
-        rows = (_utterance(index) for index in where)
-        columns = ((row.id, {**vars(row)}) for row in rows)
-        _write(folder / f"{split}.json", columns, record)
+        rows = (vars(_utterance(index)) for index in where)
+        members = ((row.pop("id"), row) for row in rows)
+        _write(folder / f"{split}.json", members, record)
     dialogues = (
         (f"dialogue{start}", [[turn, "Rachel", _TEXT] for turn in range(10)])
         for start in range(0, utterances, 10)

@@ -10,7 +10,7 @@ import numpy as np
 from speechbrain.utils.logger import get_logger
 
 from emoq_modules.audio_files import write_atomically
-from emoq_modules.digest_table import DigestTable
+from emoq_modules.digest_table import DigestTable, digest_array
 
 logger = get_logger(__name__)
 
@@ -58,12 +58,13 @@ class AudioDigests:
         # What has changed a moment ago could change again within one tick of
         # the file system's clock.
         if time.time_ns() - changed_ns > 1e9:
-            self.remember([stamp], [bytes.fromhex(digest)])
+            self.remember([stamp], [digest])
         return digest
 
     def remember(self, stamps, digests):
-        """Notes digests (bytes) under the stamps of their files."""
-        self._known.update(stamps, digests)
+        """Notes digests under the stamps of their files."""
+        stamps = np.frombuffer(b"".join(stamps), "S16")
+        self._known.update(stamps, digest_array(digests))
         self._unsaved = True
 
     def known(self, paths):
@@ -86,8 +87,7 @@ class AudioDigests:
                 stamps += stamp_of(path, folder)[0]
             except OSError:
                 stamps += bytes(16)
-        stamps = np.array(stamps).view("S16")
-        return self._known.get_all(stamps, _UNKNOWN)
+        return self._known.get_all(np.frombuffer(stamps, "S16"), _UNKNOWN)
 
     def save(self):
         """Writes what is new; that it cannot is no reason to stop."""

@@ -24,10 +24,11 @@ class DigestTable:
     Example
     -------
     >>> table = DigestTable.empty("uint32")
-    >>> table.update([b"digest of 16 B.."], [7])
-    >>> int(table.get(b"digest of 16 B..")), table.get(b"another"), len(table)
+    >>> digests = digest_array(["00" * 15 + "07", "00" * 15 + "08"])
+    >>> table.update(digests[:1], np.array([7]))
+    >>> int(table.get(digests[0])), table.get(digests[1]), len(table)
     (7, None, 1)
-    >>> table.get_all(np.array([b"another", b"digest of 16 B.."], "S16"), 0)
+    >>> table.get_all(digests[::-1], 0)
     array([0, 7], dtype=uint32)
     """
 
@@ -46,11 +47,11 @@ class DigestTable:
 
     def get(self, key):
         """The value of a digest (bytes), or None."""
+        key = key.rstrip(b"\0")  # numpy leaves the zeros at the end out
         if key in self._new:
             return self._new[key]
         place = self.keys.searchsorted(key)
-        # numpy leaves the zeros at a digest's end out.
-        if place == len(self.keys) or self.keys[place] != key.rstrip(b"\0"):
+        if place == len(self.keys) or self.keys[place] != key:
             return None
         return self.values[place]
 
@@ -67,12 +68,14 @@ class DigestTable:
         return values
 
     def update(self, keys, values):
-        """Adds digests and their values; what a digest has already stays."""
+        """Adds an array of digests and one of values.
+
+        What a digest has already stays.
+        """
         if len(keys) > _FEW:
-            more = np.array(values, self.values.dtype)
-            self.merge(DigestTable(np.array(keys, "S16"), more))
+            self.merge(DigestTable(keys, values))
             return
-        for key, value in zip(keys, values, strict=True):
+        for key, value in zip(keys.tolist(), values.tolist(), strict=True):
             if self.get(key) is None:
                 self._new[key] = value
         if len(self._new) > max(_FEW, _SHARE * len(self.keys)):
@@ -92,3 +95,8 @@ class DigestTable:
         self.keys, first = np.unique(np.concatenate(keys), return_index=True)
         self.values = np.concatenate(values)[first]
         self._new = {}
+
+
+def digest_array(digests):
+    """An array of digests, ``(N,)``, S16, of their hexadecimal digits."""
+    return np.frombuffer(bytes.fromhex("".join(digests)), "S16")

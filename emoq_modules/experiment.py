@@ -1,5 +1,6 @@
 """Runs an experiment: data, features, training, evaluation, results."""
 
+import ctypes
 import os
 import sys
 import time
@@ -233,13 +234,8 @@ def _run_stage(resolved, run_opts):
         checkpointer=hparams["checkpointer"],
     )
     progressbar = sys.stderr.isatty() and not brain.noprogressbar
-    datasets = build_datasets(
-        manifests,
-        hparams["labels"],
-        audio_source(hparams, manifests, brain.device, progressbar),
-        hparams["text_tokenizer"],
-        hparams["max_text_tokens"],
-        **context,
+    datasets = make_datasets(
+        hparams, manifests, brain.device, progressbar, **context
     )
     if hparams["pretrainer"] is not None:
         hparams["pretrainer"].collect_files()
@@ -347,16 +343,49 @@ def _enter_output_folder(folder, resolved):
     ddp_barrier()
 
 
-def audio_source(hparams, manifests, device, progressbar):
-    """What gives an utterance's frames, or its waveform, from its path.
+def make_datasets(hparams, manifests, device, progressbar=True, **context):
+    """The data sets of a run; frames that its store lacks are computed.
 
-    With a feature store, what is missing in it is computed first.
+    Arguments
+    ---------
+    hparams : dict
+        The run's settings and objects.
+    manifests : dict
+        Of each split, as ``read_manifests`` gives them.
+    device : str or torch.device
+        Where to compute frames.
+    progressbar : bool
+        Whether to show one.
+    **context
+        ``dialogues`` and ``context_turns`` of ``build_datasets``.
+
+    Returns
+    -------
+    dict
+        A ``DynamicItemDataset`` for each split.
 
     Raises
     ------
     ConfigurationError
         If settings of the audio do not go together.
     """
+    datasets = build_datasets(
+        manifests,
+        hparams["labels"],
+        _audio_source(hparams, manifests, device, progressbar),
+        hparams["text_tokenizer"],
+        hparams["max_text_tokens"],
+        **context,
+    )
+    # What was needed to find the frames of a large corpus, and is free now, is
+    # given back before data loader workers are forked, who would copy it.
+    if hasattr(libc := ctypes.CDLL(None), "malloc_trim"):
+        libc.malloc_trim(0)
+    return datasets
+
+
+def _audio_source(hparams, manifests, device, progressbar):
+    """What gives an utterance's frames, or its waveform, from its path."""
     encoder = hparams["audio_encoder"]
     if encoder is None:
         return None

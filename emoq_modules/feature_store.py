@@ -24,6 +24,7 @@ import uuid
 from collections import OrderedDict
 from pathlib import Path
 
+import numpy as np
 import safetensors
 import safetensors.torch
 import torch
@@ -243,7 +244,7 @@ class FeatureStore:
                 "again, which goes on from here; or give a --feature_store on "
                 "another disk, or null to compute features on the fly."
             ) from error
-        self._add({name: features})
+        self._add([name], [len(features)], bytes.fromhex("".join(features)))
 
     def refresh(self):
         """Takes notice of shards that others have written or removed.
@@ -265,26 +266,30 @@ class FeatureStore:
                     self._tidy(name)
         if set(self._names) - names:
             self._forget()
-        found = {}
+        # One growing piece of memory: many small ones would leave holes.
+        found, counts, digests = [], [], bytearray()
         for name in sorted(names.difference(self._names)):
             try:
-                found[name] = _open(self.folder / name).keys()
+                keys = _open(self.folder / name).keys()
+                digests += bytes.fromhex("".join(keys))
             except FileNotFoundError:
                 continue  # another process has just set it aside
-            except safetensors.SafetensorError as error:
+            except (safetensors.SafetensorError, ValueError) as error:
                 self._set_aside(name, error)
-        self._add(found)
+                continue
+            found.append(name)
+            counts.append(len(keys))
+        self._add(found, counts, digests)
         now = time.monotonic()
         self._next_look = now + (now - started) / _LISTING_SHARE
 
-    def _add(self, shards):
-        """Takes in the keys of shards, by the shards' names."""
-        digests, places = [], []
-        for name, keys in shards.items():
-            digests += map(bytes.fromhex, keys)
-            places += [len(self._names)] * len(keys)
-            self._names.append(name)
-        self._shard_of.update(digests, places)
+    def _add(self, names, counts, digests):
+        """Takes in shards: how much each holds, and the digests in a row."""
+        places = len(self._names) + np.arange(len(names), dtype="int32")
+        self._shard_of.update(
+            np.frombuffer(digests, "S16"), np.repeat(places, counts)
+        )
+        self._names += names
 
     def _name_of(self, key):
         place = self._shard_of.get(bytes.fromhex(key))

@@ -51,7 +51,7 @@ class ManifestRows(Sequence):
     def __init__(self, columns, arrays, data_root=None):
         self.columns = columns
         self._arrays = arrays
-        self._data_root = data_root
+        self._data_root = DATA_ROOT if data_root is None else str(data_root)
 
     def __len__(self):
         return len(self._arrays["id bounds"]) - 1
@@ -74,11 +74,16 @@ class ManifestRows(Sequence):
             yield from array[start:stop].tolist()
             return
         bounds = self._arrays[f"{column} bounds"][start : stop + 1].tolist()
-        content = array[bounds[0] : bounds[-1]].tobytes()
+        first = bounds[0]
+        content = array[first : bounds[-1]].tobytes()
+        if content.isascii():  # then a place among bytes is one among letters
+            content = content.decode()
         for begin, end in pairwise(bounds):
-            text = str(content[begin - bounds[0] : end - bounds[0]], *_CODEC)
-            if column == "wav" and self._data_root is not None:
-                text = text.replace(DATA_ROOT, str(self._data_root))
+            text = content[begin - first : end - first]
+            if isinstance(text, bytes):
+                text = text.decode(*_CODEC)
+            if column == "wav":
+                text = text.replace(DATA_ROOT, self._data_root)
             yield text
 
 

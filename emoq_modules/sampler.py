@@ -2,7 +2,7 @@
 
 import torch
 
-_CHUNK = 10_000  # Python's numbers take more memory than a tensor's
+_PART = 10_000
 
 
 class ClassGroupSampler(torch.utils.data.Sampler):
@@ -53,18 +53,20 @@ class ClassGroupSampler(torch.utils.data.Sampler):
         return len(self.labels)
 
     def __iter__(self):
+        # In parts: Python's numbers take more memory than a tensor's.
+        for part in self._order().split(_PART):
+            yield from part.tolist()
+
+    def _order(self):
         generator = torch.Generator().manual_seed(self.seed + self.epoch)
         shuffled = torch.randperm(len(self.labels), generator=generator)
-        # Of each class the utterances in their order, cut into groups: the
-        # number of each utterance's group, and all utterances in that order.
+        # The utterances class by class, and the number of each one's group.
         order, group, groups = [], [], 0
         for label in self.labels.unique():
             members = shuffled[self.labels[shuffled] == label]
             order.append(members)
             group.append(groups + torch.arange(len(members)) // self.group_size)
             groups = int(group[-1][-1]) + 1
-        # Then the groups come in a random order.
         place = torch.randperm(groups, generator=generator).argsort()
         by_place = place[torch.cat(group)].argsort(stable=True)
-        for part in torch.cat(order)[by_place].split(_CHUNK):
-            yield from part.tolist()
+        return torch.cat(order)[by_place]

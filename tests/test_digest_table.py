@@ -28,7 +28,7 @@ def test_it_holds_what_a_dict_would(few):
     for seed in range(20):
         keys = digests(1 + seed % 7, seed // 2)  # many of them again
         values = range(10 * seed, 10 * seed + len(keys))
-        table.update(keys, values)
+        table.update(np.array(keys, "S16"), np.array(values, "int32"))
         for key, value in zip(keys, values, strict=True):
             expected.setdefault(key, value)
         assert len(table) == len(expected)
@@ -43,8 +43,8 @@ def test_it_holds_what_a_dict_would(few):
 def test_tables_are_put_together_and_the_first_value_stays(few):
     ours, theirs = digests(6), digests(4) + digests(4, seed=1)
     table, other = DigestTable.empty("S16"), DigestTable.empty("S16")
-    table.update(ours, [b"ours"] * 6)
-    other.update(theirs, [b"theirs"] * 8)
+    table.update(np.array(ours, "S16"), np.array([b"ours"] * 6, "S16"))
+    other.update(np.array(theirs, "S16"), np.array([b"theirs"] * 8, "S16"))
     other.merge()
     table.merge(other)
     assert [table.get(key) for key in ours] == [b"ours"] * 6
