@@ -1,6 +1,5 @@
 """Runs an experiment: data, features, training, evaluation, results."""
 
-import ctypes
 import os
 import sys
 import time
@@ -8,18 +7,15 @@ from pathlib import Path
 from statistics import median
 from textwrap import shorten
 
-import numpy as np
 import speechbrain as sb
 import torch
 from speechbrain.utils.distributed import (
     ddp_barrier,
-    get_rank,
     if_main_process,
     run_on_main,
 )
 from speechbrain.utils.logger import get_logger
 
-from emoq_modules.audio_digests import DIGESTS_FILE, AudioDigests
 from emoq_modules.audio_files import write_atomically
 from emoq_modules.checkpoints import save_trainable
 from emoq_modules.configuration import (
@@ -30,16 +26,6 @@ from emoq_modules.configuration import (
     known_options,
     load,
 )
-from emoq_modules.dataio import build_datasets, read_audio
-from emoq_modules.feature_extraction import extract_features
-from emoq_modules.feature_store import FeatureStore
-from emoq_modules.manifest import (
-    DIALOGUES_FILE,
-    SPLITS,
-    CorpusError,
-    name_few,
-)
-from emoq_modules.manifest_reader import read_dialogues, read_manifest
 from emoq_modules.recognizer_files import RECOGNIZER_FOLDER, save_recognizer
 from emoq_modules.report import (
     CONFUSION_FILE,
@@ -49,6 +35,7 @@ from emoq_modules.report import (
     pool_results,
     write_results,
 )
+from emoq_modules.run_data import make_datasets, read_context, read_manifests
 
 logger = get_logger(__name__)
 
@@ -217,7 +204,7 @@ def _run_stage(resolved, run_opts):
     _enter_output_folder(plain["output_folder"], resolved)
     run_on_main(plain["prepare"])
     manifests = read_manifests(plain)
-    context = _context(plain, manifests)
+    context = read_context(plain, manifests)
 
     hparams = _load_in_turn(resolved)
     modules = {k: m for k, m in hparams["modules"].items() if m is not None}
@@ -279,45 +266,6 @@ def _run_stage(resolved, run_opts):
     )
 
 
-def read_manifests(plain):
-    """The manifests of a run, by split, from its plain settings.
-
-    Raises
-    ------
-    CorpusError
-        If a row or its audio is at fault.
-    """
-    digests = None
-    if plain["feature_store"] is not None:
-        # Of files that have been read; the others are checked.
-        digests = AudioDigests(Path(plain["feature_store"], DIGESTS_FILE))
-    return {
-        split: read_manifest(
-            f"{plain['manifest_folder']}/{split}.json",
-            plain["labels"],
-            plain["data_root"],
-            digests,
-        )
-        for split in SPLITS
-    }
-
-
-def _context(plain, manifests):
-    """What ``build_datasets`` needs for the turns before an utterance."""
-    if plain["stage"] == 1 or not plain["context_turns"]:
-        return {}
-    path = Path(plain["manifest_folder"], DIALOGUES_FILE)
-    dialogues = read_dialogues(path)
-    columns = [rows.rows.column("dialogue") for rows in manifests.values()]
-    unknown = {name for names in columns for name in names} - dialogues.keys()
-    if unknown:
-        raise CorpusError(
-            f"{path} lacks dialogues of the manifests beside it, "
-            f"{name_few(sorted(unknown))}: run the prepare step again."
-        )
-    return {"dialogues": dialogues, "context_turns": plain["context_turns"]}
-
-
 def _load_in_turn(resolved):
     """Makes the experiment's objects on the main process, then on the others.
 
@@ -341,88 +289,6 @@ def _enter_output_folder(folder, resolved):
     if if_main_process():
         write_atomically(folder / _SETTINGS_FILE, resolved.encode())
     ddp_barrier()
-
-
-def make_datasets(hparams, manifests, device, progressbar=True, **context):
-    """The data sets of a run; frames that its store lacks are computed.
-
-    Arguments
-    ---------
-    hparams : dict
-        The run's settings and objects.
-    manifests : dict
-        Of each split, as ``read_manifests`` gives them.
-    device : str or torch.device
-        Where to compute frames.
-    progressbar : bool
-        Whether to show one.
-    **context
-        ``dialogues`` and ``context_turns`` of ``build_datasets``.
-
-    Returns
-    -------
-    dict
-        A ``DynamicItemDataset`` for each split.
-
-    Raises
-    ------
-    ConfigurationError
-        If settings of the audio do not go together.
-    """
-    datasets = build_datasets(
-        manifests,
-        hparams["labels"],
-        _audio_source(hparams, manifests, device, progressbar),
-        hparams["text_tokenizer"],
-        hparams["max_text_tokens"],
-        **context,
-    )
-    # What was needed to find the frames of a large corpus, and is free now, is
-    # given back before data loader workers are forked, who would copy it.
-    if hasattr(libc := ctypes.CDLL(None), "malloc_trim"):
-        libc.malloc_trim(0)
-    return datasets
-
-
-def _audio_source(hparams, manifests, device, progressbar):
-    """What gives an utterance's frames, or its waveform, from its path."""
-    encoder = hparams["audio_encoder"]
-    if encoder is None:
-        return None
-    if encoder.dim != hparams["audio_dim"]:
-        raise ConfigurationError(
-            f"audio_dim is {hparams['audio_dim']}, but a frame of "
-            f"audio_encoder has {encoder.dim} values."
-        )
-    if hparams["feature_store"] is None:
-        return read_audio
-    if hparams["augment_audio"] is not None:
-        raise ConfigurationError(
-            "augment_audio changes waveforms, but frames come from the feature "
-            "store: set feature_store to null, or augment_audio."
-        )
-    store = FeatureStore(
-        hparams["feature_store"], encoder.identity, hparams["store_precision"]
-    )
-    # As they were a moment ago, when all of them were looked at.
-    missing = (
-        manifest.rows[place]
-        for manifest in manifests.values()
-        for place in np.flatnonzero(~store.holds(manifest.digests))
-    )
-    extract_features(
-        missing,
-        encoder,
-        store,
-        read_audio,
-        device=device,
-        progressbar=progressbar,
-        rank=get_rank() or 0,
-        world_size=int(os.environ.get("WORLD_SIZE", 1)),
-    )
-    ddp_barrier()  # the other ranks' share is there too
-    encoder.to("cpu")
-    return store.load
 
 
 def _write_results(resolved, hparams, best_epoch, measured, embeddings, costs):

@@ -8,7 +8,7 @@ import soundfile
 import torch
 
 from benchmarks import growth
-from emoq_modules import dataio, experiment, feature_extraction
+from emoq_modules import dataio, feature_extraction, run_data
 from emoq_modules.feature_store import FeatureStore
 from emoq_modules.manifest import COLUMNS
 from emoq_modules.manifest_reader import read_manifest
@@ -73,8 +73,8 @@ def test_what_is_simulated_is_read_by_the_code_of_a_run(
 
         monkeypatch.setattr(owner, name, watched)
 
-    watch(experiment, "read_manifest")
-    watch(experiment, "build_datasets")
+    watch(run_data, "read_manifest")
+    watch(run_data, "build_datasets")
     watch(dataio, "read_rows")
     watch(FeatureStore, "load")
     watch(feature_extraction, "_batches")  # of what is missing in the store
@@ -92,7 +92,7 @@ def test_each_corpus_has_a_process_of_its_own():
 
 def test_the_corpus_is_as_large_as_it_says(corpus, no_audio):
     labels, root = growth._LABELS, corpus / "audio"
-    manifests = experiment.read_manifests(
+    manifests = run_data.read_manifests(
         {
             "manifest_folder": corpus / "manifests",
             "labels": labels,
