@@ -17,6 +17,7 @@ from transformers.utils import logging as transformers_logging
 from emoq_modules.command_line import exit_status, read_options
 from emoq_modules.describe import describe
 from emoq_modules.experiment import run_folds
+from emoq_modules.ranks import watch_ranks
 
 
 def main(arguments=None):
@@ -55,7 +56,10 @@ def main(arguments=None):
         print(describe(own.experiment, own.preset, options))
         return
     ddp_init_group(run_opts)
-    summary = run_folds(own.experiment, own.preset, options, own.fold, run_opts)
+    with watch_ranks():
+        summary = run_folds(
+            own.experiment, own.preset, options, own.fold, run_opts
+        )
     if if_main_process():
         print(summary)
 

@@ -1,16 +1,22 @@
 """Content digests of audio files, without reading them all at each start."""
 
 import hashlib
-import json
+import io
 import os
 import time
 from pathlib import Path
 
+import numpy as np
 from speechbrain.utils.logger import get_logger
 
 from emoq_modules.audio_files import write_atomically
+from emoq_modules.digest_table import DigestTable, digest_array
 
 logger = get_logger(__name__)
+
+# Beside the feature stores that share it.
+DIGESTS_FILE = "audio_digests.npy"
+_UNKNOWN = b""
 
 
 def digest_of(content):
@@ -24,14 +30,16 @@ class AudioDigests:
     Arguments
     ---------
     file : Path
-        JSON that keeps them from process to process. Processes may lose each
-        other's entries, which costs them reading some audio again.
+        Keeps them from process to process: path, size and times of each file,
+        digested themselves, and the digest of its content, 32 bytes in all.
+        Processes may lose each other's entries, which costs them reading some
+        audio again.
 
     Example
     -------
     >>> wav = getfixture("tmp_path") / "a.wav"
     >>> _ = wav.write_bytes(b"any bytes")
-    >>> len(AudioDigests(wav.parent / "digests.json").of(wav))
+    >>> len(AudioDigests(wav.parent / "digests.npy").of(wav))
     32
     """
 
@@ -42,19 +50,44 @@ class AudioDigests:
 
     def of(self, path):
         """Digest of the bytes of the file that is at ``path`` now."""
-        path = os.path.abspath(path)
-        stat = os.stat(path)
-        stamp = [stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns]
-        known = self._known.get(path)
-        if known and known[1:] == stamp:
-            return known[0]
+        stamp, changed_ns = stamp_of(os.fspath(path), os.getcwd())
+        known = self._known.get(stamp)
+        if known is not None:
+            return _in_full(known).hex()
         digest = digest_of(Path(path).read_bytes())
         # What has changed a moment ago could change again within one tick of
         # the file system's clock.
-        if time.time_ns() - max(stamp[1:]) > 1e9:
-            self._known[path] = [digest, *stamp]
-            self._unsaved = True
+        if time.time_ns() - changed_ns > 1e9:
+            self.remember([stamp], [digest])
         return digest
+
+    def remember(self, stamps, digests):
+        """Notes digests under the stamps of their files."""
+        stamps = np.frombuffer(b"".join(stamps), "S16")
+        self._known.update(stamps, digest_array(digests))
+        self._unsaved = True
+
+    def known(self, paths):
+        """What ``of`` gives without reading a file, for many at once.
+
+        Arguments
+        ---------
+        paths : iterable of str
+            Files; they need not exist.
+
+        Returns
+        -------
+        np.ndarray
+            Digests, ``(N,)``, S16; empty where a file is missing, or new, or
+            has changed.
+        """
+        folder, stamps = os.getcwd(), bytearray()
+        for path in paths:
+            try:
+                stamps += stamp_of(path, folder)[0]
+            except OSError:
+                stamps += bytes(16)
+        return self._known.get_all(np.frombuffer(stamps, "S16"), _UNKNOWN)
 
     def save(self):
         """Writes what is new; that it cannot is no reason to stop."""
@@ -62,8 +95,10 @@ class AudioDigests:
             return
         try:
             self._file.parent.mkdir(parents=True, exist_ok=True)
-            known = {**self._read(), **self._known}
-            write_atomically(self._file, json.dumps(known).encode())
+            self._known.merge(self._read())
+            content = io.BytesIO()
+            np.save(content, np.stack([self._known.keys, self._known.values]))
+            write_atomically(self._file, content.getvalue())
             self._unsaved = False
         except OSError as error:
             logger.warning(
@@ -72,14 +107,43 @@ class AudioDigests:
             )
 
     def _read(self):
+        # Not mapped: another machine may replace the file, and then there is
+        # nothing behind a mapping on a network's file system.
         try:
-            known = json.loads(self._file.read_text(encoding="utf-8"))
-        except (OSError, ValueError):
-            return {}
-        if not isinstance(known, dict):
-            return {}
-        return {
-            path: entry
-            for path, entry in known.items()
-            if isinstance(entry, list) and len(entry) == 4
-        }
+            known = np.load(self._file)
+        except (OSError, ValueError, EOFError):
+            return DigestTable.empty("S16")
+        if known.dtype != "S16" or known.ndim != 2 or len(known) != 2:
+            return DigestTable.empty("S16")
+        return DigestTable(*known)
+
+
+def stamp_of(path, folder):
+    """A digest of all that tells whether a file has changed.
+
+    Arguments
+    ---------
+    path : str
+        The file.
+    folder : str
+        What the path is relative to, if it is.
+
+    Returns
+    -------
+    stamp : bytes
+        Of path, size and times.
+    changed_ns : int
+        When the file changed last.
+    """
+    stat = os.stat(path)
+    if not path.startswith(os.sep):
+        path = os.path.join(folder, path)
+    times = stat.st_mtime_ns, stat.st_ctime_ns
+    state = "{}\0{} {} {}".format(path, stat.st_size, *times)
+    stamp = hashlib.blake2b(os.fsencode(state), digest_size=16).digest()
+    return stamp, max(times)
+
+
+def _in_full(digest):
+    """A digest as numpy gives it, with the zeros at its end."""
+    return bytes(digest).ljust(16, b"\0")

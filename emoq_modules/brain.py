@@ -4,12 +4,15 @@ What both do (gradient accumulation, clipping, schedule, checkpoints, metrics)
 is in ``EmoQBrain``; a stage adds what it computes and minimises.
 """
 
+import os
 import time
 from operator import attrgetter
+from statistics import fmean
 from types import SimpleNamespace
 
 import speechbrain as sb
 import torch
+from speechbrain.dataio.sampler import ReproducibleRandomSampler
 from speechbrain.utils.data_utils import batch_pad_right
 from speechbrain.utils.logger import get_logger
 from transformers import SchedulerType, get_scheduler
@@ -20,6 +23,8 @@ from emoq_modules.feature_store import round_trip
 from emoq_modules.metrics import MEASURES, EmotionStats
 from emoq_modules.pooling import length_mask
 from emoq_modules.prompt import without_speakers
+from emoq_modules.ranks import own_rank, world_size
+from emoq_modules.shared_evaluation import join, own_batches
 
 logger = get_logger(__name__)
 
@@ -97,6 +102,17 @@ class EmoQBrain(sb.Brain):
         # From there a batch goes to the GPU while it is at the one before.
         on_gpu = torch.device(self.device).type == "cuda"
         kwargs.setdefault("pin_memory", on_gpu)
+        if stage == sb.Stage.TRAIN and kwargs.get("shuffle"):
+            # As SpeechBrain does it in one process; for several it would take
+            # an order that does not depend on the seed.
+            kwargs["shuffle"] = False
+            kwargs["sampler"] = ReproducibleRandomSampler(
+                dataset, seed=os.environ.get("SB_GLOBAL_SEED", 0)
+            )
+        if stage != sb.Stage.TRAIN and world_size() > 1:
+            kwargs["batch_sampler"] = own_batches(
+                len(dataset), kwargs.pop("batch_size", 1)
+            )
         loader = super().make_dataloader(dataset, stage, **kwargs)
         if stage == sb.Stage.TRAIN:
             self.batches_per_epoch = len(loader)
@@ -140,7 +156,7 @@ class EmoQBrain(sb.Brain):
             for parameter in group["params"]
             if parameter.grad is not None
         ]
-        scale = self._ranks() / self._sum_over_ranks(self.accumulated_weight)
+        scale = world_size() / self._sum_over_ranks(self.accumulated_weight)
         for parameter in parameters:
             parameter.grad.mul_(scale)
         limit = self.max_grad_norm if self.max_grad_norm > 0 else float("inf")
@@ -155,13 +171,8 @@ class EmoQBrain(sb.Brain):
         self.accumulated_weight = 0
         self.optimizer_step += 1
 
-    def _ranks(self):
-        if not torch.distributed.is_initialized():
-            return 1
-        return torch.distributed.get_world_size()
-
     def _sum_over_ranks(self, value):
-        if not torch.distributed.is_initialized():
+        if world_size() == 1:
             return value
         value = torch.tensor(float(value), device=self.device)
         torch.distributed.all_reduce(value)
@@ -178,6 +189,9 @@ class EmoQBrain(sb.Brain):
 
     def on_fit_start(self):
         """Forgets which epoch was loaded: the weights are about to change."""
+        if own_rank() > 0:
+            # So far all have the same state, and would drop out alike.
+            torch.manual_seed(torch.initial_seed() + own_rank())
         super().on_fit_start()
         self.loaded_epoch = None
 
@@ -192,6 +206,13 @@ class EmoQBrain(sb.Brain):
         """
         self.evaluated_split = split
         return super().evaluate(test_set, *args, **kwargs)
+
+    def evaluate_batch(self, batch, stage):
+        """Keeps the loss, and where in ``stats`` the batch begins."""
+        first = len(self.stats.ids)
+        loss = super().evaluate_batch(batch, stage)
+        self.evaluated.append((first, float(loss)))
+        return loss
 
     def init_optimizers(self):
         """Gives every part its learning rate, and makes the schedule.
@@ -259,6 +280,7 @@ class EmoQBrain(sb.Brain):
         """Starts new statistics."""
         self.stats = EmotionStats(self.hparams.labels)
         self.tested_embeddings = []
+        self.evaluated = []
         if stage == sb.Stage.TRAIN:
             self.accumulated_weight = 0
             self.epoch_started = time.perf_counter()
@@ -268,6 +290,11 @@ class EmoQBrain(sb.Brain):
         if stage == sb.Stage.TRAIN:
             self.train_loss = float(stage_loss)
             return
+        if world_size() > 1:
+            self.stats, self.tested_embeddings, losses = join(
+                self.stats, self.tested_embeddings, self.evaluated
+            )
+            stage_loss = fmean(losses)
         figures = {"loss": float(stage_loss)}
         figures.update({key: self.stats.summarize(key) for key in MEASURES})
         if stage == sb.Stage.TEST:

@@ -33,6 +33,7 @@ from speechbrain.utils.epoch_loop import EpochCounterWithStopper
 from speechbrain.utils.logger import get_logger
 
 from emoq_modules.audio_files import write_atomically
+from emoq_modules.ranks import own_rank, world_size
 
 logger = get_logger(__name__)
 
@@ -281,9 +282,10 @@ def load_tensors(tensors, path):
             tensor.copy_(weights[name])
 
 
-@register_checkpoint_hooks
 class RandomState:
     """The random generators' states, so that a resumed run draws the same.
+
+    Of all ranks: each draws its own dropout.
 
     Example
     -------
@@ -298,25 +300,39 @@ class RandomState:
 
     @mark_as_saver
     def save(self, path):
-        """Writes the states of torch, CUDA, NumPy and Python."""
+        """Writes the states of torch, CUDA, NumPy and Python; on all ranks."""
         algorithm, keys, position, has_gauss, gauss = np.random.get_state()
-        states = {
+        state = {
             "torch": torch.get_rng_state(),
             "cuda": torch.cuda.get_rng_state_all(),
             "numpy": [algorithm, keys.tolist(), position, has_gauss, gauss],
             "python": random.getstate(),
         }
-        torch.save(states, path)
+        states = [state]
+        if world_size() > 1:
+            states *= world_size()
+            torch.distributed.all_gather_object(states, state)
+        if if_main_process():
+            torch.save(states, path)
 
     @mark_as_loader
     def load(self, path, end_of_epoch):
-        """Restores them; a GPU that was not there before keeps its own."""
+        """Restores them; a rank or GPU that was not there keeps its own."""
         states = torch.load(path, weights_only=True)
-        torch.set_rng_state(states["torch"])
-        if len(states["cuda"]) == torch.cuda.device_count():
-            torch.cuda.set_rng_state_all(states["cuda"])
-        np.random.set_state(states["numpy"])
-        random.setstate(states["python"])
+        if isinstance(states, dict):
+            states = [states]  # a run of one process, by an earlier version
+        if own_rank() >= len(states):
+            return
+        state = states[own_rank()]
+        torch.set_rng_state(state["torch"])
+        if len(state["cuda"]) == torch.cuda.device_count():
+            torch.cuda.set_rng_state_all(state["cuda"])
+        np.random.set_state(state["numpy"])
+        random.setstate(state["python"])
+
+
+# On all ranks, unlike other hooks.
+register_checkpoint_hooks(RandomState, save_on_main_only=False)
 
 
 @register_checkpoint_hooks

@@ -27,10 +27,9 @@ from emoq_modules.manifest import (
     Utterance,
     is_prepared,
     name_few,
-    read_dialogues,
-    read_manifest,
     write_manifests,
 )
+from emoq_modules.manifest_reader import read_dialogues, read_manifest
 
 __all__ = [
     "COLUMNS",

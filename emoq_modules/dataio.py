@@ -1,18 +1,19 @@
 """From manifests to batches: audio or stored frames, tokens and labels."""
 
-import json
 import math
-from pathlib import Path
 
 import numpy as np
 import soundfile
 import torch
 from scipy.signal import resample_poly
 from speechbrain.dataio.dataset import DynamicItemDataset
+from speechbrain.utils.data_pipeline import DataPipeline
 from speechbrain.utils.logger import get_logger
 from torchaudio.functional import resample
 
 from emoq_modules.audio_files import SAMPLE_RATE, AudioError, audio_duration
+from emoq_modules.manifest_reader import read_rows
+from emoq_modules.manifest_rows import Manifest
 
 logger = get_logger(__name__)
 
@@ -107,7 +108,7 @@ def build_datasets(
     Arguments
     ---------
     manifests : dict
-        Rows of each split, as ``read_manifest`` gives them.
+        Rows of each split, as ``read_manifest`` gives them, or in a ``dict``.
     labels : list of str
         The emotion words, in the order of the classes.
     audio : callable | None
@@ -157,14 +158,27 @@ def build_datasets(
     if audio is not None:
         items += [{"func": audio, "takes": "wav", "provides": "audio"}]
     provided = [item["provides"] for item in items]
+    keys = ["id", "text", "speaker", "dialogue", *provided]
     return {
-        split: DynamicItemDataset(
-            rows,
-            dynamic_items=items,
-            output_keys=["id", "text", "speaker", "dialogue", *provided],
-        )
+        split: _ManifestDataset(rows, items, keys)
+        if isinstance(rows, Manifest)
+        else DynamicItemDataset(rows, items, keys)
         for split, rows in manifests.items()
     }
+
+
+class _ManifestDataset(DynamicItemDataset):
+    """A data set of a manifest's rows, which it knows by their places.
+
+    SpeechBrain's has a list of all ids, some 75 bytes an utterance, and of each
+    worker's own.
+    """
+
+    def __init__(self, manifest, dynamic_items, output_keys):
+        self.data = manifest.rows
+        self.data_ids = range(len(manifest))
+        self.pipeline = DataPipeline(manifest.rows.columns, dynamic_items)
+        self.set_output_keys(output_keys)
 
 
 def encode_text(tokenizer, text, max_text_tokens):
@@ -227,5 +241,4 @@ def training_labels(manifest, labels):
     -------
     list of int
     """
-    rows = json.loads(Path(manifest).read_text(encoding="utf-8"))
-    return [labels.index(row["emotion"]) for row in rows.values()]
+    return [labels.index(e) for e in read_rows(manifest).column("emotion")]

@@ -11,8 +11,8 @@ import speechbrain as sb
 import torch
 from speechbrain.utils.distributed import (
     ddp_barrier,
-    get_rank,
     if_main_process,
+    infer_device,
     run_on_main,
 )
 from speechbrain.utils.logger import get_logger
@@ -27,17 +27,6 @@ from emoq_modules.configuration import (
     known_options,
     load,
 )
-from emoq_modules.dataio import build_datasets, read_audio
-from emoq_modules.feature_extraction import extract_features
-from emoq_modules.feature_store import FeatureStore
-from emoq_modules.manifest import (
-    DIALOGUES_FILE,
-    SPLITS,
-    CorpusError,
-    name_few,
-    read_dialogues,
-    read_manifest,
-)
 from emoq_modules.recognizer_files import RECOGNIZER_FOLDER, save_recognizer
 from emoq_modules.report import (
     CONFUSION_FILE,
@@ -47,6 +36,8 @@ from emoq_modules.report import (
     pool_results,
     write_results,
 )
+from emoq_modules.run_data import make_datasets, read_context, read_manifests
+from emoq_modules.sharding import shard_llm
 
 logger = get_logger(__name__)
 
@@ -55,6 +46,7 @@ _SETTINGS_FILE = "hyperparams.yaml"
 # May change between two starts of a run: its result does not depend on them.
 _FREE_TO_CHANGE = {
     "num_workers",
+    "shard_llm",
     "ckpt_interval_minutes",
     "feature_store",
     "logger",
@@ -214,15 +206,8 @@ def _run_stage(resolved, run_opts):
     plain = load(resolved, keys=["prepare"])
     _enter_output_folder(plain["output_folder"], resolved)
     run_on_main(plain["prepare"])
-    manifests = {
-        split: read_manifest(
-            f"{plain['manifest_folder']}/{split}.json",
-            plain["labels"],
-            plain["data_root"],
-        )
-        for split in SPLITS
-    }
-    context = _context(plain, manifests)
+    manifests = read_manifests(plain)
+    context = read_context(plain, manifests)
 
     hparams = _load_in_turn(resolved)
     modules = {k: m for k, m in hparams["modules"].items() if m is not None}
@@ -231,6 +216,10 @@ def _run_stage(resolved, run_opts):
     encoder = hparams["audio_encoder"]
     if hparams["feature_store"] is None and encoder is not None:
         modules["encoder"] = encoder
+    if hparams["stage"] == 2 and hparams["shard_llm"]:
+        # First, as the brain takes all modules to the device.
+        device = (run_opts or {}).get("device") or infer_device()
+        shard_llm(hparams["decoder"], device)
     brain = hparams["brain"](
         modules=modules,
         opt_class=hparams["opt_class"],
@@ -239,13 +228,8 @@ def _run_stage(resolved, run_opts):
         checkpointer=hparams["checkpointer"],
     )
     progressbar = sys.stderr.isatty() and not brain.noprogressbar
-    datasets = build_datasets(
-        manifests,
-        hparams["labels"],
-        _audio_source(hparams, manifests, brain.device, progressbar),
-        hparams["text_tokenizer"],
-        hparams["max_text_tokens"],
-        **context,
+    datasets = make_datasets(
+        hparams, manifests, brain.device, progressbar, **context
     )
     if hparams["pretrainer"] is not None:
         hparams["pretrainer"].collect_files()
@@ -289,22 +273,6 @@ def _run_stage(resolved, run_opts):
     )
 
 
-def _context(plain, manifests):
-    """What ``build_datasets`` needs for the turns before an utterance."""
-    if plain["stage"] == 1 or not plain["context_turns"]:
-        return {}
-    path = Path(plain["manifest_folder"], DIALOGUES_FILE)
-    dialogues = read_dialogues(path)
-    rows = [row for split in manifests.values() for row in split.values()]
-    unknown = {row["dialogue"] for row in rows} - dialogues.keys()
-    if unknown:
-        raise CorpusError(
-            f"{path} lacks dialogues of the manifests beside it, "
-            f"{name_few(sorted(unknown))}: run the prepare step again."
-        )
-    return {"dialogues": dialogues, "context_turns": plain["context_turns"]}
-
-
 def _load_in_turn(resolved):
     """Makes the experiment's objects on the main process, then on the others.
 
@@ -328,41 +296,6 @@ def _enter_output_folder(folder, resolved):
     if if_main_process():
         write_atomically(folder / _SETTINGS_FILE, resolved.encode())
     ddp_barrier()
-
-
-def _audio_source(hparams, manifests, device, progressbar):
-    """What gives an utterance's frames, or its waveform, from its path."""
-    encoder = hparams["audio_encoder"]
-    if encoder is None:
-        return None
-    if encoder.dim != hparams["audio_dim"]:
-        raise ConfigurationError(
-            f"audio_dim is {hparams['audio_dim']}, but a frame of "
-            f"audio_encoder has {encoder.dim} values."
-        )
-    if hparams["feature_store"] is None:
-        return read_audio
-    if hparams["augment_audio"] is not None:
-        raise ConfigurationError(
-            "augment_audio changes waveforms, but frames come from the feature "
-            "store: set feature_store to null, or augment_audio."
-        )
-    store = FeatureStore(
-        hparams["feature_store"], encoder.identity, hparams["store_precision"]
-    )
-    extract_features(
-        [row for rows in manifests.values() for row in rows.values()],
-        encoder,
-        store,
-        read_audio,
-        device=device,
-        progressbar=progressbar,
-        rank=get_rank() or 0,
-        world_size=int(os.environ.get("WORLD_SIZE", 1)),
-    )
-    ddp_barrier()  # the other ranks' share is there too
-    encoder.to("cpu")
-    return store.load
 
 
 def _write_results(resolved, hparams, best_epoch, measured, embeddings, costs):

@@ -2,7 +2,7 @@
 
 ::
 
-    folder/audio_digests.json             so as not to read all audio each time
+    folder/audio_digests.npy              so as not to read all audio each time
     folder/<hash of encoder and precision>/encoder.json      for people
     folder/<hash of encoder and precision>/shard-*.safetensors
 
@@ -13,21 +13,26 @@ digest of the audio file's content: folds, stages and runs share them, and a
 changed file is not taken for what it was.
 """
 
+import contextlib
 import errno
 import json
 import os
+import re
 import shutil
 import time
 import uuid
+from collections import OrderedDict
 from pathlib import Path
 
+import numpy as np
 import safetensors
 import safetensors.torch
 import torch
 from speechbrain.utils.logger import get_logger
 
-from emoq_modules.audio_digests import AudioDigests, digest_of
+from emoq_modules.audio_digests import DIGESTS_FILE, AudioDigests, digest_of
 from emoq_modules.audio_files import write_atomically
+from emoq_modules.digest_table import DigestTable
 
 logger = get_logger(__name__)
 
@@ -41,6 +46,12 @@ _FORMAT = 1
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 # Nobody needs this long to write a shard: who left it is dead.
 _ABANDONED_S = 3600
+# An open shard keeps its header in memory, some 20 kB.
+_OPEN_SHARDS = 256
+_NOWHERE = -1
+# Of the time between two looks at the folder, which takes the longer the more
+# shards there are.
+_LISTING_SHARE = 0.02
 
 
 class FeatureStoreError(OSError):
@@ -92,17 +103,21 @@ class FeatureStore:
             sort_keys=True,
         )
         self.folder = Path(folder) / digest_of(self._description.encode())
-        self._digests = AudioDigests(Path(folder) / "audio_digests.json")
-        self._shard_of = {}  # key -> name of its shard
-        self._shards = set()
-        self._opened = {}
-        self.refresh()
+        self._digests = AudioDigests(Path(folder) / DIGESTS_FILE)
+        self._next_look = 0.0
+        self._forget()
+        self._look()
+
+    def _forget(self):
+        self._names = []  # of shards
+        self._shard_of = DigestTable.empty("int32")  # key -> place of its name
+        self._opened = OrderedDict()  # the one used last is at the end
 
     def __len__(self):
         return len(self._shard_of)
 
     def __contains__(self, path):
-        return self.key(path) in self._shard_of
+        return self._name_of(self.key(path)) is not None
 
     def key(self, path):
         """Digest of an audio file's bytes, under which its frames are kept."""
@@ -122,14 +137,29 @@ class FeatureStore:
             Those whose frames are not in the store, in the order given; of
             files with the same content only the first.
         """
-        self.refresh()
+        self._look()
         missing = {}
         for path in paths:
             key = self.key(path)
-            if key not in self._shard_of:
+            if self._name_of(key) is None:
                 missing.setdefault(key, path)
         self._digests.save()
         return list(missing.values())
+
+    def holds(self, digests):
+        """Which of many files' frames are there.
+
+        Arguments
+        ---------
+        digests : np.ndarray
+            What ``AudioDigests.known`` says of the files, ``(N,)``, S16.
+
+        Returns
+        -------
+        np.ndarray
+            ``(N,)``, bool; False for a file whose digest is not known.
+        """
+        return self._shard_of.get_all(digests, _NOWHERE) != _NOWHERE
 
     def load(self, path):
         """Reads the frames of an audio file.
@@ -150,18 +180,17 @@ class FeatureStore:
             If they are not in the store, or their shard is damaged.
         """
         key = self.key(path)
-        if key not in self._shard_of:
-            self.refresh()  # another process may have written them
-        if key not in self._shard_of:
+        name = self._name_of(key)
+        if name is None:
+            self._look()  # another process may have written them
+            name = self._name_of(key)
+        if name is None:
             raise FeatureStoreError(
                 f"The feature store {self.folder} has no frames of {path}. "
                 "Start the run again, which computes what is missing."
             )
-        name = self._shard_of[key]
         try:
-            if name not in self._opened:
-                self._opened[name] = _open(self.folder / name)
-            frames = self._opened[name].get_tensor(key)
+            frames = self._opened_shard(name).get_tensor(key)
         except (safetensors.SafetensorError, FileNotFoundError) as error:
             self._set_aside(name, error)
             raise FeatureStoreError(
@@ -197,7 +226,6 @@ class FeatureStore:
         name = f"shard-{uuid.uuid4().hex}.safetensors"
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
-            self._tidy()
             if not (self.folder / "encoder.json").exists():
                 write_atomically(
                     self.folder / "encoder.json", self._description.encode()
@@ -216,24 +244,64 @@ class FeatureStore:
                 "again, which goes on from here; or give a --feature_store on "
                 "another disk, or null to compute features on the fly."
             ) from error
-        self.refresh()
+        self._add([name], [len(features)], bytes.fromhex("".join(features)))
 
     def refresh(self):
-        """Takes notice of shards that others have written or removed."""
-        names = {path.name for path in self.folder.glob("shard-*.safetensors")}
-        if self._shards - names:
-            self._shard_of, self._shards, self._opened = {}, set(), {}
-        for name in sorted(names - self._shards):
+        """Takes notice of shards that others have written or removed.
+
+        Does nothing if it was done so lately that, done as often as this, it
+        would take a share of the time that matters.
+        """
+        if time.monotonic() >= self._next_look:
+            self._look()
+
+    def _look(self):
+        started = time.monotonic()
+        names = set()
+        if self.folder.exists():
+            for name in os.listdir(self.folder):
+                if re.fullmatch(r"shard-.*\.safetensors", name):
+                    names.add(name)
+                elif re.fullmatch(r"\.shard-.*\.partial", name):
+                    self._tidy(name)
+        if set(self._names) - names:
+            self._forget()
+        # One growing piece of memory: many small ones would leave holes.
+        found, counts, digests = [], [], bytearray()
+        for name in sorted(names.difference(self._names)):
             try:
                 keys = _open(self.folder / name).keys()
+                digests += bytes.fromhex("".join(keys))
             except FileNotFoundError:
                 continue  # another process has just set it aside
-            except safetensors.SafetensorError as error:
+            except (safetensors.SafetensorError, ValueError) as error:
                 self._set_aside(name, error)
                 continue
-            self._shards.add(name)
-            for key in keys:
-                self._shard_of.setdefault(key, name)
+            found.append(name)
+            counts.append(len(keys))
+        self._add(found, counts, digests)
+        now = time.monotonic()
+        self._next_look = now + (now - started) / _LISTING_SHARE
+
+    def _add(self, names, counts, digests):
+        """Takes in shards: how much each holds, and the digests in a row."""
+        places = len(self._names) + np.arange(len(names), dtype="int32")
+        self._shard_of.update(
+            np.frombuffer(digests, "S16"), np.repeat(places, counts)
+        )
+        self._names += names
+
+    def _name_of(self, key):
+        place = self._shard_of.get(bytes.fromhex(key))
+        return None if place is None else self._names[place]
+
+    def _opened_shard(self, name):
+        """A shard, open; of those that were used long ago one is closed."""
+        shard = self._opened.pop(name, None) or _open(self.folder / name)
+        self._opened[name] = shard
+        if len(self._opened) > _OPEN_SHARDS:
+            self._opened.popitem(last=False)
+        return shard
 
     def _set_aside(self, name, error):
         damaged = self.folder / f"{name}.damaged"
@@ -247,16 +315,16 @@ class FeatureStore:
             "computed again."
         )
 
-    def _tidy(self):
-        for partial in self.folder.glob(".shard-*.partial"):
-            try:
-                if time.time() - partial.stat().st_mtime > _ABANDONED_S:
-                    partial.unlink()
-            except FileNotFoundError:
-                pass  # its writer has just finished, or another tidied it
+    def _tidy(self, name):
+        """Removes what a process that was killed has left."""
+        partial = self.folder / name
+        # Another process may write it or remove it, or this one only read.
+        with contextlib.suppress(OSError):
+            if time.time() - partial.stat().st_mtime > _ABANDONED_S:
+                partial.unlink()
 
     def __getstate__(self):
-        return {**self.__dict__, "_opened": {}}
+        return {**self.__dict__, "_opened": OrderedDict()}
 
 
 def round_trip(frames, precision):

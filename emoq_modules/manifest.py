@@ -2,9 +2,8 @@
 
 ``write_manifests`` writes ``train.json``, ``valid.json``, ``test.json``,
 ``dialogues.json`` and, last, ``manifest_settings.json``; ``is_prepared`` says
-whether they were made for these very settings; ``read_manifest`` reads one
-back and checks every row again, because files move and people edit. Paths hold
-``{data_root}``, so that a manifest survives a move of the data.
+whether they were made for these very settings; manifest_reader.py reads them.
+Paths hold ``{data_root}``, so that a manifest survives a move of the data.
 
 The manifests hold the utterances to recognise; the dialogues hold every turn,
 those of other classes and those without audio too: all of them were said.
@@ -18,11 +17,7 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import NamedTuple
 
-from emoq_modules.audio_files import (
-    AudioError,
-    audio_duration,
-    write_atomically,
-)
+from emoq_modules.audio_files import write_atomically
 
 logger = logging.getLogger(__name__)
 
@@ -32,6 +27,7 @@ SETTINGS_FILE = "manifest_settings.json"
 # Raise it when the manifests' meaning changes, so that old ones are re-made.
 _FORMAT = 2
 _SHOWN = 5
+_BLOCK = 2**20
 
 
 class CorpusError(ValueError):
@@ -151,7 +147,7 @@ def write_manifests(
     )
     for name, content in files.items():
         write_atomically(save_folder / name, content)
-    digests = {name: _digest(content) for name, content in files.items()}
+    digests = {name: digest_of_file(save_folder / name) for name in files}
     record = {"format": _FORMAT, "settings": settings, "digests": digests}
     write_atomically(save_folder / SETTINGS_FILE, _to_json(record))
     logger.info(_summary(save_folder, splits, labels, left_out or {}))
@@ -188,80 +184,6 @@ def is_prepared(save_folder, settings):
     return not why
 
 
-def read_manifest(path, labels, data_root=None):
-    """Read a manifest and check every row of it.
-
-    Arguments
-    ---------
-    path : str or Path
-        A manifest as ``write_manifests`` writes it.
-    labels : Sequence[str]
-        The emotion words that may occur.
-    data_root : str or Path, optional
-        What ``{data_root}`` in the paths stands for.
-
-    Returns
-    -------
-    dict[str, dict]
-        Id -> the other columns, ``wav`` resolved; as SpeechBrain's
-        ``DynamicItemDataset`` takes it.
-
-    Raises
-    ------
-    CorpusError
-        Names the rows at fault (the first few), what is wrong and what to do.
-    """
-    rows, problems = _read_json(path)
-    if not isinstance(rows, dict) or not rows:
-        raise CorpusError(
-            f"The manifest {path} holds no utterances: run the prepare step "
-            "again."
-        )
-    for key, row in rows.items():
-        problem = _row_problem(row, labels, data_root)
-        if problem is None:
-            row["wav"] = _resolve(row["wav"], data_root)
-        else:
-            problems.append(f"row '{key}' {problem}")
-    _refuse(path, problems)
-    return rows
-
-
-def read_dialogues(path):
-    """Read the dialogues and check every turn of them.
-
-    Arguments
-    ---------
-    path : str or Path
-        ``dialogues.json`` as ``write_manifests`` writes it.
-
-    Returns
-    -------
-    dict[str, list[Turn]]
-        Dialogue -> its turns, in their order.
-
-    Raises
-    ------
-    CorpusError
-        Names the dialogues at fault (the first few) and what to do.
-    """
-    dialogues, problems = _read_json(path)
-    if not isinstance(dialogues, dict):
-        raise CorpusError(
-            f"{path} holds no dialogues: run the prepare step again."
-        )
-    problems += [
-        f"dialogue '{name}' is no list of [turn, speaker, text], turn by turn"
-        for name, turns in dialogues.items()
-        if not _are_turns(turns)
-    ]
-    _refuse(path, problems)
-    return {
-        name: [Turn(*turn) for turn in turns]
-        for name, turns in dialogues.items()
-    }
-
-
 def name_few(ids):
     """How many there are, and the names of the first.
 
@@ -272,6 +194,28 @@ def name_few(ids):
     """
     dots = ["..."] if len(ids) > _SHOWN else []
     return f"{len(ids)} ({', '.join([*ids[:_SHOWN], *dots])})"
+
+
+def unknown_label(row, emotion, labels):
+    """What is wrong with a row whose label is none of these."""
+    return f"{row} has the label '{emotion}', not one of {', '.join(labels)}"
+
+
+def list_faults(problems):
+    """How many, and the first few, a line each."""
+    lines = [f"  {problem}" for problem in problems[:_SHOWN]]
+    if len(problems) > _SHOWN:
+        lines.append(f"  and {len(problems) - _SHOWN} more")
+    return f"faults: {len(problems)}\n" + "\n".join(lines)
+
+
+def digest_of_file(path):
+    """By which it is known whether a manifest has changed."""
+    digest = hashlib.sha256()
+    with Path(path).open("rb") as file:
+        while block := file.read(_BLOCK):
+            digest.update(block)
+    return digest.hexdigest()
 
 
 def _why_stale(save_folder, wanted):
@@ -293,7 +237,7 @@ def _why_stale(save_folder, wanted):
         return f"they were made for other settings ({'; '.join(changes)})"
     for name in (*(f"{split}.json" for split in SPLITS), DIALOGUES_FILE):
         path = save_folder / name
-        if not path.is_file() or _digest(path.read_bytes()) != digests[name]:
+        if not path.is_file() or digest_of_file(path) != digests[name]:
             return f"{name} is not what was written"
     return None
 
@@ -323,7 +267,7 @@ def _check_rows(save_folder, splits, labels, dialogues):
         for row in rows:
             if row.emotion not in labels:
                 problems.append(
-                    _unknown_label(f"'{row.id}'", row.emotion, labels)
+                    unknown_label(f"'{row.id}'", row.emotion, labels)
                 )
             if row.id in seen:
                 problems.append(f"'{row.id}' occurs more than once")
@@ -337,108 +281,13 @@ def _check_rows(save_folder, splits, labels, dialogues):
                 )
     if problems:
         raise CorpusError(
-            f"No manifests written to {save_folder}, {_faults(problems)}"
+            f"No manifests written to {save_folder}, {list_faults(problems)}"
         )
-
-
-def _unknown_label(row, emotion, labels):
-    return f"{row} has the label '{emotion}', not one of {', '.join(labels)}"
-
-
-def _read_json(path):
-    """What a manifest holds, and which of its keys are repeated."""
-    path, problems = Path(path), []
-    try:
-        content = json.loads(
-            path.read_bytes(),
-            object_pairs_hook=lambda pairs: _unique(pairs, problems),
-        )
-    except FileNotFoundError as error:
-        raise CorpusError(
-            f"There is no manifest {path}: run the corpus's prepare step."
-        ) from error
-    except ValueError as error:
-        raise CorpusError(
-            f"The manifest {path} is damaged ({error}): delete it and run "
-            "the prepare step again."
-        ) from error
-    return content, problems
-
-
-def _unique(pairs, problems):
-    """A dict of JSON pairs, noting keys that occur twice."""
-    counts = Counter(key for key, _ in pairs)
-    problems += [
-        f"'{key}' occurs more than once"
-        for key, count in counts.items()
-        if count > 1
-    ]
-    return dict(pairs)
-
-
-def _refuse(path, problems):
-    """Raise ``CorpusError`` if a manifest has any."""
-    if problems:
-        raise CorpusError(
-            f"The manifest {path} has {_faults(problems)}\n"
-            "Mend the data or settings and run the prepare step again."
-        )
-
-
-def _row_problem(row, labels, data_root):
-    """What is wrong with a manifest's row, or None."""
-    if not isinstance(row, dict):
-        return "is not a set of columns"
-    missing = [name for name in COLUMNS[1:] if name not in row]
-    if missing:
-        return f"has no {', '.join(missing)}"
-    if row["emotion"] not in labels:
-        return _unknown_label("", row["emotion"], labels).strip()
-    duration = row["duration"]
-    if not isinstance(duration, int | float) or not duration > 0:
-        return f"lasts {duration!r} s"
-    if "{data_root}" in row["wav"] and data_root is None:
-        return "has {data_root} in its path, and no data_root was given"
-    try:
-        audio_duration(_resolve(row["wav"], data_root))
-    except AudioError as error:
-        return f"has bad audio: {error}"
-    return None
-
-
-def _are_turns(turns):
-    """Whether these are ``[turn, speaker, text]``, in the order of turns."""
-    if not isinstance(turns, list):
-        return False
-    numbers = []
-    for turn in turns:
-        match turn:
-            case [int(number), str(), str()]:
-                numbers.append(number)
-            case _:
-                return False
-    return numbers == sorted(set(numbers))
-
-
-def _resolve(wav, data_root):
-    return wav.replace("{data_root}", str(data_root))
 
 
 def _to_json(value):
     text = json.dumps(value, ensure_ascii=False, indent=1, default=str)
     return (text + "\n").encode()
-
-
-def _digest(content):
-    return hashlib.sha256(content).hexdigest()
-
-
-def _faults(problems):
-    """How many, and the first few, a line each."""
-    lines = [f"  {problem}" for problem in problems[:_SHOWN]]
-    if len(problems) > _SHOWN:
-        lines.append(f"  and {len(problems) - _SHOWN} more")
-    return f"faults: {len(problems)}\n" + "\n".join(lines)
 
 
 def _summary(save_folder, splits, labels, left_out):

@@ -2,6 +2,8 @@
 
 import torch
 
+_PART = 10_000
+
 
 class ClassGroupSampler(torch.utils.data.Sampler):
     """Shuffles utterances, and keeps a few of the same class side by side.
@@ -51,14 +53,20 @@ class ClassGroupSampler(torch.utils.data.Sampler):
         return len(self.labels)
 
     def __iter__(self):
+        # In parts: Python's numbers take more memory than a tensor's.
+        for part in self._order().split(_PART):
+            yield from part.tolist()
+
+    def _order(self):
         generator = torch.Generator().manual_seed(self.seed + self.epoch)
         shuffled = torch.randperm(len(self.labels), generator=generator)
-        groups = [
-            group
-            for label in self.labels.unique()
-            for group in shuffled[self.labels[shuffled] == label].split(
-                self.group_size
-            )
-        ]
-        for index in torch.randperm(len(groups), generator=generator):
-            yield from groups[index].tolist()
+        # The utterances class by class, and the number of each one's group.
+        order, group, groups = [], [], 0
+        for label in self.labels.unique():
+            members = shuffled[self.labels[shuffled] == label]
+            order.append(members)
+            group.append(groups + torch.arange(len(members)) // self.group_size)
+            groups = int(group[-1][-1]) + 1
+        place = torch.randperm(groups, generator=generator).argsort()
+        by_place = place[torch.cat(group)].argsort(stable=True)
+        return torch.cat(order)[by_place]

@@ -1,15 +1,19 @@
 """What several test files share."""
 
+import multiprocessing
 import os
 import socket
+import time
 from pathlib import Path
 
 import pytest
 import torch
+import torch.distributed as dist
 from huggingface_hub import constants
 
 import train
 from emoq_modules.offline import build_llm, build_text_encoder
+from emoq_modules.ranks import watch_ranks
 
 # The models are tiny: more threads would only get in each other's way.
 torch.set_num_threads(1)
@@ -85,3 +89,41 @@ def no_hub(use_hub):
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         use_hub(f"http://127.0.0.1:{free.getsockname()[1]}")
+
+
+def _run_rank(rank, size, folder, work):
+    dist.init_process_group(
+        "gloo",
+        init_method=f"file://{folder}/rendezvous",
+        rank=rank,
+        world_size=size,
+    )
+    with watch_ranks():
+        work()
+
+
+@pytest.fixture
+def start_ranks(tmp_path, monkeypatch):
+    """Starts ranks that do some work, and gives their exit codes.
+
+    Without torchrun's agents: so it is with a rank on each of several nodes.
+    """
+    monkeypatch.setenv("MASTER_ADDR", "127.0.0.1")
+    context = multiprocessing.get_context("fork")
+    processes = []
+
+    def start(size, work):
+        for rank in range(size):
+            args = (rank, size, tmp_path, work)
+            processes.append(context.Process(target=_run_rank, args=args))
+            processes[-1].start()
+        deadline = time.monotonic() + 60
+        codes = [None]
+        while None in codes and time.monotonic() < deadline:
+            time.sleep(0.02)
+            codes = [process.exitcode for process in processes]
+        return codes
+
+    yield start
+    for process in processes:
+        process.kill()

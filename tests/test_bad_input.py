@@ -36,9 +36,10 @@ WAV = RESULTS / "data/train03.wav"
 MANIFEST = RESULTS / "tiny/manifests/fold1/train.json"
 RUN = RESULTS / "tiny/emoq/fold1-seed1234"
 # What a start may write anew whatever becomes of it: logs, and what spares
-# reading all audio.
+# reading all audio and parsing a manifest.
 VOLATILE = {
-    "audio_digests.json",
+    "train.rows",
+    "audio_digests.npy",
     "env.log",
     "experiment.py",
     "log.txt",

@@ -1,7 +1,5 @@
 """The training loop: steps, learning rates, schedule, modes."""
 
-from types import SimpleNamespace
-
 import pytest
 import speechbrain as sb
 import torch
@@ -14,6 +12,7 @@ from small_brain import (
     make_brain,
     make_dataset,
 )
+from speechbrain.dataio.batch import PaddedBatch
 from speechbrain.dataio.dataset import DynamicItemDataset
 from torch import nn
 
@@ -84,7 +83,7 @@ class Told(nn.Module):
 @pytest.mark.parametrize(
     ("speaker_in_prompt", "told"),
     [
-        (True, (["Joey"], [[("Ross", "Oh no."), ("Rachel", "What?")]])),
+        (True, (["Joey"], [[["Ross", "Oh no."], ["Rachel", "What?"]]])),
         (False, (None, [[(None, "Oh no."), (None, "What?")]])),
     ],
 )
@@ -97,11 +96,15 @@ def test_speakers_are_told_with_the_utterance_and_before_it_or_nowhere(
         {"decoder": Told()},
         speaker_in_prompt=speaker_in_prompt,
     )
-    batch = SimpleNamespace(
-        text=["Nothing."],
-        speaker=["Joey"],
-        context=[[("Ross", "Oh no."), ("Rachel", "What?")]],
-        label=torch.tensor([0]),
+    batch = PaddedBatch(
+        [
+            {
+                "text": "Nothing.",
+                "speaker": "Joey",
+                "context": [("Ross", "Oh no."), ("Rachel", "What?")],
+                "label": 0,
+            }
+        ]
     )
     assert brain.compute_forward(batch, sb.Stage.TRAIN) == told
 

@@ -2,7 +2,9 @@
 
 import json
 import logging
+import time
 from dataclasses import replace
+from pathlib import Path
 from typing import Literal
 
 import numpy as np
@@ -10,6 +12,8 @@ import pytest
 import soundfile
 from corpus_folders import snapshot, wav_bytes, write
 
+from emoq_modules import audio_digests, manifest_reader, manifest_rows
+from emoq_modules.audio_digests import AudioDigests
 from emoq_modules.audio_files import AudioError, audio_duration
 from emoq_modules.corpus import (
     COLUMNS,
@@ -236,6 +240,98 @@ def test_reading_finds_a_repeated_id(prepared):
     path.write_text(path.read_text().replace("train_1", "train_0"))
     with pytest.raises(CorpusError, match="'train_0' occurs more than once"):
         read(prepared)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"text": None}, "'train_0' has None as its text, which is no text"),
+        ({"wav": 3}, "'train_0' has 3 as its wav, which is no text"),
+        ({"turn": "x"}, "'train_0' has 'x' as its turn, which is no whole"),
+        ({"turn": 10**30}, "'train_0' has 10{30} as its turn"),
+    ],
+)
+def test_a_column_of_another_kind_is_refused(prepared, change, message):
+    edit(prepared / "train.json", lambda rows: rows["train_0"].update(change))
+    with pytest.raises(CorpusError, match=message):
+        read(prepared)
+
+
+def test_a_manifest_is_parsed_once_for_as_long_as_it_stays(
+    prepared, monkeypatch
+):
+    first = read(prepared)
+    with monkeypatch.context() as patches:
+        patches.delattr(json, "loads")
+        again = read(prepared)
+    assert dict(again) == dict(first)
+    assert [row["id"] for row in again.rows] == list(first)
+    assert again.rows[-1]["wav"] == first["train_1"]["wav"]
+    with pytest.raises(IndexError):
+        again.rows[2]
+    # The labels are no part of the manifest, and it may be edited.
+    with pytest.raises(CorpusError, match="'angry', not one of happy"):
+        read_manifest(
+            prepared / "train.json", ["happy"], prepared.parent / "data"
+        )
+    edit(prepared / "train.json", lambda rows: rows.pop("train_0"))
+    assert list(read(prepared)) == ["train_1"]
+
+
+@pytest.mark.parametrize("content", [b"", b"12345678", None])
+def test_what_is_kept_of_a_manifest_may_be_damaged(prepared, content):
+    before = dict(read(prepared))
+    rows = prepared / "train.rows"
+    rows.write_bytes(rows.read_bytes()[:-1] if content is None else content)
+    assert dict(read(prepared)) == before
+
+
+def test_a_manifest_is_read_where_nothing_can_be_written(prepared, monkeypatch):
+    def refuse(path, content):
+        raise PermissionError(f"cannot write {path}")
+
+    monkeypatch.setattr(manifest_rows, "write_atomically", refuse)
+    assert list(read(prepared)) == ["train_0", "train_1"]
+    assert not list(prepared.glob("*.rows"))
+
+
+def test_half_a_character_survives(prepared):
+    odd = {"text": "\ud83d", "speaker": "é"}
+    edit(prepared / "train.json", lambda rows: rows["train_0"].update(odd))
+    for _ in range(2):
+        row = read(prepared)["train_0"]
+        assert {key: row[key] for key in odd} == odd
+
+
+def test_audio_that_was_read_is_opened_again_only_if_it_changes(
+    prepared, monkeypatch
+):
+    now = time.time_ns() + 10**10  # files are not as new as in a test
+    monkeypatch.setattr(audio_digests.time, "time_ns", lambda: now)
+    opened, measure = [], manifest_reader.audio_duration
+    monkeypatch.setattr(
+        manifest_reader,
+        "audio_duration",
+        lambda path: opened.append(Path(path).name) or measure(path),
+    )
+    digests = AudioDigests(prepared / "digests.npy")
+    digests.of(prepared.parent / "data/train_0.wav")
+
+    def read_with_digests():
+        opened.clear()
+        return read_manifest(
+            prepared / "train.json", LABELS, prepared.parent / "data", digests
+        )
+
+    manifest = read_with_digests()
+    assert opened == ["train_1.wav"]
+    assert [bool(digest) for digest in manifest.digests] == [True, False]
+    (prepared.parent / "data/train_0.wav").write_bytes(wav_bytes(1)[:5000])
+    with pytest.raises(CorpusError, match="'train_0' has bad .* is truncated"):
+        read_with_digests()
+    (prepared.parent / "data/train_0.wav").unlink()
+    with pytest.raises(CorpusError, match="'train_0' has bad .* no file"):
+        read_with_digests()
 
 
 def test_several_faults_are_told_together_but_not_hundreds(prepared):

@@ -9,12 +9,8 @@ from speechbrain.dataio.batch import PaddedBatch
 from emoq_modules.audio_files import AudioError
 from emoq_modules.backbones import load_tokenizer
 from emoq_modules.dataio import build_datasets, read_audio, training_labels
-from emoq_modules.manifest import (
-    Turn,
-    Utterance,
-    read_manifest,
-    write_manifests,
-)
+from emoq_modules.manifest import Turn, Utterance, write_manifests
+from emoq_modules.manifest_reader import read_manifest
 
 LABELS = ["sad", "angry", "neutral", "happy"]
 
@@ -315,3 +311,8 @@ def test_training_labels_are_those_of_the_items(tmp_path, tokenizer):
     assert training_labels(train, LABELS) == [0, 3]
     assert [item["label"] for item in dataset] == [0, 3]
     assert dataset[0]["audio"].shape == (1600,)
+    chosen = dataset.filtered_sorted(
+        key_test={"emotion": lambda emotion: emotion == "happy"}
+    )
+    assert [item["id"] for item in chosen] == ["u1"]
+    assert [item["id"] for item in dataset] == ["u0", "u1"]

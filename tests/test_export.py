@@ -31,7 +31,7 @@ from emoq_modules.calibration import fit_temperature
 from emoq_modules.checkpoints import CheckpointError
 from emoq_modules.cli import main
 from emoq_modules.export import export_recognizer
-from emoq_modules.manifest import read_manifest
+from emoq_modules.manifest_reader import read_manifest
 from emoq_modules.portable import take_along, take_llm
 from emoq_modules.recognizer_files import ExportError, SourceError
 from emoq_modules.report import read_predictions

@@ -9,6 +9,7 @@ import resource
 import signal
 import threading
 import time
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -17,7 +18,12 @@ import torch
 from speechbrain.dataio.batch import PaddedBatch
 from torch.utils.data import DataLoader
 
-from emoq_modules import FbankEncoder, FeatureStore, audio_digests
+from emoq_modules import (
+    FbankEncoder,
+    FeatureStore,
+    audio_digests,
+    feature_store,
+)
 from emoq_modules.audio_encoder import FrozenEncoder
 from emoq_modules.dataio import build_datasets
 from emoq_modules.feature_extraction import extract_features
@@ -195,11 +201,78 @@ def test_unchanged_audio_is_not_read_again(
     assert not reads
     # Whatever has become of the file, at worst the audio is read once more.
     for content in ('{"', "[1]", json.dumps({paths[0]: 3})):
-        (folder / "audio_digests.json").write_text(content)
+        (folder / "audio_digests.npy").write_text(content)
         reads.clear()
         keys = [store_of(folder).key(path) for path in paths]
         assert keys == [store.key(path) for path in paths]
         assert len(reads) == len(paths)
+
+
+def test_digests_that_are_known_tell_which_frames_are_there(
+    folder, rows, a_while_later
+):
+    store = store_of(folder)
+    fill(rows[:5], store)
+    paths = [row["wav"] for row in rows[:7]]
+    digests = audio_digests.AudioDigests(folder / "audio_digests.npy")
+    digests.of(paths[5])  # read, but not stored
+    known = digests.known([*paths, "nowhere.wav"])
+    assert [digest != b"" for digest in known] == [True] * 6 + [False] * 2
+    assert store.holds(known).tolist() == [True] * 5 + [False] * 3
+
+
+def test_a_file_is_the_same_by_a_relative_path(
+    folder, rows, a_while_later, monkeypatch
+):
+    path = Path(rows[0]["wav"])
+    digests = audio_digests.AudioDigests(folder / "audio_digests.npy")
+    digest = digests.of(path)
+    monkeypatch.chdir(path.parent)
+    monkeypatch.setattr(audio_digests, "digest_of", None)
+    assert digests.of(path.name) == digest
+    assert digests.known([path.name])[0] == bytes.fromhex(digest)
+
+
+def test_only_some_shards_are_open_at_a_time(folder, rows, monkeypatch):
+    monkeypatch.setattr(feature_store, "_OPEN_SHARDS", 3)
+    opened, open_shard = [], feature_store._open
+    store = store_of(folder)
+    fill(rows, store)
+    monkeypatch.setattr(
+        feature_store,
+        "_open",
+        lambda path: opened.append(path) or open_shard(path),
+    )
+    assert_holds(store, rows)
+    assert len(store._opened) == 3
+    opened.clear()
+    for _ in range(3):  # those used last stay
+        assert_holds(store, rows[-1:])
+    assert not opened
+
+
+def test_the_folder_is_not_listed_all_the_time(folder, rows, monkeypatch):
+    store, now, listed = store_of(folder), 0.0, []
+    fill(rows, store)
+    monkeypatch.setattr(feature_store.time, "monotonic", lambda: now)
+    listdir = os.listdir
+
+    def list_slowly(path):
+        nonlocal now
+        now += 1.0
+        listed.append(path)
+        return listdir(path)
+
+    monkeypatch.setattr(os, "listdir", list_slowly)
+    store.missing([])
+    for _ in range(490):
+        store.refresh()
+        now += 0.1
+    assert len(listed) == 1
+    for _ in range(20):
+        store.refresh()
+        now += 0.1
+    assert len(listed) == 2
 
 
 def test_values_that_do_not_fit_the_precision_are_refused(folder, rows):

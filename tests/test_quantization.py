@@ -20,7 +20,7 @@ from emoq_modules.backbones import BackboneError
 from emoq_modules.checkpoints import TrainableCheckpointer
 from emoq_modules.describe import describe
 from emoq_modules.export import export_recognizer
-from emoq_modules.manifest import read_manifest
+from emoq_modules.manifest_reader import read_manifest
 from emoq_modules.quantization import BYTES_PER_WEIGHT
 from emoq_modules.recognizer_files import ExportError
 from emoq_modules.report import read_predictions

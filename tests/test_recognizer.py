@@ -13,7 +13,7 @@ import train
 from emoq_modules import EmotionRecognizer, Recording
 from emoq_modules.audio_files import AudioError
 from emoq_modules.backbones import BackboneError
-from emoq_modules.manifest import read_manifest
+from emoq_modules.manifest_reader import read_manifest
 from emoq_modules.recognizer_files import SourceError
 from emoq_modules.report import read_predictions
 

@@ -3,6 +3,7 @@
 from collections import Counter
 
 import pytest
+import torch
 
 from emoq_modules.sampler import ClassGroupSampler
 
@@ -61,3 +62,20 @@ def test_pairs_are_other_ones_in_each_epoch():
 def test_a_group_of_none_is_refused():
     with pytest.raises(ValueError, match="group_size must be 1 or more, not 0"):
         ClassGroupSampler(LABELS, 0, seed=0)
+
+
+@pytest.mark.parametrize("group_size", [1, 2, 3, 8])
+def test_an_order_is_that_of_groups_drawn_one_by_one(group_size):
+    labels = torch.tensor(LABELS)
+    generator = torch.Generator().manual_seed(7 + 2)
+    shuffled = torch.randperm(len(labels), generator=generator)
+    groups = [
+        group
+        for label in labels.unique()
+        for group in shuffled[labels[shuffled] == label].split(group_size)
+    ]
+    drawn = torch.randperm(len(groups), generator=generator)
+    expected = torch.cat([groups[index] for index in drawn]).tolist()
+    sampler = ClassGroupSampler(LABELS, group_size, seed=7)
+    sampler.set_epoch(2)
+    assert list(sampler) == expected

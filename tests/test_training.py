@@ -20,7 +20,8 @@ from emoq_modules.report import read_predictions
 ROOT = Path(__file__).parents[1]
 STAGE1, STAGE2 = ("hparams/emoq_stage1.yaml", "hparams/emoq_stage2.yaml")
 RUN = "tiny/emoq/fold1-seed1234"
-# Runs train.py, and is killed after so many batches of the second stage.
+# Runs train.py, and is killed after so many batches of a stage; of several
+# ranks the second is.
 KILLED = """
 import os, signal, sys
 import emoq_modules.brain, train
@@ -28,10 +29,10 @@ batches = 0
 def die(self, batch, outputs, loss, should_step):
     global batches
     batches += 1
-    if batches == {after}:
+    if batches == {after} and os.environ.get("RANK", "1") == "1":
         os.kill(os.getpid(), signal.SIGKILL)
 emoq_modules.brain.{brain}.on_fit_batch_end = die
-train.main(sys.argv[1:])
+sys.exit(train.run(sys.argv[1:]))
 """
 
 

@@ -9,7 +9,7 @@ import pytest
 from nbclient import NotebookClient
 
 from emoq_modules.audio_files import audio_duration
-from emoq_modules.manifest import read_manifest
+from emoq_modules.manifest_reader import read_manifest
 from emoq_modules.report import read_predictions
 from emoq_modules.synthetic import VERSION
 from emoq_modules.synthetic_corpus import plan_corpus
