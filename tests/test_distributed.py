@@ -59,7 +59,7 @@ def torchrun(*arguments, script=None):
 
 @pytest.fixture(scope="module")
 def alone(tmp_path_factory):
-    """One process with batches of 24."""
+    """One process with batches of 12."""
     results = tmp_path_factory.mktemp("alone")
     train.main(arguments(results, STAGE2, *PLAIN))
     return results
@@ -67,10 +67,10 @@ def alone(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def together(tmp_path_factory):
-    """Two processes with batches of 12 each, and what they print."""
+    """Two processes with batches of 6 each, and what they print."""
     results = tmp_path_factory.mktemp("together")
     finished = torchrun(
-        *arguments(results, STAGE2, *PLAIN, "--batch_size", "12")
+        *arguments(results, STAGE2, *PLAIN, "--batch_size", "6")
     )
     assert finished.returncode == 0, finished.stderr
     return results, finished.stdout
@@ -202,7 +202,7 @@ def test_shared_out_llm_trains_and_loads_as_a_whole_one(
     options = arguments(
         shared,
         STAGE2,
-        *(*PLAIN, "--batch_size", "12", "--gradient_checkpointing", "True"),
+        *(*PLAIN, "--batch_size", "6", "--gradient_checkpointing", "True"),
     )
     finished = torchrun(*options, "--shard_llm", "True")
     assert finished.returncode == 0, finished.stderr

@@ -362,6 +362,9 @@ def test_ranks_share_the_work_without_overlap(folder, rows):
     assert sum(counts) == len(rows)
     assert all(counts)
     assert_holds(store_of(folder), rows)
+    # Who comes late, of as many ranks or by itself, finds nothing left.
+    for late in ({"rank": 1, "world_size": 3}, {}):
+        assert fill(rows, store_of(folder), **late).count == 0
 
 
 def _load_all(store, paths):
