@@ -35,6 +35,7 @@ import torch
 from transformers.utils import logging as transformers_logging
 
 from benchmarks.extraction_rows import extraction_rows
+from benchmarks.growth import measure_growth
 from benchmarks.machine import matmul_rate
 from benchmarks.rows import format_table
 from benchmarks.stage1_rows import stage1_rows
@@ -75,6 +76,12 @@ def main(arguments=None):
     parser.add_argument("--device", help="cpu, cuda or cuda:1, say")
     parser.add_argument("--utterances", type=int, help="in an epoch")
     parser.add_argument("--repetitions", type=int, default=3)
+    parser.add_argument(
+        "--corpus",
+        type=int,
+        default=1_000_000,
+        help="utterances of a simulated corpus, on which a run starts; 0: none",
+    )
     parser.add_argument("--output", type=Path, default=Path("bench.json"))
     own = parser.parse_args(arguments)
     scale = _SCALES[own.scale]
@@ -99,6 +106,7 @@ def main(arguments=None):
         own.utterances,
         own.repetitions,
         device,
+        own.corpus,
     )
     content = json.dumps([asdict(row) for row in rows], indent=2)
     own.output.write_text(content + "\n", encoding="utf-8")
@@ -115,7 +123,7 @@ def _machine(device):
     return f"{torch.get_num_threads()} threads"
 
 
-def measure(data, presets, utterances, repetitions, device="cpu"):
+def measure(data, presets, utterances, repetitions, device="cpu", corpus=0):
     """Runs all comparisons.
 
     Arguments
@@ -130,6 +138,9 @@ def measure(data, presets, utterances, repetitions, device="cpu"):
         How often each side is timed, after one time that does not count.
     device : str
         Where to compute.
+    corpus : int
+        Utterances of a simulated corpus, of which cost as it grows is
+        measured; 0 leaves that out.
 
     Returns
     -------
@@ -148,6 +159,9 @@ def measure(data, presets, utterances, repetitions, device="cpu"):
         ):
             print(row.summary, file=sys.stderr)
             rows.append(row)
+    if corpus:
+        with TemporaryDirectory() as folder:
+            rows += measure_growth(Path(folder), corpus)
     return rows
 
 

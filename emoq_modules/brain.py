@@ -351,6 +351,11 @@ class EmoQBrain(sb.Brain):
             )
         if best.meta["epoch"] == self.loaded_epoch:
             return
+        if not self.hparams.history:
+            # With --test_only nothing has been recovered.
+            newest = self.checkpointer.find_checkpoint()
+            history = newest.paramfiles["history"]
+            self.hparams.history.load(history, end_of_epoch=True)
         for name, module in self.trained_modules().items():
             load_trainable(module, best.paramfiles[name])
         self.loaded_epoch = best.meta["epoch"]

@@ -46,8 +46,9 @@ _FORMAT = 1
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 # Nobody needs this long to write a shard: who left it is dead.
 _ABANDONED_S = 3600
-# An open shard keeps its header in memory, some 20 kB.
-_OPEN_SHARDS = 256
+# An open shard keeps its header in memory, some 20 kB; MELD's training set has
+# a hundred shards of HuBERT-large's frames.
+_OPEN_SHARDS = 128
 _NOWHERE = -1
 # Of the time between two looks at the folder, which takes the longer the more
 # shards there are.

@@ -8,11 +8,12 @@ import pytest
 import torch
 from ruamel.yaml import YAML
 
-from benchmarks import bench, rows as bench_rows
+from benchmarks import bench, levers, rows as bench_rows
 from benchmarks.machine import count_operations, waiting_share
 from benchmarks.memory import kept_for_backward
 from benchmarks.reference import PlainStage2
 from benchmarks.reference_audio import PlainEncoder
+from benchmarks.rows import at_most
 from benchmarks.workload import read_utterances, write_audio
 from emoq_modules import HuggingFaceEncoder
 from emoq_modules.command_line import exit_status
@@ -87,7 +88,7 @@ def arguments(data, tmp_path):
     preset.write_text(PRESET)
     output = tmp_path / "bench.json"
     given = {"data": data, "preset": preset, "output": output}
-    given |= {"utterances": 3, "repetitions": 1}
+    given |= {"utterances": 3, "repetitions": 1, "corpus": 0}
     return [str(part) for k, v in given.items() for part in (f"--{k}", v)]
 
 
@@ -144,6 +145,35 @@ def test_rows_are_well_formed(arguments, changes, tmp_path, capsys):
     table = capsys.readouterr().out.split("\n\n")[1].splitlines()
     assert len(table) == 2 + len(rows)
     assert all(line.count("|") == 8 for line in table)
+
+
+def test_growth_with_the_corpus_is_among_the_rows(
+    arguments, tmp_path, monkeypatch
+):
+    def measure_growth(folder, utterances):
+        assert folder.is_dir()
+        return [at_most(f"start-up, {utterances} rows", 1.5, "s", limit=10)]
+
+    monkeypatch.setattr(bench, "measure_growth", measure_growth)
+    bench.main([*arguments, "--corpus", "700"])
+    *_, last = json.loads((tmp_path / "bench.json").read_text())
+    assert (last["name"], last["met"]) == ("start-up, 700 rows", True)
+
+
+def test_levers_are_measured_one_by_one(data, tmp_path, capsys):
+    preset = tmp_path / "tiny.yaml"
+    preset.write_text(PRESET)
+    given = {"data": data, "preset": preset, "utterances": 3, "repetitions": 1}
+    levers.main([str(x) for k, v in given.items() for x in (f"--{k}", v)])
+    printed = capsys.readouterr().out
+    head, table = printed.split("\n\n")
+    assert "are the same in all" in head
+    for line in table.splitlines()[2:]:
+        _, name, ours, reference, *_ = (
+            part.strip() for part in line.split("|")
+        )
+        assert float(ours) > 0 < float(reference), name
+    assert len(table.splitlines()) == 2 + 8
 
 
 def test_stages_build_in_the_papers_precision(arguments, data, tmp_path):

@@ -174,6 +174,16 @@ def test_finished_run_started_again_changes_nothing(whole_run):
     ).read_text() == predictions
 
 
+def test_trained_run_is_tested_again_without_training(whole_run):
+    folder = whole_run / RUN / "stage2"
+    before = json.loads((folder / "results.json").read_text())
+    (folder / "results.json").unlink()
+    train.main(arguments(whole_run, STAGE2, "--test_only"))
+    after = json.loads((folder / "results.json").read_text())
+    del before["seconds"], after["seconds"]
+    assert after == before
+
+
 def test_saved_configuration_repeats_the_run_alone(tmp_path, whole_run):
     saved = whole_run / RUN / "stage1/hyperparams.yaml"
     text = saved.read_text().replace(str(whole_run), str(tmp_path))
