@@ -70,7 +70,7 @@ def main(arguments=None):
     parser.add_argument(
         "--step_tflop",
         type=float,
-        default=21,
+        default=7.75,
         help="operations of a step, as benchmarks.expected_cost counts them",
     )
     parser.add_argument("--gpu", choices=GPUS, default="H100 SXM")
