@@ -1,5 +1,6 @@
 """What the programs have in common: options, and errors for the person."""
 
+import logging
 import sys
 import warnings
 
@@ -117,6 +118,9 @@ def exit_status(main, arguments):
         What ``main`` returns, 0 for None, 2 after an error message, or 130
         where the person stopped it.
     """
+    # Where it is installed it says, whenever peft is imported, that it found no
+    # kernel for 4 bits on a CPU.
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
     try:
         return main(arguments) or 0
     except KeyboardInterrupt:
