@@ -9,11 +9,11 @@ import math
 import torch
 from torch import nn
 from torch.nn import functional as F
-from transformers import AutoConfig, AutoModelForCausalLM, DynamicCache
+from transformers import DynamicCache
 
-from emoq_modules.backbones import load_tokenizer, local_folder
+from emoq_modules.backbones import load_tokenizer
+from emoq_modules.llm import check_output_layer, load_llm
 from emoq_modules.packing import pack
-from emoq_modules.quantization import nf4_config, quantize
 
 # LoRA of the paper: r=16 and dropout 0.1; on which layers, and with which
 # alpha, it does not say. "all-linear" is every attention and MLP projection.
@@ -117,11 +117,11 @@ class SoftPromptDecoder(nn.Module):
         self.keeps_beginning = False
         self._kept_beginnings = {}  # by device and precision
         self.row_tokens = row_tokens
-        llm = _load_llm(source, revision, getattr(torch, dtype), quantization)
+        llm = load_llm(source, revision, getattr(torch, dtype), quantization)
         self.prompt = prompt.bind(
             load_tokenizer(tokenizer or source, revision), labels
         )
-        _check_output_layer(llm, len(self.prompt.tokenizer))
+        check_output_layer(llm, len(self.prompt.tokenizer))
         if gradient_checkpointing:
             llm.gradient_checkpointing_enable(
                 gradient_checkpointing_kwargs={"use_reentrant": False}
@@ -458,38 +458,3 @@ class Projector(nn.Module):
     def forward(self, embeddings):
         """Maps ``(B, embedding_dim)`` to ``(B, d_l)``."""
         return self.scale * self.linear(embeddings)
-
-
-def _load_llm(source, revision, dtype, quantization):
-    config = nf4_config(quantization, dtype)
-    if isinstance(source, str):
-        llm = AutoModelForCausalLM.from_pretrained(
-            local_folder(source, revision),
-            dtype=dtype,
-            quantization_config=config,
-            trust_remote_code=False,
-        )
-    else:
-        if isinstance(source, dict):
-            values = dict(source)
-            source = AutoConfig.for_model(values.pop("model_type"), **values)
-        llm = AutoModelForCausalLM.from_config(source, dtype=dtype)
-    return llm if config is None else quantize(llm, config)
-
-
-def _check_output_layer(llm, vocabulary):
-    """Refuses LLMs of which rows of the output layer are not enough."""
-    rows = llm.get_input_embeddings().weight.shape[0]
-    if vocabulary > rows:
-        raise ValueError(
-            f"The tokenizer has {vocabulary} tokens and the LLM {rows}: they "
-            "do not belong together."
-        )
-    # Gemma 2 caps its logits, Cohere's and Granite scale them.
-    for key in ("final_logit_softcapping", "logit_scale", "logits_scaling"):
-        if getattr(llm.config, key, None) not in (None, 1.0):
-            raise ValueError(
-                f"{type(llm).__name__} changes its logits after the output "
-                f"layer ({key} in its configuration), which the decoder does "
-                "not follow. Choose another LLM, such as Qwen2.5."
-            )

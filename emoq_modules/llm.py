@@ -1,0 +1,86 @@
+"""The LLM: a causal LM of Hugging Face, in the precision that is asked for."""
+
+import torch
+from transformers import AutoConfig, AutoModelForCausalLM
+
+from emoq_modules.backbones import local_folder
+from emoq_modules.quantization import nf4_config, quantize
+
+
+def load_llm(source, revision=None, dtype=torch.float32, quantization=None):
+    """Loads an LLM, or builds one of random weights.
+
+    Arguments
+    ---------
+    source : str | dict | transformers.PretrainedConfig
+        As of ``SoftPromptDecoder``; so are the next.
+    revision : str | None
+        Git revision of a source on the hub.
+    dtype : torch.dtype
+        Precision of the weights.
+    quantization : str | None
+        As of ``nf4_config``.
+
+    Returns
+    -------
+    transformers.PreTrainedModel
+
+    Raises
+    ------
+    BackboneError
+        If the source is neither a folder, nor cached, nor reachable.
+
+    Example
+    -------
+    >>> tiny = {"model_type": "qwen2", "vocab_size": 50, "hidden_size": 16}
+    >>> tiny |= {"num_hidden_layers": 1, "num_attention_heads": 2}
+    >>> tiny |= {"num_key_value_heads": 1, "intermediate_size": 32}
+    >>> load_llm(tiny).get_input_embeddings().weight.shape
+    torch.Size([50, 16])
+    """
+    config = nf4_config(quantization, dtype)
+    if isinstance(source, str):
+        llm = AutoModelForCausalLM.from_pretrained(
+            local_folder(source, revision),
+            dtype=dtype,
+            quantization_config=config,
+            trust_remote_code=False,
+        )
+    else:
+        if isinstance(source, dict):
+            values = dict(source)
+            source = AutoConfig.for_model(values.pop("model_type"), **values)
+        llm = AutoModelForCausalLM.from_config(source, dtype=dtype)
+    return llm if config is None else quantize(llm, config)
+
+
+def check_output_layer(llm, vocabulary):
+    """Refuses LLMs of which rows of the output layer are not enough.
+
+    Arguments
+    ---------
+    llm : transformers.PreTrainedModel
+        The LLM.
+    vocabulary : int
+        Tokens that its tokenizer has.
+
+    Raises
+    ------
+    ValueError
+        If the tokenizer is of another LLM, or logits are changed after the
+        output layer.
+    """
+    rows = llm.get_input_embeddings().weight.shape[0]
+    if vocabulary > rows:
+        raise ValueError(
+            f"The tokenizer has {vocabulary} tokens and the LLM {rows}: they "
+            "do not belong together."
+        )
+    # Gemma 2 caps its logits, Cohere's and Granite scale them.
+    for key in ("final_logit_softcapping", "logit_scale", "logits_scaling"):
+        if getattr(llm.config, key, None) not in (None, 1.0):
+            raise ValueError(
+                f"{type(llm).__name__} changes its logits after the output "
+                f"layer ({key} in its configuration), which the decoder does "
+                "not follow. Choose another LLM, such as Qwen2.5."
+            )
