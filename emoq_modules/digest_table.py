@@ -19,7 +19,7 @@ class DigestTable:
     keys : np.ndarray
         Digests, ``(N,)``, S16, in ascending order. May be mapped from a file.
     values : np.ndarray
-        ``(N,)``, of any type.
+        ``(N,)``, of any type, a structured one too.
 
     Example
     -------

@@ -16,16 +16,15 @@ changed file is not taken for what it was.
 import contextlib
 import errno
 import json
+import math
 import os
 import re
 import shutil
 import time
 import uuid
-from collections import OrderedDict
 from pathlib import Path
 
 import numpy as np
-import safetensors
 import safetensors.torch
 import torch
 from speechbrain.utils.logger import get_logger
@@ -41,15 +40,16 @@ _DTYPES = {
     "bf16": torch.bfloat16,
     "fp32": torch.float32,
 }
+# Where frames are: in which shard, from which byte on, and their shape.
+_PLACE = np.dtype(
+    [("shard", "i4"), ("begin", "i8"), ("frames", "i4"), ("dim", "i4")]
+)
+_NOWHERE = np.array((-1, 0, 0, 0), _PLACE)
 # Changes whenever what is stored gets another meaning.
 _FORMAT = 1
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 # Nobody needs this long to write a shard: who left it is dead.
 _ABANDONED_S = 3600
-# An open shard keeps its header in memory, some 20 kB; MELD's training set has
-# a hundred shards of HuBERT-large's frames.
-_OPEN_SHARDS = 128
-_NOWHERE = -1
 # Of the time between two looks at the folder, which takes the longer the more
 # shards there are.
 _LISTING_SHARE = 0.02
@@ -110,15 +110,15 @@ class FeatureStore:
         self._look()
 
     def _forget(self):
-        self._names = []  # of shards
-        self._shard_of = DigestTable.empty("int32")  # key -> place of its name
-        self._opened = OrderedDict()  # the one used last is at the end
+        self._shards = {}  # name -> bytes
+        self._names = []  # of these, in the order of their numbers
+        self._places = DigestTable.empty(_PLACE)
 
     def __len__(self):
-        return len(self._shard_of)
+        return len(self._places)
 
     def __contains__(self, path):
-        return self._name_of(self.key(path)) is not None
+        return self._place_of(self.key(path)) is not None
 
     def key(self, path):
         """Digest of an audio file's bytes, under which its frames are kept."""
@@ -142,7 +142,7 @@ class FeatureStore:
         missing = {}
         for path in paths:
             key = self.key(path)
-            if self._name_of(key) is None:
+            if self._place_of(key) is None:
                 missing.setdefault(key, path)
         self._digests.save()
         return list(missing.values())
@@ -160,7 +160,8 @@ class FeatureStore:
         np.ndarray
             ``(N,)``, bool; False for a file whose digest is not known.
         """
-        return self._shard_of.get_all(digests, _NOWHERE) != _NOWHERE
+        places = self._places.get_all(digests, _NOWHERE)
+        return places["shard"] != _NOWHERE["shard"]
 
     def load(self, path):
         """Reads the frames of an audio file.
@@ -181,26 +182,31 @@ class FeatureStore:
             If they are not in the store, or their shard is damaged.
         """
         key = self.key(path)
-        name = self._name_of(key)
-        if name is None:
+        place = self._place_of(key)
+        if place is None:
             self._look()  # another process may have written them
-            name = self._name_of(key)
-        if name is None:
+            place = self._place_of(key)
+        if place is None:
             raise FeatureStoreError(
                 f"The feature store {self.folder} has no frames of {path}. "
                 "Start the run again, which computes what is missing."
             )
+        shard, begin, *shape = place
+        name, dtype = self._names[shard], _DTYPES[self.precision]
+        frames = bytearray(math.prod(shape) * dtype.itemsize)
         try:
-            frames = self._opened_shard(name).get_tensor(key)
-        except (safetensors.SafetensorError, FileNotFoundError) as error:
+            with (self.folder / name).open("rb") as file:
+                _check_size(file, self._shards[name])
+                file.seek(begin)
+                file.readinto(frames)
+        except (ValueError, FileNotFoundError) as error:
             self._set_aside(name, error)
             raise FeatureStoreError(
                 f"The shard {self.folder / name} with the frames of {path} "
                 f"cannot be read ({error}). Start the run again, which "
                 "computes what is missing."
             ) from error
-        # A copy: what is mapped from the file must not be written to.
-        return frames.to(torch.float32, copy=True)
+        return torch.frombuffer(frames, dtype=dtype).view(shape).float()
 
     def save(self, features, still_to_come=0):
         """Writes a shard: all of it, or nothing.
@@ -245,7 +251,7 @@ class FeatureStore:
                 "again, which goes on from here; or give a --feature_store on "
                 "another disk, or null to compute features on the fly."
             ) from error
-        self._add([name], [len(features)], bytes.fromhex("".join(features)))
+        self._add([name])
 
     def refresh(self):
         """Takes notice of shards that others have written or removed.
@@ -265,44 +271,37 @@ class FeatureStore:
                     names.add(name)
                 elif re.fullmatch(r"\.shard-.*\.partial", name):
                     self._tidy(name)
-        if set(self._names) - names:
+        if self._shards.keys() - names:
             self._forget()
-        # One growing piece of memory: many small ones would leave holes.
-        found, counts, digests = [], [], bytearray()
-        for name in sorted(names.difference(self._names)):
-            try:
-                keys = _open(self.folder / name).keys()
-                digests += bytes.fromhex("".join(keys))
-            except FileNotFoundError:
-                continue  # another process has just set it aside
-            except (safetensors.SafetensorError, ValueError) as error:
-                self._set_aside(name, error)
-                continue
-            found.append(name)
-            counts.append(len(keys))
-        self._add(found, counts, digests)
+        self._add(sorted(names - self._shards.keys()))
         now = time.monotonic()
         self._next_look = now + (now - started) / _LISTING_SHARE
 
-    def _add(self, names, counts, digests):
-        """Takes in shards: how much each holds, and the digests in a row."""
-        places = len(self._names) + np.arange(len(names), dtype="int32")
-        self._shard_of.update(
-            np.frombuffer(digests, "S16"), np.repeat(places, counts)
+    def _add(self, names):
+        """Takes in shards."""
+        # One growing piece of memory each: many small ones would leave holes.
+        digests, places = bytearray(), bytearray()
+        for name in names:
+            try:
+                size, keys, where = _index(self.folder / name, self.precision)
+            except FileNotFoundError:
+                continue  # another process has just set it aside
+            except (ValueError, TypeError, KeyError) as error:
+                self._set_aside(name, error)
+                continue
+            where["shard"] = len(self._names)
+            digests += keys
+            places += where.tobytes()
+            self._names.append(name)
+            self._shards[name] = size
+        self._places.update(
+            np.frombuffer(digests, "S16"), np.frombuffer(places, _PLACE)
         )
-        self._names += names
 
-    def _name_of(self, key):
-        place = self._shard_of.get(bytes.fromhex(key))
-        return None if place is None else self._names[place]
-
-    def _opened_shard(self, name):
-        """A shard, open; of those that were used long ago one is closed."""
-        shard = self._opened.pop(name, None) or _open(self.folder / name)
-        self._opened[name] = shard
-        if len(self._opened) > _OPEN_SHARDS:
-            self._opened.popitem(last=False)
-        return shard
+    def _place_of(self, key):
+        place = self._places.get(bytes.fromhex(key))
+        # What was added last is a tuple already.
+        return place if place is None else tuple(place)
 
     def _set_aside(self, name, error):
         damaged = self.folder / f"{name}.damaged"
@@ -323,9 +322,6 @@ class FeatureStore:
         with contextlib.suppress(OSError):
             if time.time() - partial.stat().st_mtime > _ABANDONED_S:
                 partial.unlink()
-
-    def __getstate__(self):
-        return {**self.__dict__, "_opened": OrderedDict()}
 
 
 def round_trip(frames, precision):
@@ -401,12 +397,45 @@ def _dtype(precision):
     return _DTYPES[precision]
 
 
-def _open(path):
-    # What keeps a file from being opened (too many open files, say) must not
-    # look like a missing or a damaged shard, as it does in safe_open.
-    with path.open("rb"):
-        pass
-    return safetensors.safe_open(path, framework="pt")
+def _index(path, precision):
+    """What a shard holds, by its header.
+
+    It is read here rather than by safetensors, which reads all of it for each
+    utterance, and where keeping shards open takes memory for each.
+
+    Returns
+    -------
+    size : int
+        Bytes of the shard.
+    digests : bytes
+        Keys, one after the other.
+    places : np.ndarray
+        ``_PLACE`` of each, but for the shard.
+
+    Raises
+    ------
+    ValueError, TypeError, KeyError
+        If the shard is damaged.
+    """
+    with path.open("rb") as file:
+        start = 8 + int.from_bytes(file.read(8), "little")
+        _check_size(file, start, or_more=True)
+        header = json.loads(file.read(start - 8))
+        itemsize, end, places = _DTYPES[precision].itemsize, start, []
+        for entry in header.values():
+            (frames, dim), (begin, stop) = entry["shape"], entry["data_offsets"]
+            if stop - begin != frames * dim * itemsize:
+                raise ValueError("its header contradicts itself")
+            places.append((-1, start + begin, frames, dim))
+            end = max(end, start + stop)
+        _check_size(file, end)
+    return end, bytes.fromhex("".join(header)), np.array(places, _PLACE)
+
+
+def _check_size(file, size, or_more=False):
+    there = os.fstat(file.fileno()).st_size
+    if there < size or (there > size and not or_more):
+        raise ValueError(f"it has {there} bytes instead of {size}")
 
 
 def _megabytes(size):

@@ -72,11 +72,14 @@ class _Watch:
         dist.all_gather_object(self.places, (socket.gethostname(), os.getpid()))
         self._ending = threading.Lock()
         self._connections = self._connect()
-        for peer, connection in self._connections.items():
+        self._threads = [
+            threading.Thread(target=self._wait, args=connected, daemon=True)
+            for connected in self._connections.items()
+        ]
+        for connection in self._connections.values():
             _keep_alive(connection)
-            threading.Thread(
-                target=self._wait, args=(peer, connection), daemon=True
-            ).start()
+        for thread in self._threads:
+            thread.start()
         # What is forked, as workers that load data, would keep them open.
         os.register_at_fork(after_in_child=self._close)
         signal.signal(signal.SIGTERM, _end_late)
@@ -86,6 +89,9 @@ class _Watch:
         self._ending.acquire()
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
         self._tell(_DONE)
+        # The interpreter should not end while they are at work.
+        for thread in self._threads:
+            thread.join(timeout=_GRACE_S)
 
     def _connect(self):
         address = [None]

@@ -50,7 +50,12 @@ def torchrun(*arguments, script=None):
             *("--device", "cpu", "--distributed_backend", "gloo"),
         ],
         cwd=ROOT,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        # Should a rank abort, the other tells where it was.
+        env={
+            **os.environ,
+            "OMP_NUM_THREADS": "1",
+            "PYTHONFAULTHANDLER": "1",
+        },
         capture_output=True,
         text=True,
         timeout=240,

@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 import soundfile
 import torch
+from safetensors.torch import load_file
 from speechbrain.dataio.batch import PaddedBatch
 from torch.utils.data import DataLoader
 
@@ -235,22 +236,25 @@ def test_a_file_is_the_same_by_a_relative_path(
     assert digests.known([path.name])[0] == bytes.fromhex(digest)
 
 
-def test_only_some_shards_are_open_at_a_time(folder, rows, monkeypatch):
-    monkeypatch.setattr(feature_store, "_OPEN_SHARDS", 3)
-    opened, open_shard = [], feature_store._open
+def test_no_file_stays_open_nor_mapped(folder, rows):
     store = store_of(folder)
     fill(rows, store)
-    monkeypatch.setattr(
-        feature_store,
-        "_open",
-        lambda path: opened.append(path) or open_shard(path),
-    )
     assert_holds(store, rows)
-    assert len(store._opened) == 3
-    opened.clear()
-    for _ in range(3):  # those used last stay
-        assert_holds(store, rows[-1:])
-    assert not opened
+    assert str(folder) not in Path("/proc/self/maps").read_text()
+    links = Path("/proc/self/fd").iterdir()
+    assert not [fd for fd in links if "shard-" in os.path.realpath(fd)]
+
+
+def test_shards_are_such_as_safetensors_reads(folder, rows):
+    store = store_of(folder)
+    fill(rows, store)
+    stored = {}
+    for shard in store.folder.glob("shard-*"):
+        stored |= load_file(shard)
+    assert len(stored) == len(rows)
+    for row in rows:
+        frames = stored[store.key(row["wav"])]
+        assert torch.equal(store.load(row["wav"]), frames.float())
 
 
 def test_the_folder_is_not_listed_all_the_time(folder, rows, monkeypatch):
