@@ -182,7 +182,7 @@ def _linters(clone):
         "pre-commit-hooks": "pre-commit-hooks",
         "ruff-pre-commit": "ruff",
         "yamllint": "yamllint",
-        "codespell": "codespell",
+        "codespell": "codespell[toml]",
     }
     return [
         f"{packages[name]}=={repo['rev'].removeprefix('v')}"
@@ -265,12 +265,15 @@ def _test(checks, changed):
             f"recipe_tests.py, rows of {corpus}",
             "python",
             "-c",
-            _RECIPE_TESTS.format(script=f"recipes/{corpus}/EmoQ/train.py"),
+            _RECIPE_TESTS.format(
+                corpus=corpus, script=f"recipes/{corpus}/EmoQ/train.py"
+            ),
         )
 
 
 _RECIPE_TESTS = """
 import sys
+from pathlib import Path
 from tests.utils.recipe_tests import run_recipe_tests
 passed = run_recipe_tests(
     filters_fields=["Script_file"],
@@ -278,6 +281,9 @@ passed = run_recipe_tests(
     do_checks=True,
     run_opts="--device=cpu",
 )
+for log in sorted(Path("tests/tmp").glob("{corpus}_row_*/stderr.txt")):
+    if not log.with_name(".passed").exists():
+        print(log, *log.read_text().splitlines()[-15:], sep="\\n")
 sys.exit(not passed)
 """
 

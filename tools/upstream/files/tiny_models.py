@@ -12,7 +12,18 @@ from emoq_modules.qformer import EmoQFormer
 
 FOLDER = "tests/tmp/EmoQ"
 MANIFEST = "tests/samples/annotation/ASR_train.json"
-WORDS = """angry disgust fear happy joy neutral sad sadness surprise""".split()
+# Of all corpora.
+WORDS = [
+    "angry",
+    "disgust",
+    "fear",
+    "happy",
+    "joy",
+    "neutral",
+    "sad",
+    "sadness",
+    "surprise",
+]
 SIZES = {
     "hidden_size": 16,
     "num_hidden_layers": 2,
@@ -39,7 +50,15 @@ if __name__ == "__main__":
         f"{FOLDER}/hubert"
     )
     roberta = build_text_encoder(f"{FOLDER}/roberta", texts, **SIZES)
-    build_llm(f"{FOLDER}/llm", texts, WORDS, **SIZES, num_key_value_heads=1)
+    # Weights of the usual size would hardly tell one prompt from another.
+    build_llm(
+        f"{FOLDER}/llm",
+        texts,
+        WORDS,
+        **SIZES,
+        num_key_value_heads=1,
+        initializer_range=0.4,
+    )
     # What stage 2 takes from stage 1.
     fusion = EmoQFormer(roberta, audio_dim=16, num_queries=3, pooling_heads=2)
     save_trainable(fusion, f"{FOLDER}/emoq_former.safetensors")
