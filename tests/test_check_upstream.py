@@ -53,3 +53,23 @@ def test_linters_have_the_versions_of_upstreams_hooks(tmp_path):
 def test_a_folder_that_is_no_clone_is_refused(tmp_path, capsys):
     assert check_upstream.main([str(tmp_path)]) == 2
     assert "is not a checkout" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("passed", "status"), [(True, 0), (False, 1)])
+def test_the_status_is_that_of_the_checks_and_the_rest_is_listed(
+    monkeypatch, capsys, passed, status
+):
+    def lint(checks, *_):
+        checks.results.append(("hook ruff", passed, 0.0))
+
+    monkeypatch.setattr(check_upstream.to_speechbrain, "main", lambda _: 0)
+    monkeypatch.setattr(check_upstream, "_git", lambda *_: "")
+    monkeypatch.setattr(
+        check_upstream, "_environments", lambda *_: (None, None)
+    )
+    monkeypatch.setattr(check_upstream, "_lint", lint)
+    monkeypatch.setattr(check_upstream, "_test", lambda *_: None)
+    assert check_upstream.main(["somewhere"]) == status
+    out = capsys.readouterr().out
+    assert "hook ruff" in out
+    assert "Result links" in out and "Released weights" in out

@@ -13,6 +13,7 @@ import to_speechbrain
 from hyperpyyaml import resolve_references
 from ruamel.yaml import YAML
 from upstream import table
+from upstream.checkout import Checkout
 from upstream.flatten import FlattenError, flatten, meaning
 from upstream.imports import MoveError, Names, inline, rewrite
 
@@ -144,14 +145,25 @@ def test_the_same_contribution_has_the_same_commits_again(laid, capsys):
     assert git(laid, "rev-parse", *BRANCHES) == before
 
 
-def test_what_has_changed_here_is_laid_anew(clone, monkeypatch):
-    assert to_speechbrain.main([str(clone)]) == 0
-    series = {b: f"{m}\nMore.\n" for b, m in table.SERIES.items()}
-    monkeypatch.setattr(table, "SERIES", series)
-    assert to_speechbrain.main([str(clone)]) == 0
-    assert git(clone, "log", "-1", "--format=%b").endswith("More.")
-    assert git(clone, "rev-list", "--count", "develop..HEAD") == "4"
-    assert git(clone, "status", "--porcelain") == ""
+def test_what_has_changed_here_is_laid_anew(clone):
+    for content in (b"1", b"2"):
+        parts = [("a", "A", {"a.py": ("100644", content)})]
+        parts += [("b", "B", {"b/c.py": ("100755", content)})]
+        assert Checkout(clone, ["a", "b"]).lay(parts)
+        assert not Checkout(clone, ["a", "b"]).lay(parts)
+        assert (clone / "b/c.py").read_bytes() == content
+        assert git(clone, "status", "--porcelain") == ""
+        assert git(clone, "log", "--format=%s", "develop..HEAD") == "B\nA"
+
+
+def test_upstreams_progress_is_what_the_series_is_laid_on_next(clone):
+    parts = [("a", "A", {"a.py": ("100644", b"1")})]
+    Checkout(clone, ["a"]).lay(parts)
+    git(clone, "checkout", "-q", "develop")
+    write(clone, "news.txt")
+    commit(clone)
+    assert Checkout(clone, ["a"]).lay(parts)
+    assert git(clone, "rev-parse", "a~") == git(clone, "rev-parse", "develop")
 
 
 def not_speechbrain(folder):

@@ -1,9 +1,6 @@
 """All files of the contribution, as upstream is to have them."""
 
 import ast
-import csv
-import io
-import json
 import re
 import subprocess
 import sys
@@ -14,62 +11,12 @@ from emoq_modules import _PUBLIC
 from upstream import table
 from upstream.flatten import flatten
 from upstream.imports import MoveError, Names, inline, rewrite
+from upstream.recipe_rows import row_of, samples, with_rows
 
 ROOT = Path(__file__).parents[2]
 FILES = Path(__file__).with_name("files")
 
 _FILE, _PROGRAM, _LINK = "100644", "100755", "120000"
-_TINY = "tests/tmp/EmoQ"
-_SAMPLES = "tests/samples/annotation"
-_SHARED_BY_STAGES = {
-    "data_folder": "tests/samples/ASR",
-    "data_root": "tests/samples/ASR",
-    "prepare": "null",
-    "results_folder": f"{_TINY}/results",
-    "audio_source": f"{_TINY}/hubert",
-    "audio_dim": 16,
-    "text_encoder": f"{_TINY}/roberta",
-    "embedding_dim": 16,
-    "num_queries": 3,
-    "pooling_heads": 2,
-    "fusion_weights": f"{_TINY}/emoq_former.safetensors",
-    "precision": "fp32",
-    "eval_precision": "fp32",
-    "batch_size": 8,
-    "num_workers": 0,
-    "lr": 0.01,
-    "number_of_epochs": 40,
-    "patience": 100,
-}
-# What a stage's flags are besides, and the training loss that it begins above
-# and, all epochs over the eight utterances, ends below.
-_TESTS = {
-    1: (
-        {
-            "fusion_weights": f"{_TINY}/of_stage1.safetensors",
-            "temperature": 0.3,
-        },
-        "<2.0",
-    ),
-    2: (
-        {
-            "llm": f"{_TINY}/llm",
-            "llm_dtype": "float32",
-            "lora_dropout": 0.0,
-        },
-        "<2.5",
-    ),
-}
-_WRITTEN = (
-    "train.py",
-    "env.log",
-    "log.txt",
-    "train_log.txt",
-    "hyperparams.yaml",
-    "predictions.csv",
-    "test_stats.txt",
-    "save",
-)
 
 
 def contribution(checkout):
@@ -206,12 +153,15 @@ def _recipes(checkout, names):
                 setup = f"{setups}/{yaml.replace('/', '_')}"
                 files[setup] = (_LINK, maker) if maker else (_PROGRAM, tiny)
                 maker = maker or setup.rpartition("/")[2]
-                rows.append(_row(corpus, folder, yaml, prepare, name, stage))
+                rows.append(row_of(corpus, folder, yaml, prepare, name, stage))
             labels = _labels(files[f"{folder}/{yaml}.yaml"][1])
-            files |= _samples(checkout, name, labels)
+            files |= {
+                path: (_FILE, text)
+                for path, text in samples(checkout, name, labels).items()
+            }
         files[f"tests/recipes/{corpus}.csv"] = (
             _FILE,
-            _with_rows(checkout, f"tests/recipes/{corpus}.csv", rows),
+            with_rows(checkout, f"tests/recipes/{corpus}.csv", rows),
         )
     return files
 
@@ -234,76 +184,6 @@ def _requirements(more):
         line = next(b for b in bounds if re.match(rf"{name}[<>=]", b))
         lines.append(line)
     return "\n".join(lines) + "\n"
-
-
-def _row(corpus, folder, yaml, prepare, name, stage):
-    own, limit = _TESTS[stage]
-    flags = {
-        **_SHARED_BY_STAGES,
-        "manifest_folder": f"{_SAMPLES}/EmoQ/{name}",
-        **own,
-    }
-    written = ",".join(_WRITTEN)
-    return {
-        "Task": "Emotion_recognition",
-        "Dataset": corpus,
-        "Script_file": f"{folder}/train.py",
-        "Hparam_file": f"{folder}/{yaml}.yaml",
-        "Data_prep_file": f"{folder}/{prepare}.py",
-        "Readme_file": f"{folder}/README.md",
-        "test_debug_flags": " ".join(f"--{k}={v}" for k, v in flags.items()),
-        "test_debug_checks": (
-            f"file_exists=[{written}] performance_check=[train_log.txt, "
-            f"train loss, {limit}, epoch: {flags['number_of_epochs']}]"
-        ),
-    }
-
-
-def _with_rows(checkout, path, rows):
-    """A table of recipe tests, upstream's or a new one, with rows added."""
-    model = checkout.read("tests/recipes/IEMOCAP.csv")
-    header = model.splitlines()[0].split(",")
-    unknown = rows[0].keys() - set(header)
-    if unknown:
-        raise MoveError(
-            f"{path} has no column {', '.join(sorted(unknown))}: upstream "
-            "tests recipes in another way; tools/upstream has to follow."
-        )
-    there = checkout.read(path) if path in checkout.at_base else ""
-    text = io.StringIO()
-    writer = csv.DictWriter(text, header, restval="", lineterminator="\n")
-    if not there:
-        writer.writeheader()
-    writer.writerows(rows)
-    end = "\n" if there and not there.endswith("\n") else ""
-    return there + end + text.getvalue()
-
-
-def _samples(checkout, name, labels):
-    """Manifests of upstream's sample recordings, whose labels are made up."""
-    files = {}
-    for split, source in (
-        ("train", "ASR_train"),
-        ("valid", "ASR_dev"),
-        ("test", "ASR_dev"),
-    ):
-        rows = json.loads(checkout.read(f"{_SAMPLES}/{source}.json"))
-        manifest = {
-            f"{split}_{id_}": {
-                "wav": row["wav"],
-                "duration": float(row["duration"]),
-                "speaker": row["spk_id"],
-                "session": row["spk_id"],
-                "dialogue": row["spk_id"],
-                "turn": turn,
-                "text": row["words"],
-                "emotion": labels[turn % len(labels)],
-            }
-            for turn, (id_, row) in enumerate(rows.items())
-        }
-        path = f"{_SAMPLES}/EmoQ/{name}/{split}.json"
-        files[path] = _FILE, json.dumps(manifest, indent=4) + "\n"
-    return files
 
 
 def _formatted(files, settings):
