@@ -134,9 +134,11 @@ def build_datasets(
     """
 
     def tokens(text):
+        """What the text encoder reads of a transcript."""
         return encode_text(tokenizer, text, max_text_tokens)
 
     def context(dialogue, turn):
+        """The turns of a dialogue before this one."""
         if not context_turns:
             return []
         before = [

@@ -99,15 +99,13 @@ def extract_features(
         max_batch_seconds = _BATCH_SECONDS[torch.device(device).type]
     seconds = sum(durations[path] for path in todo)
     batches = _batches(todo, durations, max_batch_seconds)
-    with (
-        _ShardWriter(store, shard_bytes, seconds) as writer,
-        tqdm(
-            total=round(seconds),
-            desc="audio features",
-            unit="s",
-            disable=not progressbar,
-        ) as bar,
-    ):
+    bar = tqdm(
+        total=round(seconds),
+        desc="audio features",
+        unit="s",
+        disable=not progressbar,
+    )
+    with _ShardWriter(store, shard_bytes, seconds) as writer, bar:
         for batch, wavs in _read_ahead(_unclaimed(batches, store), read_audio):
             for path, frames in _encode(
                 encoder, batch, wavs, device, store.precision
@@ -130,6 +128,7 @@ class _ShardWriter:
         self._shard, self._size = {}, 0
 
     def add(self, path, frames, duration):
+        """Takes the frames of a recording of ``duration`` seconds."""
         self._shard[self.store.key(path)] = frames
         self._size += frames.nbytes
         self._bytes_done += frames.nbytes

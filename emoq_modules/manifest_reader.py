@@ -244,11 +244,11 @@ def _are_turns(turns):
     """Whether these are ``[turn, speaker, text]``, in the order of turns."""
     if not isinstance(turns, list):
         return False
-    numbers = []
+    kinds = (int, str, str)
     for turn in turns:
-        match turn:
-            case [int(number), str(), str()]:
-                numbers.append(number)
-            case _:
-                return False
+        if not isinstance(turn, list) or len(turn) != len(kinds):
+            return False
+        if not all(map(isinstance, turn, kinds)):
+            return False
+    numbers = [turn[0] for turn in turns]
     return numbers == sorted(set(numbers))

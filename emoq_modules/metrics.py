@@ -291,6 +291,7 @@ def format_confusion(labels, metrics):
     widths = [max(len(label) + 2, 7) for label in labels]
 
     def line(*cells):
+        """Cells in the columns."""
         pairs = zip(cells, [first, *widths, 8], strict=True)
         return "".join(f"{cell:>{width}}" for cell, width in pairs)
 

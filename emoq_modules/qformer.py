@@ -264,6 +264,7 @@ class _FusionLayer(nn.Module):
         self.text_output = _FeedForward(config) if with_text_output else None
 
     def forward(self, queries, text, self_mask, frames, audio_mask):
+        """Queries and text of the next layer, ``(B, N_q or L, d_h)``."""
         num_queries = queries.shape[1]
         joint = torch.cat([queries, text], dim=1)  # (B, N_q + L, d_h), Eq. 1
         joint = self.self_attention(joint, joint, self_mask)  # Eq. 2
@@ -293,6 +294,7 @@ class _Attention(nn.Module):
         self.dropout = nn.Dropout(config.hidden_dropout_prob)
 
     def forward(self, x, memory, mask):
+        """What ``x``, ``(B, N, d_h)``, finds in ``memory``."""
         attended = F.scaled_dot_product_attention(
             self._split(self.query(x)),
             self._split(self._read(self.key, memory, mask)),
@@ -348,6 +350,7 @@ class _FeedForward(nn.Module):
         self.dropout = nn.Dropout(config.hidden_dropout_prob)
 
     def forward(self, x):
+        """Each position by itself, ``(B, N, d_h)``."""
         inner = F.gelu(self.intermediate(x))
         return self.norm(x + self.dropout(self.output(inner)))
 
@@ -368,6 +371,7 @@ class _TextEmbeddings(nn.Module):
         self.dropout = nn.Dropout(config.hidden_dropout_prob)
 
     def forward(self, tokens, mask):
+        """Embeddings of token ids ``(B, L)``, ``(B, L, d_h)``."""
         length = tokens.shape[1]
         if length > self.max_tokens:
             raise ValueError(

@@ -49,6 +49,7 @@ def folder_of(tmp_path_factory):
     made = {}
 
     def make(family, norm):
+        """The folder of a model, made at first use."""
         if (family, norm) not in made:
             folder = str(tmp_path_factory.mktemp(f"{family}-{norm}"))
             config = AutoConfig.for_model(
@@ -79,6 +80,7 @@ def speech(*lengths, seed=0):
 
 
 def padded(wavs, rubbish=0.0):
+    """A batch of waveforms, and their relative lengths."""
     lengths = torch.tensor([len(wav) for wav in wavs])
     batch = torch.full((len(wavs), int(lengths.max())), rubbish)
     for row, wav in zip(batch, wavs, strict=True):
@@ -87,12 +89,14 @@ def padded(wavs, rubbish=0.0):
 
 
 def alone(encoder, wav):
+    """Frames of one waveform."""
     frames, lens = encoder(wav[None], torch.ones(1))
     assert lens.tolist() == [1.0]
     return frames[0]
 
 
 def assert_same_alone_and_padded(encoder, wavs, tolerance):
+    """Whether frames depend on the batch."""
     # Whatever stands in the padding must not matter.
     frames, lens = encoder(*padded(wavs, rubbish=0.3))
     counts = (lens * frames.shape[1]).round().int().tolist()

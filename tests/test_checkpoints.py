@@ -49,6 +49,7 @@ class Run:
         )
 
     def step(self):
+        """Trains on one example."""
         self.model(torch.tensor([1.0, 2.0])).sum().backward()
         self.optimizer.step()
         self.schedule.step()
@@ -56,17 +57,21 @@ class Run:
         self.history.append({"step": len(self.history) + 1})
 
     def save(self, **meta):
+        """Saves a checkpoint, and says where."""
         return self.checkpointer.save_checkpoint(meta=meta).path
 
     def weights(self):
+        """A copy of all weights."""
         return {k: v.clone() for k, v in self.model.state_dict().items()}
 
     def has_moments(self):
+        """Whether the optimiser remembers anything."""
         return bool(self.optimizer.state_dict()["state"])
 
 
 @pytest.fixture
 def run(tmp_path):
+    """A run that has not begun."""
     return Run(tmp_path / "save")
 
 
@@ -78,11 +83,13 @@ def resumed(run):
 
 
 def assert_same(one, other):
+    """Whether two sets of weights are equal."""
     assert one.keys() == other.keys()
     assert all(torch.equal(one[name], other[name]) for name in one)
 
 
 def truncate(path):
+    """Cuts a file off."""
     path.write_bytes(path.read_bytes()[:20])
 
 
@@ -112,6 +119,7 @@ def test_random_state_brings_every_generator_back(tmp_path):
     state.save(tmp_path / "random.ckpt")
 
     def draw():
+        """A few numbers of every generator."""
         return (
             torch.rand(3).tolist(),
             np.random.standard_normal(3).tolist(),
@@ -141,6 +149,7 @@ def test_nothing_is_unpickled(run, monkeypatch):
     load, loaded = torch.load, []
 
     def watched(file, *args, weights_only=None, **kwargs):
+        """Loads a file, and remembers whether as weights alone."""
         # None is torch's default, which is True.
         loaded.append((os.fspath(file), weights_only in (None, True)))
         return load(file, *args, weights_only=weights_only, **kwargs)
@@ -281,6 +290,7 @@ def test_full_disk_leaves_the_checkpoint_before(run, monkeypatch):
     run.step()
 
     def save(state, path):
+        """Writes until the disk is full."""
         path.write_bytes(b"some of it")
         raise RuntimeError("file write failed")
 
@@ -342,17 +352,19 @@ def test_a_kill_while_an_earlier_checkpoint_shrinks_harms_nothing(
     run.step()
 
     class Killed(BaseException):
-        pass
+        """In the place of a signal."""
 
     # The kill comes when the first checkpoint is about to be written to.
     write, save = checkpoints.write_atomically, torch.save
 
     def write_or_die(path, content):
+        """Writes, or is killed before."""
         if path.parent == first and name == "write_atomically":
             raise Killed
         write(path, content)
 
     def save_or_die(state, path):
+        """Saves, or is killed while it does."""
         if path.parent == first and name == "torch.save":
             path.write_bytes(b"some of it")
             raise Killed

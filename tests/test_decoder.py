@@ -16,11 +16,13 @@ DIM = 6
 
 
 def template(audio="\nVoice: <AUDIO>"):
+    """A prompt with speaker and transcript."""
     user = "Speaker: {speaker}\nTranscript: {text}" + audio
     return PromptTemplate("Name the emotion: {labels}.", user)
 
 
 def make_decoder(source, labels=LABELS, **options):
+    """A decoder whose LoRA is not at its start."""
     torch.manual_seed(0)
     decoder = SoftPromptDecoder(
         source, template(), labels, embedding_dim=DIM, **options
@@ -34,11 +36,13 @@ def make_decoder(source, labels=LABELS, **options):
 
 @pytest.fixture(scope="module")
 def decoder(llm):
+    """One of a small Qwen2."""
     return make_decoder(llm)
 
 
 @pytest.fixture(scope="module")
 def embeddings():
+    """Three unit vectors."""
     generator = torch.Generator().manual_seed(1)
     embeddings = torch.randn(3, DIM, generator=generator)
     return torch.nn.functional.normalize(embeddings, dim=-1)
@@ -59,6 +63,7 @@ def full_logits(decoder, embedding, text, speaker, answer=()):
 
 
 def full_log_probabilities(decoder, embedding, text, speaker, answer):
+    """Those of an answer's tokens, ``(len(answer),)``."""
     logits = full_logits(decoder, embedding, text, speaker, answer)
     chosen = logits[-len(answer) - 1 : -1].log_softmax(dim=-1)
     return chosen[range(len(answer)), answer]
@@ -101,6 +106,7 @@ CONTEXTS = [
 
 @pytest.fixture(scope="module")
 def context_decoder(llm):
+    """One whose prompt tells what was said before."""
     torch.manual_seed(0)
     user = f"Before: {{context}}\n{template().user}"
     prompt = PromptTemplate("Name the emotion: {labels}.", user)

@@ -81,6 +81,7 @@ def test_template_without_fields_goes_on_after_its_beginning(llm):
 
 
 def gradients(decoder, embeddings):
+    """The loss, and the gradient of every parameter that trains."""
     decoder.zero_grad()
     loss = decoder.loss(embeddings, TEXTS, SPEAKERS, TARGETS)
     loss.backward()

@@ -18,6 +18,7 @@ AUDIO_DIM = 12
 
 @pytest.fixture(scope="module")
 def fusion(text_encoder):
+    """An EmoQ-Former on a small RoBERTa."""
     torch.manual_seed(0)
     return EmoQFormer(text_encoder, AUDIO_DIM, num_queries=5, pooling_heads=4)
 

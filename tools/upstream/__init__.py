@@ -1,0 +1,1 @@
+"""How the project becomes a contribution to speechbrain/speechbrain."""

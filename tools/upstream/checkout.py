@@ -1,0 +1,233 @@
+"""A clone of speechbrain/speechbrain: what is refused, and how commits come.
+
+The commits are made by ``git fast-import`` under ``refs/emoq/``, beside
+everything else; only when all are there do branches and files follow.
+"""
+
+import hashlib
+import subprocess
+from pathlib import Path
+
+from upstream.table import MINIMUM_VERSION, NEEDED
+
+_VERSION = "speechbrain/version.txt"
+_LAID = "refs/emoq/{}"
+
+
+class CheckoutError(ValueError):
+    """The checkout cannot be used; the message is for the person."""
+
+
+class Checkout:
+    """A git work tree of SpeechBrain.
+
+    Arguments
+    ---------
+    folder : str or Path
+        Its root.
+    series : list of str
+        Names of the branches to lay, in order.
+
+    Raises
+    ------
+    CheckoutError
+        If it is none, is too old, has changes that are not committed, or is
+        not where the series can begin.
+    """
+
+    def __init__(self, folder, series):
+        self.folder, self.series = Path(folder), list(series)
+        self._check_version()
+        self._check_clean()
+        self.base = self._develop()
+        self._check_head()
+        self.at_base = set(
+            self._git("ls-tree", "-r", "-z", "--name-only", self.base).split(
+                "\0"
+            )
+        )
+        moved = [path for path in NEEDED if path not in self.at_base]
+        if moved:
+            raise CheckoutError(
+                f"{self.folder} has no {', no '.join(moved)}: upstream has "
+                "moved it. Correct tools/upstream/table.py."
+            )
+
+    def read(self, path):
+        """A text file as it is upstream."""
+        return self._git("show", f"{self.base}:{path}", strip=False)
+
+    def lay(self, parts):
+        """Makes a commit and a branch of each part, and checks the last out.
+
+        Arguments
+        ---------
+        parts : list of tuple
+            Branch, message, and files: mode and content (bytes) by path.
+
+        Returns
+        -------
+        bool
+            Whether anything has changed.
+
+        Raises
+        ------
+        CheckoutError
+            If a file is in the way, or git refuses.
+        """
+        self._check_paths(parts)
+        last = parts[-1][0]
+        if self._is_laid(parts):
+            if self._head() == f"refs/heads/{last}":
+                return False
+        else:
+            self._git(
+                "fast-import", "--quiet", "--force", stdin=self._stream(parts)
+            )
+        # Refuses before it changes anything, if a file is in the way.
+        self._git("checkout", "--quiet", "--detach", _LAID.format(last))
+        for branch, *_ in parts:
+            self._git(
+                "update-ref", f"refs/heads/{branch}", _LAID.format(branch)
+            )
+        self._git("symbolic-ref", "HEAD", f"refs/heads/{last}")
+        return True
+
+    def _check_version(self):
+        file = self.folder / _VERSION
+        top = self._git("rev-parse", "--show-toplevel", check=False)
+        if not file.is_file() or Path(top) != self.folder.resolve():
+            raise CheckoutError(
+                f"{self.folder} is not a checkout of speechbrain/speechbrain: "
+                f"it has no {_VERSION} at the root of a git repository. Clone "
+                "branch develop of "
+                "https://github.com/speechbrain/speechbrain."
+            )
+        version = file.read_text(encoding="utf-8").strip()
+        try:
+            numbers = tuple(int(part) for part in version.split(".")[:3])
+        except ValueError:
+            numbers = ()
+        if numbers < MINIMUM_VERSION:
+            raise CheckoutError(
+                f"{self.folder} is SpeechBrain {version}; the contribution "
+                f"needs {'.'.join(map(str, MINIMUM_VERSION))} or later. Pull "
+                "branch develop."
+            )
+
+    def _check_clean(self):
+        changed = self._git("status", "--porcelain").splitlines()
+        if changed:
+            raise CheckoutError(
+                f"{self.folder} has {len(changed)} changes that are not "
+                f"committed, for one '{changed[0].strip()}': commit or stash "
+                "them."
+            )
+
+    def _develop(self):
+        for ref in ("refs/heads/develop", "refs/remotes/origin/develop"):
+            base = self._commit(ref)
+            if base:
+                return base
+        raise CheckoutError(
+            f"{self.folder} has no branch develop: clone it with --branch "
+            "develop."
+        )
+
+    def _check_head(self):
+        head = self._commit("HEAD")
+        laid = {b: self._commit(_LAID.format(b)) for b in self.series}
+        if head != self.base and head not in laid.values():
+            raise CheckoutError(
+                f"{self.folder} is at {head[:9]}, which is neither branch "
+                "develop nor what this command has laid: git switch develop."
+            )
+        for branch in self.series:
+            tip = self._commit(f"refs/heads/{branch}")
+            if tip and tip != laid[branch]:
+                raise CheckoutError(
+                    f"Branch {branch} of {self.folder} holds commits that "
+                    "this command did not make; they would be lost. Rename it "
+                    f"(git branch -m {branch} ...)."
+                )
+
+    def _check_paths(self, parts):
+        for _, _, files in parts:
+            for path in files:
+                if path in self.at_base and path not in NEEDED:
+                    raise CheckoutError(
+                        f"{path} is upstream's already and would be "
+                        "overwritten. Give ours another name in "
+                        "tools/upstream/table.py."
+                    )
+
+    def _is_laid(self, parts):
+        """Whether these very commits are there."""
+        parent = self.base
+        for branch, message, files in parts:
+            commit = self._commit(_LAID.format(branch))
+            if not commit or self._commit(f"refs/heads/{branch}") != commit:
+                return False
+            there = self._git(
+                "diff-tree", "-r", "-z", "--no-renames", parent, commit
+            ).split("\0")
+            # ":mode mode blob blob status", path, ...
+            found = {
+                path: (entry.split()[1], entry.split()[3])
+                for entry, path in zip(there[0:-1:2], there[1::2], strict=True)
+            }
+            wanted = {p: (m, _blob(c)) for p, (m, c) in files.items()}
+            lines = self._git("log", "-1", "--format=%P%n%B", commit)
+            if (
+                found != wanted
+                or lines.strip() != f"{parent}\n{message.strip()}"
+            ):
+                return False
+            parent = commit
+        return True
+
+    def _stream(self, parts):
+        """What ``git fast-import`` reads."""
+        # "Name <address> seconds zone"; the time is that of upstream's last
+        # commit, so that the same contribution has the same hash again.
+        person = self._git("var", "GIT_COMMITTER_IDENT").rsplit(" ", 2)[0]
+        when = self._git("log", "-1", "--format=%ct +0000", self.base)
+        parent, stream = self.base, b""
+        for mark, (branch, message, files) in enumerate(parts, 1):
+            stream += f"commit {_LAID.format(branch)}\nmark :{mark}\n".encode()
+            stream += f"committer {person} {when}\n".encode()
+            stream += _data(message.encode()) + f"from {parent}\n".encode()
+            for path, (mode, content) in sorted(files.items()):
+                stream += f"M {mode} inline {path}\n".encode() + _data(content)
+            parent = f":{mark}"
+        return stream
+
+    def _head(self):
+        return self._git("symbolic-ref", "--quiet", "HEAD", check=False)
+
+    def _commit(self, ref):
+        return self._git(
+            "rev-parse", "--verify", "--quiet", f"{ref}^{{commit}}", check=False
+        )
+
+    def _git(self, *arguments, check=True, stdin=None, strip=True):
+        done = subprocess.run(
+            ["git", "-C", str(self.folder), *arguments],
+            input=stdin,
+            capture_output=True,
+        )
+        if check and done.returncode:
+            reason = done.stderr.decode(errors="replace").strip()
+            raise CheckoutError(
+                f"git {arguments[0]} failed in {self.folder}: {reason}"
+            )
+        output = done.stdout.decode()
+        return output.strip() if strip else output
+
+
+def _data(content):
+    return b"data %d\n%s\n" % (len(content), content)
+
+
+def _blob(content):
+    return hashlib.sha1(b"blob %d\0%s" % (len(content), content)).hexdigest()

@@ -1,0 +1,25 @@
+"""Small models that the tests of EmoQ's modules share."""
+
+import pytest
+
+from emoq_modules.offline import build_llm, build_text_encoder
+
+TRANSCRIPTS = [
+    "Oh no, what have you done to my car?",
+    "I can't believe we won the game!",
+    "The meeting is on Tuesday.",
+    "Leave me alone.",
+]
+LABELS = ["angry", "happy", "neutral", "sad"]
+
+
+@pytest.fixture(scope="session")
+def text_encoder(tmp_path_factory):
+    """The folder of a small RoBERTa."""
+    return build_text_encoder(tmp_path_factory.mktemp("roberta"), TRANSCRIPTS)
+
+
+@pytest.fixture(scope="session")
+def llm(tmp_path_factory):
+    """The folder of a small Qwen2."""
+    return build_llm(tmp_path_factory.mktemp("qwen2"), TRANSCRIPTS, LABELS)

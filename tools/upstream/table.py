@@ -1,0 +1,186 @@
+"""Which of our files goes where upstream: the one place to change.
+
+Modules keep their text but for the names of what they import; what is written
+for upstream alone lies in ``files/``.
+"""
+
+# The oldest version whose layout this table fits.
+MINIMUM_VERSION = (1, 1, 0)
+
+EMOQ = "speechbrain.integrations.huggingface.emoq"
+
+# Our modules and those they become. The first part needs torch alone.
+LOSSES = {
+    "emoq_modules.losses": "speechbrain.nnet.loss.mal_loss",
+    "emoq_modules.pooling": "speechbrain.nnet.attentive_pooling",
+    "emoq_modules.metrics": "speechbrain.utils.emotion_stats",
+    "emoq_modules.sampler": "speechbrain.dataio.class_group_sampler",
+    "test_losses": "tests.unittests.test_mal_loss",
+    "test_metrics": "tests.unittests.test_emotion_stats",
+    "test_sampler": "tests.unittests.test_class_group_sampler",
+}
+MODULES = {
+    "emoq_modules.audio_files": f"{EMOQ}.audio_files",
+    "emoq_modules.backbones": f"{EMOQ}.backbones",
+    "emoq_modules.offline": f"{EMOQ}.small_backbones",
+    "emoq_modules.roberta_weights": f"{EMOQ}.roberta_weights",
+    "emoq_modules.qformer": f"{EMOQ}.qformer",
+    "emoq_modules.packing": f"{EMOQ}.packing",
+    "emoq_modules.prompt": f"{EMOQ}.prompt",
+    "emoq_modules.quantization": f"{EMOQ}.quantization",
+    "emoq_modules.llm": f"{EMOQ}.llm",
+    "emoq_modules.decoder": f"{EMOQ}.decoder",
+    "emoq_modules.audio_encoder": f"{EMOQ}.audio_encoder",
+    "emoq_modules.fbank": f"{EMOQ}.fbank",
+    "test_qformer": "speechbrain.integrations.tests.test_emoq_qformer",
+    "test_decoder": "speechbrain.integrations.tests.test_emoq_decoder",
+    "test_packing": "speechbrain.integrations.tests.test_emoq_packing",
+    "test_audio_encoder": "speechbrain.integrations.tests.test_emoq_encoders",
+}
+TRAINING = {
+    "emoq_modules.ranks": f"{EMOQ}.ranks",
+    "emoq_modules.shared_evaluation": f"{EMOQ}.shared_evaluation",
+    "emoq_modules.digest_table": f"{EMOQ}.digest_table",
+    "emoq_modules.audio_digests": f"{EMOQ}.audio_digests",
+    "emoq_modules.manifest": f"{EMOQ}.manifest",
+    "emoq_modules.manifest_rows": f"{EMOQ}.manifest_rows",
+    "emoq_modules.manifest_reader": f"{EMOQ}.manifest_reader",
+    "emoq_modules.corpus": f"{EMOQ}.corpus",
+    "emoq_modules.clip_store": f"{EMOQ}.clip_store",
+    "emoq_modules.dataio": f"{EMOQ}.dataio",
+    "emoq_modules.checkpoints": f"{EMOQ}.checkpoints",
+    "emoq_modules.feature_store": f"{EMOQ}.feature_store",
+    "emoq_modules.feature_extraction": f"{EMOQ}.feature_extraction",
+    "emoq_modules.train_loggers": f"{EMOQ}.train_loggers",
+    "test_checkpoints": "speechbrain.integrations.tests.test_emoq_checkpoints",
+}
+# The prepare scripts' names without a folder: a recipe runs in its own.
+# Upstream has an iemocap_prepare.py, of audio alone.
+PREPARE = {
+    "recipes.IEMOCAP.iemocap_prepare": "iemocap_emoq_prepare",
+    "recipes.MELD.meld_prepare": "meld_prepare",
+}
+# Where ``train.py`` imports it, the module's own text stands there: upstream's
+# recipes have their Brain in the script.
+INLINED = "emoq_modules.brain"
+
+# Names of ours that stand for a built-in one there.
+RENAMED = {"ConfigurationError": "ValueError"}
+
+# What a module says of our project, and what it says there.
+REWORDED = {
+    "emoq_modules.backbones": {
+        "; hparams/presets/offline.yaml needs no download at all": "",
+    },
+    "recipes.IEMOCAP.iemocap_prepare": {
+        "python recipes/IEMOCAP/iemocap_prepare.py": (
+            "python iemocap_emoq_prepare.py"
+        ),
+    },
+    "recipes.MELD.meld_prepare": {
+        "python recipes/MELD/meld_prepare.py": "python meld_prepare.py",
+    },
+}
+
+# Tests, and what they alone use, that need what stays here: our experiments,
+# or real data.
+LEFT_OUT_TESTS = {
+    "test_losses": {
+        "ABLATIONS",
+        "test_presets_leave_of_the_loss_what_table_5_names",
+    },
+    "test_audio_encoder": {
+        "test_fbank_values_of_real_speech_are_around_one",
+    },
+}
+
+# Keys of an experiment that the recipes' script has no use for.
+LEFT_OUT_KEYS = {"brain", "shard_llm"}
+
+# Experiment and the presets laid over it, for each YAML.
+RECIPES = {
+    "IEMOCAP": {
+        "prepare": "recipes.IEMOCAP.iemocap_prepare",
+        "options": "--data_folder /path/to/IEMOCAP_full_release",
+        "requirements": (),
+        "presets": {
+            "iemocap4": "recipes/IEMOCAP/iemocap4.yaml",
+            "iemocap4_speaker": "recipes/IEMOCAP/iemocap4_speaker.yaml",
+        },
+    },
+    "MELD": {
+        "prepare": "recipes.MELD.meld_prepare",
+        "options": "--data_folder /path/to/MELD.Raw",
+        "requirements": ("av",),
+        "presets": {
+            "meld7": "recipes/MELD/meld7.yaml",
+            "meld4": "recipes/MELD/meld4.yaml",
+        },
+    },
+}
+EXPERIMENTS = {
+    1: "hparams/emoq_stage1.yaml",
+    2: "hparams/emoq_stage2.yaml",
+}
+# Of setup.py, what SpeechBrain itself does not require.
+REQUIREMENTS = (
+    "accelerate",
+    "jinja2",
+    "peft",
+    "safetensors",
+    "tokenizers",
+    "transformers",
+)
+
+# Upstream's files that the contribution rests on, besides those it extends. One
+# that is no longer there was moved, and this table has to follow.
+NEEDED = (
+    "conftest.py",
+    "speechbrain/dataio/dataset.py",
+    "speechbrain/integrations/huggingface/hubert.py",
+    "speechbrain/integrations/huggingface/wav2vec2.py",
+    "speechbrain/integrations/huggingface/wavlm.py",
+    "speechbrain/integrations/tests/test_nlp.py",
+    "speechbrain/lobes/features.py",
+    "speechbrain/nnet/loss/__init__.py",
+    "speechbrain/utils/metric_stats.py",
+    "speechbrain/utils/parameter_transfer.py",
+    "speechbrain/utils/train_logger.py",
+    "tests/recipes/IEMOCAP.csv",
+    "tests/samples/annotation/ASR_dev.json",
+    "tests/samples/annotation/ASR_train.json",
+    "tests/unittests/test_losses.py",
+    "tests/utils/recipe_tests.py",
+)
+
+# One branch and commit each, in the order to review them.
+SERIES = {
+    "emoq-1-losses": """\
+Add supervised contrastive, focal and MAL losses, and emotion metrics
+
+SupConLoss, FocalLoss and their weighted sum MALLoss, AttentivePooling that
+leaves padding out, ClassGroupSampler for contrastive batches, and
+EmotionStats: weighted and unweighted accuracy, weighted F1, confusion. They
+need nothing that SpeechBrain does not require already.
+""",
+    "emoq-2-modules": """\
+Add the EmoQ-Former and the soft prompt decoder
+
+EmoQFormer pools the frames of any encoder together with the transcript;
+SoftPromptDecoder has any causal language model with LoRA answer with one of
+the labels, from an embedding and a transcript. They need transformers and
+peft, and are in the Hugging Face integration for that.
+""",
+    "emoq-3-training": """\
+Add what EmoQ's recipes train with
+
+Manifests that are checked and never reused for other settings, a store of a
+frozen encoder's frames, checkpoints of trainable weights alone.
+""",
+    "emoq-4-recipes": """\
+Add EmoQ's recipes for IEMOCAP and MELD
+
+Both stages, four or seven classes, on folds that leave a session or a speaker
+out (IEMOCAP) or on the corpus' own splits (MELD), with a test of each YAML.
+""",
+}
