@@ -39,6 +39,7 @@ MODULES = {
 }
 TRAINING = {
     "emoq_modules.ranks": f"{EMOQ}.ranks",
+    "emoq_modules.sharding": f"{EMOQ}.sharding",
     "emoq_modules.shared_evaluation": f"{EMOQ}.shared_evaluation",
     "emoq_modules.digest_table": f"{EMOQ}.digest_table",
     "emoq_modules.audio_digests": f"{EMOQ}.audio_digests",
@@ -95,7 +96,7 @@ LEFT_OUT_TESTS = {
 }
 
 # Keys of an experiment that the recipes' script has no use for.
-LEFT_OUT_KEYS = {"brain", "shard_llm"}
+LEFT_OUT_KEYS = {"brain"}
 
 # Experiment and the presets laid over it, for each YAML.
 RECIPES = {

@@ -25,6 +25,7 @@ from speechbrain.utils.distributed import (
     ddp_init_group,
     get_rank,
     if_main_process,
+    infer_device,
     run_on_main,
 )
 
@@ -35,6 +36,7 @@ from emoq_modules.feature_extraction import extract_features
 from emoq_modules.feature_store import FeatureStore
 from emoq_modules.manifest import DIALOGUES_FILE, SPLITS
 from emoq_modules.manifest_reader import read_dialogues, read_manifest
+from emoq_modules.sharding import shard_llm
 
 BRAINS = {1: Stage1Brain, 2: Stage2Brain}
 
@@ -183,6 +185,9 @@ if __name__ == "__main__":
         checkpointer.add_recoverable(name, module)
     if hparams["feature_store"] is None:
         modules = {**modules, "encoder": hparams["audio_encoder"]}
+    if hparams["stage"] == 2 and hparams["shard_llm"]:
+        # First, as the brain takes all modules to the device.
+        shard_llm(hparams["decoder"], run_opts.get("device") or infer_device())
     brain = BRAINS[hparams["stage"]](
         modules=modules,
         opt_class=hparams["opt_class"],
