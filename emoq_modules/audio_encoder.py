@@ -315,6 +315,7 @@ class _Linear(nn.Linear):
     """
 
     def forward(self, x):
+        """Maps ``(*, in_features)`` to ``(*, out_features)``."""
         if x.is_cpu and x.dtype == torch.float32 and has_onednn():
             return torch.ops.mkldnn._linear_pointwise(
                 x, self.weight, self.bias, "none", [], ""

@@ -162,6 +162,7 @@ def _parse(path):
     problems = []
 
     def unique(pairs):
+        """A dict of JSON pairs, noting keys that occur twice."""
         found = dict(pairs)
         if len(found) < len(pairs):
             counts = Counter(key for key, _ in pairs)
