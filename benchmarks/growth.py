@@ -100,7 +100,7 @@ def measure_growth(folder, utterances=_UTTERANCES, batches=_BATCHES):
     Arguments
     ---------
     folder : Path
-        Where the corpora are written; takes 1 GB for a million utterances.
+        Where the corpora are written; an absolute path.
     utterances : int
         In the largest corpus.
     batches : int
@@ -168,7 +168,7 @@ def simulate_corpus(folder, utterances):
             if index % _A_FOLDER == 0:
                 path.parent.mkdir(parents=True)
             path.touch()
-            stamps.append(stamp_of(str(path), "")[0])
+            stamps.append(stamp_of(str(path), path.stat()))
             shard[digest_of(path.name.encode())] = frames
         digests.remember(stamps, shard)
         store.save(shard)

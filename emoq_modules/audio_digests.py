@@ -17,6 +17,7 @@ logger = get_logger(__name__)
 # Beside the feature stores that share it.
 DIGESTS_FILE = "audio_digests.npy"
 _UNKNOWN = b""
+_PATH_CODEC = ("utf-8", "surrogateescape")  # a name need not be UTF-8
 
 
 def digest_of(content):
@@ -50,14 +51,15 @@ class AudioDigests:
 
     def of(self, path):
         """Digest of the bytes of the file that is at ``path`` now."""
-        stamp, changed_ns = stamp_of(os.fspath(path), os.getcwd())
+        stat = os.stat(path)
+        stamp = stamp_of(os.path.join(os.getcwd(), path), stat)
         known = self._known.get(stamp)
         if known is not None:
             return _in_full(known).hex()
         digest = digest_of(Path(path).read_bytes())
         # What has changed a moment ago could change again within one tick of
         # the file system's clock.
-        if time.time_ns() - changed_ns > 1e9:
+        if time.time_ns() - max(stat.st_mtime_ns, stat.st_ctime_ns) > 1e9:
             self.remember([stamp], [digest])
         return digest
 
@@ -84,9 +86,13 @@ class AudioDigests:
         folder, stamps = os.getcwd(), bytearray()
         for path in paths:
             try:
-                stamps += stamp_of(path, folder)[0]
+                stat = os.stat(path)
             except OSError:
                 stamps += bytes(16)
+                continue
+            if not path.startswith(os.sep):
+                path = os.path.join(folder, path)
+            stamps += stamp_of(path, stat)
         return self._known.get_all(np.frombuffer(stamps, "S16"), _UNKNOWN)
 
     def save(self):
@@ -118,30 +124,19 @@ class AudioDigests:
         return DigestTable(*known)
 
 
-def stamp_of(path, folder):
-    """A digest of all that tells whether a file has changed.
+def stamp_of(path, stat):
+    """A digest (bytes) of all that tells whether a file has changed.
 
     Arguments
     ---------
     path : str
-        The file.
-    folder : str
-        What the path is relative to, if it is.
-
-    Returns
-    -------
-    stamp : bytes
-        Of path, size and times.
-    changed_ns : int
-        When the file changed last.
+        The file, from the root on.
+    stat : os.stat_result
+        Of the file.
     """
-    stat = os.stat(path)
-    if not path.startswith(os.sep):
-        path = os.path.join(folder, path)
-    times = stat.st_mtime_ns, stat.st_ctime_ns
-    state = "{}\0{} {} {}".format(path, stat.st_size, *times)
-    stamp = hashlib.blake2b(os.fsencode(state), digest_size=16).digest()
-    return stamp, max(times)
+    times = f"{stat.st_mtime_ns} {stat.st_ctime_ns}"
+    state = f"{path}\0{stat.st_size} {times}".encode(*_PATH_CODEC)
+    return hashlib.blake2b(state, digest_size=16).digest()
 
 
 def _in_full(digest):

@@ -286,7 +286,7 @@ class FeatureStore:
                 size, keys, where = _index(self.folder / name, self.precision)
             except FileNotFoundError:
                 continue  # another process has just set it aside
-            except (ValueError, TypeError, KeyError) as error:
+            except (ValueError, TypeError, KeyError, AttributeError) as error:
                 self._set_aside(name, error)
                 continue
             where["shard"] = len(self._names)
@@ -414,22 +414,23 @@ def _index(path, precision):
 
     Raises
     ------
-    ValueError, TypeError, KeyError
+    ValueError, TypeError, KeyError, AttributeError
         If the shard is damaged.
     """
     with path.open("rb") as file:
         start = 8 + int.from_bytes(file.read(8), "little")
         _check_size(file, start, or_more=True)
         header = json.loads(file.read(start - 8))
-        itemsize, end, places = _DTYPES[precision].itemsize, start, []
-        for entry in header.values():
-            (frames, dim), (begin, stop) = entry["shape"], entry["data_offsets"]
-            if stop - begin != frames * dim * itemsize:
-                raise ValueError("its header contradicts itself")
-            places.append((-1, start + begin, frames, dim))
-            end = max(end, start + stop)
-        _check_size(file, end)
-    return end, bytes.fromhex("".join(header)), np.array(places, _PLACE)
+        where = [(*e["shape"], *e["data_offsets"]) for e in header.values()]
+        frames, dim, begin, stop = np.array(where, "i8").reshape(-1, 4).T
+        if (stop - begin != frames * dim * _DTYPES[precision].itemsize).any():
+            raise ValueError("its header contradicts itself")
+        size = start + int(stop.max(initial=0))
+        _check_size(file, size)
+    places = np.empty(len(where), _PLACE)
+    places["begin"] = start + begin
+    places["frames"], places["dim"] = frames, dim
+    return size, bytes.fromhex("".join(header)), places
 
 
 def _check_size(file, size, or_more=False):
