@@ -7,7 +7,8 @@ Measures the project and a plain reference that computes the same, by turns and
 in one process, and takes the ratio of their medians. In stage 2 the reference
 is benchmarks/reference.py; in stage 1 it is the same training loop with the
 frozen encoder inside the step; of the features, and wherever that encoder is,
-benchmarks/reference_audio.py. Weights are random and lengths are MELD's.
+benchmarks/reference_audio.py. Weights are random; lengths are MELD's, or with
+--lengths IEMOCAP that corpus's.
 
 With --scale small the models are small and run on the CPU; what a ratio is at
 this size it need not be at the paper's: beside so narrow an LLM the vocabulary
@@ -40,7 +41,12 @@ from benchmarks.machine import matmul_rate
 from benchmarks.rows import format_table
 from benchmarks.stage1_rows import stage1_rows
 from benchmarks.stage2_rows import stage2_rows
-from benchmarks.workload import build_stage, read_utterances, write_audio
+from benchmarks.workload import (
+    build_stage,
+    read_utterances,
+    with_lengths_of_iemocap,
+    write_audio,
+)
 from emoq_modules.command_line import exit_status
 from emoq_modules.configuration import ConfigurationError
 
@@ -72,6 +78,9 @@ def main(arguments=None):
         action="append",
         default=[],
         help="what to change of the models; several, laid over each other",
+    )
+    parser.add_argument(
+        "--lengths", choices=("MELD", "IEMOCAP"), default="MELD"
     )
     parser.add_argument("--device", help="cpu, cuda or cuda:1, say")
     parser.add_argument("--utterances", type=int, help="in an epoch")
@@ -107,11 +116,12 @@ def main(arguments=None):
         own.repetitions,
         device,
         own.corpus,
+        own.lengths,
     )
     content = json.dumps([asdict(row) for row in rows], indent=2)
     own.output.write_text(content + "\n", encoding="utf-8")
     print(
-        f"{own.utterances} utterances of MELD's lengths, medians of "
+        f"{own.utterances} utterances of {own.lengths}'s lengths, medians of "
         f"{own.repetitions} repetitions, {_machine(device)}, "
         f"torch {torch.__version__}\n\n{format_table(rows)}"
     )
@@ -123,7 +133,15 @@ def _machine(device):
     return f"{torch.get_num_threads()} threads"
 
 
-def measure(data, presets, utterances, repetitions, device="cpu", corpus=0):
+def measure(
+    data,
+    presets,
+    utterances,
+    repetitions,
+    device="cpu",
+    corpus=0,
+    lengths="MELD",
+):
     """Runs all comparisons.
 
     Arguments
@@ -141,6 +159,8 @@ def measure(data, presets, utterances, repetitions, device="cpu", corpus=0):
     corpus : int
         Utterances of a simulated corpus, of which cost as it grows is
         measured; 0 leaves that out.
+    lengths : str
+        ``MELD`` or ``IEMOCAP``, whose durations the utterances have.
 
     Returns
     -------
@@ -152,6 +172,8 @@ def measure(data, presets, utterances, repetitions, device="cpu", corpus=0):
         If the data are not there.
     """
     chosen, texts = read_utterances(data, utterances)
+    if lengths == "IEMOCAP":
+        chosen = with_lengths_of_iemocap(chosen, data)
     rows = []
     with TemporaryDirectory() as folder:
         for row in _rows(

@@ -1,13 +1,15 @@
-"""What the bench works on: MELD's true lengths, and models to run on them.
+"""What the bench works on: true lengths, and models to run on them.
 
-The transcripts, speakers, emotions and durations are MELD's; its sound is not
-to be had freely, and noise takes as long to compute.
+The transcripts, speakers and emotions are MELD's, the durations MELD's or
+IEMOCAP's; their sound is not to be had freely, and noise takes as long to
+compute.
 """
 
 import csv
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import soundfile
 import torch
 from speechbrain.utils.autocast import AMPConfig, TorchAutocast
@@ -85,6 +87,39 @@ def read_utterances(data, number):
     return chosen, [row["text"] for row in found]
 
 
+def with_lengths_of_iemocap(rows, data):
+    """Gives utterances the durations that IEMOCAP's have.
+
+    The longer one of MELD is, the longer it is now.
+
+    Arguments
+    ---------
+    rows : list of dict
+        What ``read_utterances`` returned.
+    data : Path
+        The folder with ``IEMOCAP/durations.csv``.
+
+    Returns
+    -------
+    list of dict
+        The rows, in the same order.
+
+    Raises
+    ------
+    ConfigurationError
+        If the file is missing.
+    """
+    seconds = [
+        float(row["seconds"]) for row in _rows(data / "IEMOCAP/durations.csv")
+    ]
+    ranks = np.argsort(np.argsort([row["duration"] for row in rows]))
+    lengths = np.quantile(seconds, (ranks + 0.5) / len(rows))
+    return [
+        {**row, "duration": length}
+        for row, length in zip(rows, lengths.tolist(), strict=True)
+    ]
+
+
 def _rows(path):
     try:
         with path.open(encoding="utf-8", newline="") as file:
@@ -92,7 +127,8 @@ def _rows(path):
     except FileNotFoundError:
         raise ConfigurationError(
             f"{path} is not there: give --data the folder that has MELD's "
-            "annotation and clip durations in MELD/."
+            "annotation and clip durations in MELD/, and IEMOCAP's durations "
+            "in IEMOCAP/."
         ) from None
 
 

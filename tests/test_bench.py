@@ -14,9 +14,14 @@ from benchmarks.memory import kept_for_backward
 from benchmarks.reference import PlainStage2
 from benchmarks.reference_audio import PlainEncoder
 from benchmarks.rows import at_most
-from benchmarks.workload import read_utterances, write_audio
+from benchmarks.workload import (
+    read_utterances,
+    with_lengths_of_iemocap,
+    write_audio,
+)
 from emoq_modules import HuggingFaceEncoder
 from emoq_modules.command_line import exit_status
+from emoq_modules.configuration import ConfigurationError
 from emoq_modules.dataio import read_audio
 
 PRESET = """
@@ -241,6 +246,24 @@ def test_utterances_have_the_lengths_of_their_clips(data, tmp_path):
     for row in named.values():
         samples = read_audio(row["wav"])
         assert len(samples) == round(16000 * row["duration"])
+
+
+def test_utterances_may_have_the_lengths_of_iemocap(data, tmp_path):
+    rows, _ = read_utterances(data, 3)
+    (tmp_path / "IEMOCAP").mkdir()
+    write(
+        tmp_path / "IEMOCAP/durations.csv",
+        "session emotion seconds",
+        [[1, "neu", seconds] for seconds in (5.0, 1.0, 2.0, 4.0, 3.0)],
+    )
+    rows.reverse()  # the longest of MELD first
+    changed = with_lengths_of_iemocap(rows, tmp_path)
+    # A sixth, half and five sixths of the way through 1, 2, 3, 4, 5.
+    lengths = [row["duration"] for row in changed]
+    assert lengths == pytest.approx([1 + 4 * k / 6 for k in (5, 3, 1)])
+    assert [row["text"] for row in changed] == [row["text"] for row in rows]
+    with pytest.raises(ConfigurationError, match="IEMOCAP's durations"):
+        with_lengths_of_iemocap(rows, data)
 
 
 def test_what_cannot_be_measured_is_told(data, tmp_path, capsys):
