@@ -310,8 +310,8 @@ class LayerMeanEncoder(HuggingFaceEncoder):
 class _Linear(nn.Linear):
     """The same product, which on a CPU oneDNN computes.
 
-    Of itself torch takes MKL there, which on processors that are not Intel's
-    leaves half of the speed.
+    Of itself torch takes MKL there, which is slower on processors that are not
+    Intel's: ``make bench`` has a row for it.
     """
 
     def forward(self, x):

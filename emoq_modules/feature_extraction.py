@@ -10,9 +10,10 @@ from tqdm import tqdm
 
 from emoq_modules.feature_store import to_precision
 
-# A CPU is fastest where a batch stays near its caches; a GPU wants more than a
-# few utterances to be busy.
-_BATCH_SECONDS = {"cpu": 5.0, "cuda": 240.0}
+# A CPU is fastest where a batch stays near its caches; another device wants
+# more than a few utterances to be busy (how many, has not been measured).
+_BATCH_SECONDS_ON_CPU = 5.0
+_BATCH_SECONDS_ELSEWHERE = 240.0
 
 
 def extract_features(
@@ -96,7 +97,10 @@ def extract_features(
         return 0
     encoder.to(device)
     if max_batch_seconds is None:
-        max_batch_seconds = _BATCH_SECONDS[torch.device(device).type]
+        on_cpu = torch.device(device).type == "cpu"
+        max_batch_seconds = (
+            _BATCH_SECONDS_ON_CPU if on_cpu else _BATCH_SECONDS_ELSEWHERE
+        )
     seconds = sum(durations[path] for path in todo)
     batches = _batches(todo, durations, max_batch_seconds)
     bar = tqdm(
