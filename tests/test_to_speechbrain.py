@@ -13,15 +13,18 @@ import to_speechbrain
 from hyperpyyaml import resolve_references
 from ruamel.yaml import YAML
 from upstream import table
-from upstream.checkout import Checkout
+from upstream.checkout import Checkout, Part, blob
+from upstream.contribution import FILES
 from upstream.flatten import FlattenError, flatten, meaning
 from upstream.imports import MoveError, Names, inline, rewrite
+from upstream.patch import patched
 
 from emoq_modules import _PUBLIC
 from emoq_modules.configuration import ConfigurationError, compose
 
 ROOT = Path(__file__).parents[1]
 BRANCHES = list(table.SERIES)
+CORRECTION = table.PATCH["branch"]
 YAMLS = [
     (corpus, name, stage)
     for corpus, recipe in table.RECIPES.items()
@@ -40,6 +43,31 @@ name = "speechbrain"
 target-version = "py38"
 line-length = 80
 """
+# A fault of upstream's, in small, and the place of a copy of it.
+FAULTY, COPY = "recipes/IEMOCAP/prepare.py", "recipes/IEMOCAP/a/prepare.py"
+FAULT = "import os\n\nnames = os.listdir()\n"
+CORRECTED = FAULT.replace("os.listdir()", "sorted(os.listdir())")
+DIFF = f"""\
+diff --git a/{FAULTY} b/{FAULTY}
+index {blob(FAULT.encode())}..{blob(CORRECTED.encode())} 100644
+--- a/{FAULTY}
++++ b/{FAULTY}
+@@ -3 +3 @@ import os
+-names = os.listdir()
++names = sorted(os.listdir())
+"""
+
+
+@pytest.fixture(scope="module", autouse=True)
+def small_correction(tmp_path_factory):
+    """The correction of that fault, in the place of the true one."""
+    diff = tmp_path_factory.mktemp("diff") / "small.patch"
+    diff.write_text(DIFF)
+    links = {COPY: "../prepare.py"}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(table.PATCH, "diff", diff)
+        patch.setitem(table.PATCH, "links", links)
+        yield
 
 
 def git(folder, *arguments):
@@ -82,6 +110,8 @@ def clone(tmp_path):
         write(folder, path)
     write(folder, "speechbrain/version.txt", "1.1.0\n")
     write(folder, "pyproject.toml", PYPROJECT)
+    write(folder, FAULTY, FAULT)
+    write(folder, COPY, FAULT)
     # Without a newline at the end, as upstream's is.
     write(folder, "tests/recipes/IEMOCAP.csv", HEADER + ROW)
     for name, size in (("train", 8), ("dev", 2)):
@@ -147,8 +177,8 @@ def test_the_same_contribution_has_the_same_commits_again(laid, capsys):
 
 def test_what_has_changed_here_is_laid_anew(clone):
     for content in (b"1", b"2"):
-        parts = [("a", "A", {"a.py": ("100644", content)})]
-        parts += [("b", "B", {"b/c.py": ("100755", content)})]
+        parts = [Part("a", "A", {"a.py": ("100644", content)})]
+        parts += [Part("b", "B", {"b/c.py": ("100755", content)}, "a")]
         assert Checkout(clone, ["a", "b"]).lay(parts)
         assert not Checkout(clone, ["a", "b"]).lay(parts)
         assert (clone / "b/c.py").read_bytes() == content
@@ -157,13 +187,38 @@ def test_what_has_changed_here_is_laid_anew(clone):
 
 
 def test_upstreams_progress_is_what_the_series_is_laid_on_next(clone):
-    parts = [("a", "A", {"a.py": ("100644", b"1")})]
+    parts = [Part("a", "A", {"a.py": ("100644", b"1")})]
     Checkout(clone, ["a"]).lay(parts)
     git(clone, "checkout", "-q", "develop")
     write(clone, "news.txt")
     commit(clone)
     assert Checkout(clone, ["a"]).lay(parts)
     assert git(clone, "rev-parse", "a~") == git(clone, "rev-parse", "develop")
+
+
+def test_the_correction_lies_on_develop_by_itself(laid):
+    assert git(laid, "rev-parse", f"{CORRECTION}~") == git(
+        laid, "rev-parse", "develop"
+    )
+    assert git(laid, "show", f"{CORRECTION}:{FAULTY}") == CORRECTED.strip()
+    # Where upstream has the file twice there is a link to the one.
+    entry = git(laid, "ls-tree", CORRECTION, COPY)
+    assert entry.startswith("120000")
+    assert git(laid, "show", f"{CORRECTION}:{COPY}") == "../prepare.py"
+    changed = git(laid, "diff", "--name-only", "develop", CORRECTION).split()
+    assert set(changed) == {FAULTY, COPY, *table.PATCH["tests"].values()}
+    assert git(laid, "show", f"HEAD:{FAULTY}") == FAULT.strip()
+
+
+def test_correction_and_series_can_be_merged_in_any_order(laid):
+    git(laid, "merge-tree", "--write-tree", CORRECTION, BRANCHES[-1])
+
+
+def test_a_diff_that_names_no_blobs_is_refused(clone, tmp_path):
+    diff = tmp_path / "short.patch"
+    diff.write_text(DIFF.replace(blob(FAULT.encode()), "1234567"))
+    with pytest.raises(MoveError, match="is not what git diff"):
+        patched(Checkout(clone, []), diff)
 
 
 def not_speechbrain(folder):
@@ -197,6 +252,12 @@ def moved(folder):
 def taken(folder):
     """A file of upstream's where one of ours is to be."""
     write(folder, "speechbrain/nnet/loss/mal_loss.py", "# theirs\n")
+    commit(folder)
+
+
+def corrected(folder):
+    """Upstream has seen to what the correction is about."""
+    write(folder, FAULTY, CORRECTED)
     commit(folder)
 
 
@@ -236,6 +297,7 @@ def other_columns(folder):
         (untracked, "notes.txt"),
         (moved, "has no conftest.py: upstream has moved it"),
         (taken, "mal_loss.py is upstream's already"),
+        (corrected, f"{FAULTY} is not the file that small.patch was made from"),
         (elsewhere, "is neither branch develop nor"),
         (without_develop, "has no branch develop"),
         (continued, "holds commits that this command did not make"),
@@ -346,6 +408,8 @@ def names_in(file):
 def test_only_the_recipes_need_python_later_than_3_8(laid):
     for file in laid_files(laid, ".py"):
         ast.parse(file.read_text(), feature_version=(3, 8))
+    for name in table.PATCH["tests"]:
+        ast.parse((FILES / name).read_text(), feature_version=(3, 8))
     for module in table.LOSSES.values():
         text = (laid / f"{module.replace('.', '/')}.py").read_text()
         assert "strict=" not in text

@@ -3,17 +3,17 @@
 
     python tools/to_speechbrain.py CHECKOUT
 
-makes a short series of branches, each with one commit on top of the one before,
-and checks the last out. The same command again changes nothing, unless our
-files have changed. Which file goes where is in tools/upstream/table.py.
+makes a branch that corrects what upstream has, and a short series of branches,
+each with one commit on top of the one before, of which it checks the last out.
+The same command again changes nothing, unless our files have changed. Which
+file goes where is in tools/upstream/table.py.
 """
 
 import argparse
 import sys
 
-from upstream import table
 from upstream.checkout import Checkout, CheckoutError
-from upstream.contribution import contribution
+from upstream.contribution import branches, contribution
 from upstream.flatten import FlattenError
 from upstream.imports import MoveError
 
@@ -36,7 +36,7 @@ def main(arguments=None):
     parser.add_argument("checkout", metavar="CHECKOUT")
     own = parser.parse_args(arguments)
     try:
-        checkout = Checkout(own.checkout, table.SERIES)
+        checkout = Checkout(own.checkout, branches())
         parts = contribution(checkout)
         changed = checkout.lay(parts)
     except (
@@ -51,11 +51,12 @@ def main(arguments=None):
         print(f"{own.checkout} has all of it already; nothing has changed.")
         return 0
     print(f"Laid over {own.checkout}, on top of branch develop:")
-    for branch, message, files in parts:
+    for part in parts:
         print(
-            f"  {branch:<16} {len(files):>3} files  {message.splitlines()[0]}"
+            f"  {part.branch:<16} {len(part.files):>3} files  "
+            f"{part.message.splitlines()[0]}"
         )
-    print(f"{parts[-1][0]} is checked out.")
+    print(f"{parts[-1].branch} is checked out.")
     return 0
 
 

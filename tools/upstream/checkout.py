@@ -6,6 +6,7 @@ everything else; only when all are there do branches and files follow.
 
 import hashlib
 import subprocess
+from dataclasses import dataclass
 from pathlib import Path
 
 from upstream.table import MINIMUM_VERSION, NEEDED
@@ -18,6 +19,29 @@ class CheckoutError(ValueError):
     """The checkout cannot be used; the message is for the person."""
 
 
+@dataclass(frozen=True)
+class Part:
+    """A branch with one commit of ours.
+
+    Arguments
+    ---------
+    branch, message : str
+        Its name, and what the commit says.
+    files : dict
+        Mode and content (bytes) by path.
+    onto : str | None
+        The part before, on which it lies; None is branch develop itself.
+    changes : set of str
+        Upstream's own files that it may change.
+    """
+
+    branch: str
+    message: str
+    files: dict
+    onto: str = None
+    changes: frozenset = frozenset()
+
+
 class Checkout:
     """A git work tree of SpeechBrain.
 
@@ -25,8 +49,8 @@ class Checkout:
     ---------
     folder : str or Path
         Its root.
-    series : list of str
-        Names of the branches to lay, in order.
+    branches : list of str
+        Names of the branches to lay.
 
     Raises
     ------
@@ -35,17 +59,18 @@ class Checkout:
         not where the series can begin.
     """
 
-    def __init__(self, folder, series):
-        self.folder, self.series = Path(folder), list(series)
+    def __init__(self, folder, branches):
+        self.folder, self.branches = Path(folder), list(branches)
         self._check_version()
         self._check_clean()
         self.base = self._develop()
         self._check_head()
-        self.at_base = set(
-            self._git("ls-tree", "-r", "-z", "--name-only", self.base).split(
-                "\0"
-            )
-        )
+        # "mode type object<TAB>path"
+        tree = self._git("ls-tree", "-r", "-z", self.base).rstrip("\0")
+        self.at_base = {
+            path: tuple(entry.split()[::2])
+            for entry, path in (line.split("\t") for line in tree.split("\0"))
+        }
         moved = [path for path in NEEDED if path not in self.at_base]
         if moved:
             raise CheckoutError(
@@ -62,8 +87,8 @@ class Checkout:
 
         Arguments
         ---------
-        parts : list of tuple
-            Branch, message, and files: mode and content (bytes) by path.
+        parts : list of Part
+            In an order in which none comes before the one it lies on.
 
         Returns
         -------
@@ -76,7 +101,7 @@ class Checkout:
             If a file is in the way, or git refuses.
         """
         self._check_paths(parts)
-        last = parts[-1][0]
+        last = parts[-1].branch
         if self._is_laid(parts):
             if self._head() == f"refs/heads/{last}":
                 return False
@@ -86,9 +111,11 @@ class Checkout:
             )
         # Refuses before it changes anything, if a file is in the way.
         self._git("checkout", "--quiet", "--detach", _LAID.format(last))
-        for branch, *_ in parts:
+        for part in parts:
             self._git(
-                "update-ref", f"refs/heads/{branch}", _LAID.format(branch)
+                "update-ref",
+                f"refs/heads/{part.branch}",
+                _LAID.format(part.branch),
             )
         self._git("symbolic-ref", "HEAD", f"refs/heads/{last}")
         return True
@@ -136,13 +163,13 @@ class Checkout:
 
     def _check_head(self):
         head = self._commit("HEAD")
-        laid = {b: self._commit(_LAID.format(b)) for b in self.series}
+        laid = {b: self._commit(_LAID.format(b)) for b in self.branches}
         if head != self.base and head not in laid.values():
             raise CheckoutError(
                 f"{self.folder} is at {head[:9]}, which is neither branch "
                 "develop nor what this command has laid: git switch develop."
             )
-        for branch in self.series:
+        for branch in self.branches:
             tip = self._commit(f"refs/heads/{branch}")
             if tip and tip != laid[branch]:
                 raise CheckoutError(
@@ -152,9 +179,9 @@ class Checkout:
                 )
 
     def _check_paths(self, parts):
-        for _, _, files in parts:
-            for path in files:
-                if path in self.at_base and path not in NEEDED:
+        for part in parts:
+            for path in part.files:
+                if path in self.at_base and path not in part.changes:
                     raise CheckoutError(
                         f"{path} is upstream's already and would be "
                         "overwritten. Give ours another name in "
@@ -163,11 +190,13 @@ class Checkout:
 
     def _is_laid(self, parts):
         """Whether these very commits are there."""
-        parent = self.base
-        for branch, message, files in parts:
-            commit = self._commit(_LAID.format(branch))
-            if not commit or self._commit(f"refs/heads/{branch}") != commit:
+        commits = {None: self.base}
+        for part in parts:
+            commit = self._commit(_LAID.format(part.branch))
+            head = self._commit(f"refs/heads/{part.branch}")
+            if not commit or head != commit:
                 return False
+            parent = commits[part.onto]
             there = self._git(
                 "diff-tree", "-r", "-z", "--no-renames", parent, commit
             ).split("\0")
@@ -176,14 +205,14 @@ class Checkout:
                 path: (entry.split()[1], entry.split()[3])
                 for entry, path in zip(there[0:-1:2], there[1::2], strict=True)
             }
-            wanted = {p: (m, _blob(c)) for p, (m, c) in files.items()}
+            wanted = {p: (m, blob(c)) for p, (m, c) in part.files.items()}
             lines = self._git("log", "-1", "--format=%P%n%B", commit)
             if (
                 found != wanted
-                or lines.strip() != f"{parent}\n{message.strip()}"
+                or lines.strip() != f"{parent}\n{part.message.strip()}"
             ):
                 return False
-            parent = commit
+            commits[part.branch] = commit
         return True
 
     def _stream(self, parts):
@@ -192,14 +221,16 @@ class Checkout:
         # commit, so that the same contribution has the same hash again.
         person = self._git("var", "GIT_COMMITTER_IDENT").rsplit(" ", 2)[0]
         when = self._git("log", "-1", "--format=%ct +0000", self.base)
-        parent, stream = self.base, b""
-        for mark, (branch, message, files) in enumerate(parts, 1):
-            stream += f"commit {_LAID.format(branch)}\nmark :{mark}\n".encode()
+        parents, stream = {None: self.base}, b""
+        for mark, part in enumerate(parts, 1):
+            ref = _LAID.format(part.branch)
+            stream += f"commit {ref}\nmark :{mark}\n".encode()
             stream += f"committer {person} {when}\n".encode()
-            stream += _data(message.encode()) + f"from {parent}\n".encode()
-            for path, (mode, content) in sorted(files.items()):
+            stream += _data(part.message.encode())
+            stream += f"from {parents[part.onto]}\n".encode()
+            for path, (mode, content) in sorted(part.files.items()):
                 stream += f"M {mode} inline {path}\n".encode() + _data(content)
-            parent = f":{mark}"
+            parents[part.branch] = f":{mark}"
         return stream
 
     def _head(self):
@@ -229,5 +260,6 @@ def _data(content):
     return b"data %d\n%s\n" % (len(content), content)
 
 
-def _blob(content):
+def blob(content):
+    """The name that git gives a file's content (bytes)."""
     return hashlib.sha1(b"blob %d\0%s" % (len(content), content)).hexdigest()

@@ -9,8 +9,10 @@ from tempfile import TemporaryDirectory
 
 from emoq_modules import _PUBLIC
 from upstream import table
+from upstream.checkout import Part
 from upstream.flatten import flatten
 from upstream.imports import MoveError, Names, inline, rewrite
+from upstream.patch import patched
 from upstream.recipe_rows import row_of, samples, with_rows
 
 ROOT = Path(__file__).parents[2]
@@ -20,7 +22,7 @@ _FILE, _PROGRAM, _LINK = "100644", "100755", "120000"
 
 
 def contribution(checkout):
-    """Builds the parts of the series.
+    """Builds the branches: the correction, and the series in its order.
 
     Arguments
     ---------
@@ -29,8 +31,7 @@ def contribution(checkout):
 
     Returns
     -------
-    list of tuple
-        Branch, message, and files: mode and content (bytes) by path.
+    list of Part
 
     Raises
     ------
@@ -38,19 +39,48 @@ def contribution(checkout):
         If a file of ours cannot become one of upstream's.
     """
     names = our_names()
-    parts = [
+    series = [
         _modules(table.LOSSES, names, python38=True),
         _modules(table.MODULES, names) | _package(names),
         _modules(table.TRAINING, names),
         _recipes(checkout, names),
     ]
+    tables = {f"tests/recipes/{corpus}.csv" for corpus in table.RECIPES}
     settings = checkout.read("pyproject.toml")
-    return [
-        (branch, message, _checked(_formatted(files, settings)))
-        for (branch, message), files in zip(
-            table.SERIES.items(), parts, strict=True
-        )
-    ]
+    parts = [_correction(checkout, settings)]
+    before = None
+    for (branch, message), files in zip(
+        table.SERIES.items(), series, strict=True
+    ):
+        files = _checked(_formatted(files, settings))
+        # Where upstream has rows of the corpus already, they stay.
+        extended = frozenset(tables & files.keys())
+        parts.append(Part(branch, message, files, before, extended))
+        before = branch
+    return parts
+
+
+def branches():
+    """Names of all branches that the contribution has."""
+    return [table.PATCH["branch"], *table.SERIES]
+
+
+def _correction(checkout, settings):
+    """Upstream's own files as they should be, with tests of each fault."""
+    patch = table.PATCH
+    corrected = patched(checkout, FILES / patch["diff"])
+    files = {
+        path: (checkout.at_base[path][0], text)
+        for path, text in corrected.items()
+    }
+    links = {path: (_LINK, to) for path, to in patch["links"].items()}
+    tests = {path: (_FILE, _own(name)) for name, path in patch["tests"].items()}
+    return Part(
+        patch["branch"],
+        patch["message"],
+        _checked(files | links | _formatted(tests, settings)),
+        changes=frozenset({*files, *links}),
+    )
 
 
 def our_names():

@@ -154,6 +154,39 @@ NEEDED = (
     "tests/utils/recipe_tests.py",
 )
 
+# A correction of what upstream has, by itself on branch develop. The diff lies
+# in ``files/``, and so does what tests it. A file that upstream has twice
+# becomes a link to the one that is corrected, as in its other recipes.
+PATCH = {
+    "branch": "iemocap-prepare",
+    "diff": "iemocap_prepare.patch",
+    "tests": {
+        "test_iemocap_prepare.py": "tests/unittests/test_iemocap_prepare.py"
+    },
+    "links": {
+        "recipes/IEMOCAP/emotion_recognition/iemocap_prepare.py": (
+            "../iemocap_prepare.py"
+        ),
+    },
+    "message": """\
+Correct the preparation of IEMOCAP, and report unweighted accuracy
+
+- The speaker was read from a fixed character of the utterance's id, so that
+  dialogues with longer names, such as Ses03M_impro05a, counted for the wrong
+  speaker. It is the letter in the last part of the id.
+- Manifests were kept when the fold, the seed or the data folder had changed.
+  They are kept for the very same settings alone.
+- Random splits depended on the order in which the file system lists a folder.
+- Durations came from decoding every recording, and took 16 kHz for granted.
+  They come from the headers.
+- Manifests have the speaker (spk_id) and the transcript (words) too.
+- Beside the error rate, which a frequent class dominates, both recipes report
+  unweighted accuracy, the mean over the classes.
+
+Each has a test that fails without this change.
+""",
+}
+
 # One branch and commit each, in the order to review them.
 SERIES = {
     "emoq-1-losses": """\
