@@ -19,9 +19,9 @@ from tokenizers import (
     trainers,
 )
 from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
     PreTrainedTokenizerFast,
-    Qwen2Config,
-    Qwen2ForCausalLM,
     RobertaConfig,
     RobertaModel,
 )
@@ -104,8 +104,16 @@ def build_text_encoder(folder, texts, vocab_size=2000, seed=1234, **config):
     )
 
 
-def build_llm(folder, texts, words, vocab_size=2000, seed=1234, **config):
-    """Builds a small Qwen2 with a tokenizer and a chat template of its own.
+def build_llm(
+    folder,
+    texts,
+    words,
+    vocab_size=2000,
+    seed=1234,
+    model_type="qwen2",
+    **config,
+):
+    """Builds a small LLM with a tokenizer and a chat template of its own.
 
     Arguments
     ---------
@@ -119,9 +127,11 @@ def build_llm(folder, texts, words, vocab_size=2000, seed=1234, **config):
         Size of the vocabulary, at most.
     seed : int
         Seed of the random weights.
+    model_type : str
+        The architecture, as transformers calls it: that of any causal LM whose
+        configuration has the values that Qwen2's has, for instance ``llama``.
     **config : dict
-        Values of ``transformers.Qwen2Config`` that differ from the small ones
-        here.
+        Values of its configuration that differ from the small ones here.
 
     Returns
     -------
@@ -149,7 +159,8 @@ def build_llm(folder, texts, words, vocab_size=2000, seed=1234, **config):
         "initializer_range": 0.1,
         **config,
     }
-    config = Qwen2Config(
+    config = AutoConfig.for_model(
+        model_type,
         vocab_size=tokenizer.get_vocab_size(),
         bos_token_id=0,
         pad_token_id=0,
@@ -158,7 +169,7 @@ def build_llm(folder, texts, words, vocab_size=2000, seed=1234, **config):
     )
     return _save(
         folder,
-        lambda: Qwen2ForCausalLM(config),
+        lambda: AutoModelForCausalLM.from_config(config),
         seed,
         PreTrainedTokenizerFast(
             tokenizer_object=tokenizer,
