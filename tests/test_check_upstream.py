@@ -5,6 +5,9 @@ from pathlib import Path
 
 import check_upstream
 import pytest
+from upstream.checks import EACH_FAILS, Checks, linters, summary
+from upstream.contribution import our_names
+from upstream.reuse import examples
 
 HOOKS = """\
 repos:
@@ -20,7 +23,7 @@ repos:
 @pytest.fixture
 def checks(tmp_path):
     """Checks that run the programs of this environment."""
-    return check_upstream.Checks(tmp_path).among(Path(sys.executable).parent)
+    return Checks(tmp_path, Path(sys.executable).parent, [])
 
 
 def test_a_check_that_fails_is_told_with_its_output(checks, capsys):
@@ -31,7 +34,7 @@ def test_a_check_that_fails_is_told_with_its_output(checks, capsys):
         ("second", False),
     ]
     assert capsys.readouterr().out.split("\n--- ")[1] == "second\n1\n2\n\n"
-    first, second = checks.summary().splitlines()
+    first, second = summary(checks.results).splitlines()
     assert first.split()[0] == "passed" and second.split()[0] == "FAILED"
 
 
@@ -42,9 +45,37 @@ def test_checks_see_nothing_of_the_caller_s_path(checks, monkeypatch, capsys):
     assert checks.results[0][1]
 
 
+def test_a_program_that_succeeds_can_be_wrong_all_the_same(checks, capsys):
+    for wrong in (None, "The loss does not fall."):
+        checks.run("loss", "python", "-c", "", then=lambda wrong=wrong: wrong)
+    assert [passed for _, passed, _ in checks.results] == [True, False]
+    assert "The loss does not fall." in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("bodies", "passed"),
+    [("00", True), ("01", False), ("11", False), ("", False)],
+)
+def test_tests_of_a_fault_have_to_fail_each(checks, bodies, passed):
+    tests = [
+        f"def test_{index}():\n    assert {body}\n"
+        for index, body in enumerate(bodies)
+    ]
+    (checks.folder / "test_fault.py").write_text("\n".join(tests))
+    checks.run("faults", "python", "-c", EACH_FAILS, "test_fault.py")
+    assert checks.results[0][1] == passed
+
+
+def test_a_change_of_a_recipe_gets_the_names_that_upstream_has():
+    document = Path("docs/reuse.md").read_text(encoding="utf-8")
+    for example in examples(document):
+        assert "emoq_modules." in example.diff
+        assert "emoq_modules" not in example.renamed(our_names()).diff
+
+
 def test_linters_have_the_versions_of_upstreams_hooks(tmp_path):
     (tmp_path / ".pre-commit-config.yaml").write_text(HOOKS)
-    assert check_upstream._linters(tmp_path) == [
+    assert linters(tmp_path) == [
         "pre-commit-hooks==2.5.0",
         "ruff==0.12.4",
     ]
@@ -59,16 +90,11 @@ def test_a_folder_that_is_no_clone_is_refused(tmp_path, capsys):
 def test_the_status_is_that_of_the_checks_and_the_rest_is_listed(
     monkeypatch, capsys, passed, status
 ):
-    def lint(checks, *_):
-        checks.results.append(("hook ruff", passed, 0.0))
+    def check(checkout, scratch, results):
+        results.append(("hook ruff", passed, 0.0))
 
     monkeypatch.setattr(check_upstream.to_speechbrain, "main", lambda _: 0)
-    monkeypatch.setattr(check_upstream, "_git", lambda *_: "")
-    monkeypatch.setattr(
-        check_upstream, "_environments", lambda *_: (None, None)
-    )
-    monkeypatch.setattr(check_upstream, "_lint", lint)
-    monkeypatch.setattr(check_upstream, "_test", lambda *_: None)
+    monkeypatch.setattr(check_upstream, "_check", check)
     assert check_upstream.main(["somewhere"]) == status
     out = capsys.readouterr().out
     assert "hook ruff" in out
