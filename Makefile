@@ -6,7 +6,7 @@ OFFLINE := --preset hparams/presets/offline.yaml
 EMODB ?= ../shared/data/emodb
 DATA ?= ../shared/data
 
-.PHONY: demo demo-modalities emodb bench upstream test install
+.PHONY: demo demo-modalities emodb bench upstream api test install
 
 # Stage 1, stage 2 and the evaluation on the synthesised corpus, on a CPU.
 demo: install
@@ -32,6 +32,11 @@ upstream: install
 	$(if $(CHECKOUT),,$(error say where: make upstream CHECKOUT=DIR, a clone \
 	    of speechbrain/speechbrain, branch develop))
 	$(BIN)/python tools/check_upstream.py "$(CHECKOUT)"
+
+# The reference of emoq_modules as web pages, made of its docstrings.
+api: install
+	$(BIN)/python -m sphinx -W --keep-going -E -q docs/api docs/api/_build
+	@echo The reference is in docs/api/_build/index.html
 
 test: install
 	$(BIN)/ruff check .

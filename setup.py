@@ -62,10 +62,14 @@ setup(
         "serve": ["gradio>=6.31,<7"],
         # Tab completes the commands and options of `emoq`.
         "completion": ["argcomplete>=3.7"],
+        # The reference, of all modules: the page's import Gradio. Sphinx 8.1 is
+        # the last for Python 3.10.
+        "docs": ["furo>=2024.8.6", "gradio>=6.31,<7", "sphinx>=8.1.3"],
         "dev": [
             "argcomplete>=3.7",
             "av>=13",
             "bitsandbytes>=0.50",
+            "furo>=2024.8.6",
             "gradio>=6.31,<7",
             "ipykernel>=7",
             "nbclient>=0.11",
@@ -73,6 +77,7 @@ setup(
             "playwright>=1.65",
             "pytest>=8",
             "ruff>=0.12",
+            "sphinx>=8.1.3",
         ],
     },
 )

@@ -370,10 +370,24 @@ class EmoQBrain(sb.Brain):
 
 
 class Stage1Brain(EmoQBrain):
-    """Stage 1: EmoQ-Former and an auxiliary classifier by MAL, Eq. 6.
+    """Stage 1: EmoQ-Former and an auxiliary classifier by MAL, Equation 6.
 
     Modules: ``fusion`` and ``head``, the classifier, which is discarded after
     the stage. Also reads ``hparams.mal``, the loss.
+
+    Example
+    -------
+    >>> brain = Stage1Brain(
+    ...     modules=hparams["modules"],
+    ...     opt_class=hparams["opt_class"],
+    ...     hparams=hparams,
+    ...     checkpointer=hparams["checkpointer"],
+    ... )  # doctest: +SKIP
+    >>> brain.fit(
+    ...     hparams["epoch_counter"], train_set, valid_set
+    ... )  # doctest: +SKIP
+    >>> brain.evaluate(test_set)  # doctest: +SKIP
+    >>> brain.stats.summarize("UA")  # doctest: +SKIP
     """
 
     def compute_forward(self, batch, stage):
@@ -392,11 +406,25 @@ class Stage1Brain(EmoQBrain):
 
 
 class Stage2Brain(EmoQBrain):
-    """Stage 2: EmoQ-Former, projector and LoRA by weighted CE, Eq. 7.
+    """Stage 2: EmoQ-Former, projector and LoRA by weighted CE, Equation 7.
 
     Modules: ``fusion`` (absent where the prompt has no soft prompt) and
     ``decoder``, a ``SoftPromptDecoder``. Also reads
     ``hparams.speaker_in_prompt``.
+
+    Example
+    -------
+    >>> brain = Stage2Brain(
+    ...     modules=hparams["modules"],
+    ...     opt_class=hparams["opt_class"],
+    ...     hparams=hparams,
+    ...     checkpointer=hparams["checkpointer"],
+    ... )  # doctest: +SKIP
+    >>> hparams["pretrainer"].collect_files()  # doctest: +SKIP
+    >>> hparams["pretrainer"].load_collected()  # doctest: +SKIP
+    >>> brain.fit(
+    ...     hparams["epoch_counter"], train_set, valid_set
+    ... )  # doctest: +SKIP
     """
 
     def compute_forward(self, batch, stage):

@@ -4,7 +4,7 @@ Each ``*_prepare.py`` makes the same three moves:
 
 1. ``is_prepared``: is there a manifest made for these very settings?
 2. the recipe turns its folder into ``Utterance`` rows, split three ways, and
-   the dialogues they are from into ``Turn``s, where those have others too;
+   the dialogues they are from into ``Turn`` rows, where those have others too;
 3. ``write_manifests`` checks the rows and writes them.
 
 ``main`` makes a program of a prepare function.

@@ -13,7 +13,7 @@ from torch.distributed.nn.functional import all_gather
 
 
 class SupConLoss(torch.nn.Module):
-    r"""Supervised contrastive loss (Eq. 4; Khosla et al., 2020).
+    r"""Supervised contrastive loss (Equation 4; Khosla et al., 2020).
 
     .. math::
         \mathcal{L} = -\frac{1}{N} \sum_i \frac{1}{|P(i)|} \sum_{j \in P(i)}
@@ -104,7 +104,7 @@ class SupConLoss(torch.nn.Module):
 
 
 class FocalLoss(torch.nn.Module):
-    r"""Focal loss for classification (Eq. 5; Lin et al., 2020).
+    r"""Focal loss for classification (Equation 5; Lin et al., 2020).
 
     .. math::
         \mathcal{L} = -\frac{1}{N} \sum_i \alpha_{y_i}
@@ -118,11 +118,12 @@ class FocalLoss(torch.nn.Module):
         :math:`\gamma`, how strongly examples that are already right are
         discounted.
     class_weights : list or torch.Tensor
-        :math:`\alpha`, one weight a class, (C,); None weighs all classes 1.
-        See :func:`inverse_frequency_weights`. The attribute of that name can
-        also be set later, when the training split is known. The weights
-        follow ``.to()`` and, failing that, the logits' device; they are no
-        part of a checkpoint, being a setting.
+        :math:`\alpha`, one weight a class, (C,), such as
+        :func:`~emoq_modules.losses.inverse_frequency_weights` gives; None
+        weighs all classes 1. The attribute of that name can also be set
+        later, when the training split is known. The weights follow ``.to()``
+        and, failing that, the logits' device; they are no part of a
+        checkpoint, being a setting.
 
     Raises
     ------
@@ -194,7 +195,7 @@ class FocalLoss(torch.nn.Module):
 
 
 class MALLoss(torch.nn.Module):
-    """Multi-objective affective learning: SCL + balance * focal (Eq. 6).
+    """Multi-objective affective learning: SCL + balance * focal (Equation 6).
 
     Arguments
     ---------

@@ -1,9 +1,9 @@
 """A manifest's rows in columns, which are mapped from a file.
 
-As ``dict``s the rows of a large corpus take much memory, of which each data
-loader worker comes to hold a copy: to read an object is to count a reference to
-it. Mapped from a file they take none that anything else wants, and need not be
-parsed at each start.
+As ``dict`` objects the rows of a large corpus take much memory, of which each
+data loader worker comes to hold a copy: to read an object is to count a
+reference to it. Mapped from a file they take none that anything else wants, and
+need not be parsed at each start.
 """
 
 from collections.abc import Mapping, Sequence

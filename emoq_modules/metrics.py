@@ -111,7 +111,8 @@ class EmotionStats(MetricStats):
         Returns
         -------
         dict or object
-            What :func:`emotion_metrics` returns, or its ``field``.
+            What :func:`~emoq_modules.metrics.emotion_metrics` returns, or its
+            ``field``.
 
         Raises
         ------
@@ -128,7 +129,7 @@ class EmotionStats(MetricStats):
 
         Arguments
         ---------
-        filestream : file-like object
+        filestream : file object
             A text stream.
         """
         summary = self.summarize()

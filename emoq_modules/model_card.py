@@ -40,7 +40,7 @@ def model_card(
     ---------
     results : dict
         What ``results.json`` of the run holds.
-    calibration : Calibration
+    calibration : emoq_modules.run_calibration.Calibration
         How confidence was corrected.
     parts : dict
         By the name of each frozen part what it is: a name on the hub, or any

@@ -19,6 +19,11 @@ class AttentivePooling(nn.Module):
     heads : int
         Number of heads, a divisor of ``dim``.
 
+    Raises
+    ------
+    ValueError
+        If ``heads`` is no divisor of ``dim``.
+
     Example
     -------
     >>> pooling = AttentivePooling(dim=16, heads=4)
@@ -39,7 +44,14 @@ class AttentivePooling(nn.Module):
         )
 
     def forward(self, x, lens):
-        """Pools ``x``, ``(B, N, dim)``, of relative lengths ``lens``, ``(B,)``.
+        """Pools each sequence of a batch, without its padding.
+
+        Arguments
+        ---------
+        x : torch.Tensor
+            Features, ``(B, N, dim)``.
+        lens : torch.Tensor
+            Relative lengths, ``(B,)``.
 
         Returns
         -------

@@ -47,6 +47,11 @@ class PromptTemplate:
         Longer turns before the utterance are cut at their beginning: the
         oldest are left out first.
 
+    Raises
+    ------
+    ValueError
+        If the user turn holds a field more than once.
+
     Example
     -------
     >>> template = PromptTemplate(
@@ -83,7 +88,25 @@ class PromptTemplate:
         self.has_context = _CONTEXT in user
 
     def bind(self, tokenizer, labels):
-        """Returns the ``BoundPrompt`` of this template for a tokenizer."""
+        """Puts this template into the token ids of one LLM.
+
+        Arguments
+        ---------
+        tokenizer : transformers.PreTrainedTokenizerFast
+            The LLM's tokenizer.
+        labels : list of str
+            The emotion words, in the order of the classes.
+
+        Returns
+        -------
+        BoundPrompt
+
+        Raises
+        ------
+        ValueError
+            If an emotion word occurs twice, or the tokenizer names no
+            end-of-turn token.
+        """
         return BoundPrompt(self, tokenizer, labels)
 
 

@@ -26,7 +26,7 @@ class EmoQFormer(nn.Module):
 
     Arguments
     ---------
-    source : str | dict | RobertaConfig
+    source : str | dict | transformers.RobertaConfig
         A RoBERTa name on the Hugging Face hub or a local folder, whose weights
         are loaded; or a configuration (its values in a dict), which gives
         random weights.

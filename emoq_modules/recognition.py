@@ -50,7 +50,9 @@ class Recognition:
 
     Example
     -------
-    >>> Recognition("hello.wav", error="there is no file hello.wav").label
+    >>> found = Recognition("hello.wav", error="there is no file hello.wav")
+    >>> found.label is None, found.error
+    (True, 'there is no file hello.wav')
     """
 
     path: str

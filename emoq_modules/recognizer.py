@@ -269,7 +269,7 @@ class EmotionRecognizer(Pretrained):
             From the start of a window to the start of the next.
         speaker : str | None
             Who speaks, if it is one and is known.
-        vad : str | VAD | None
+        vad : str | speechbrain.inference.VAD.VAD | None
             As of ``speech_spans``: what SpeechBrain's VAD takes for speech is
             recognised, in the place of windows.
         asr : str | callable | None

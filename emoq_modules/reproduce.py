@@ -93,8 +93,10 @@ class Run:
     ----------
     row : str
         The row's name in the paper.
-    fold, seed : int
-        Which of the corpus, and of the random numbers.
+    fold : int
+        Which of the corpus.
+    seed : int
+        That of the random numbers.
     arguments : tuple of str
         Of ``train.py``.
     stages : tuple of Stage

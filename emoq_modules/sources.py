@@ -45,7 +45,7 @@ def open_source(
 
     Arguments
     ---------
-    source : str or Path or FetchSource
+    source : str or Path or speechbrain.utils.fetching.FetchSource
         A folder, a name on the hub or a web address.
     hparams_file : str
         Name of the YAML file in it.
@@ -55,9 +55,9 @@ def open_source(
         Whether to leave out the check of what the YAML would execute.
     savedir : str or Path | None
         Where SpeechBrain collects files; a web address needs it.
-    local_strategy : LocalStrategy
+    local_strategy : speechbrain.utils.fetching.LocalStrategy
         How it does.
-    fetch_config : FetchConfig | None
+    fetch_config : speechbrain.utils.fetching.FetchConfig | None
         SpeechBrain's options of downloads, for instance the revision.
 
     Returns

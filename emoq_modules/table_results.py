@@ -34,8 +34,10 @@ class Calibration:
     ----------
     temperatures : list of float
         Of each fold, fitted on its validation set.
-    given, scaled : np.ndarray
-        Posteriors of the test sets, before and after, (N, C).
+    given : np.ndarray
+        Posteriors of the test sets as they are, (N, C).
+    scaled : np.ndarray
+        The same by these temperatures.
     targets : np.ndarray
         Class indices of the reference, (N,).
     """
@@ -52,8 +54,10 @@ class Row:
 
     Attributes
     ----------
-    name, source : str
-        As in the paper; whose figures they are.
+    name : str
+        As in the paper.
+    source : str
+        Whose figures they are.
     paper : dict
         Figures by measure, None where the paper has none.
     runs : list of Run

@@ -13,7 +13,7 @@ def speech_spans(vad, path, device="cpu", longest_s=30.0):
 
     Arguments
     ---------
-    vad : str | Path | VAD
+    vad : str | Path | speechbrain.inference.VAD.VAD
         A local folder, or a name on the Hugging Face hub, of a model for
         ``speechbrain.inference.VAD.VAD``, such as
         ``speechbrain/vad-crdnn-libriparty``, whose YAML is executed; or one
