@@ -30,7 +30,7 @@ from emoq_modules.backbones import (
 class FrozenEncoder(nn.Module):
     """What all frozen encoders have in common.
 
-    A subclass computes frames in ``encode``; here its parameters are frozen,
+    A subclass computes frames in ``encode``; here what it is made of is frozen,
     lengths become counts, and counts become lengths again.
 
     Arguments
@@ -54,6 +54,14 @@ class FrozenEncoder(nn.Module):
         self.dim = dim
         self.identity = identity
         super().train(False)
+
+    def __setattr__(self, name, value):
+        """Sets an attribute; a part with weights is frozen before."""
+        if isinstance(value, nn.Module):
+            value.eval()
+        if isinstance(value, nn.Module | nn.Parameter):
+            value.requires_grad_(False)
+        super().__setattr__(name, value)
 
     def encode(self, wavs, samples):
         """Computes the frames of each utterance.
@@ -205,7 +213,7 @@ class HuggingFaceEncoder(FrozenEncoder):
             model.encoder.layers = model.encoder.layers[:layer]
             if config.do_stable_layer_norm:  # it follows the last layer
                 model.encoder.layer_norm = nn.Identity()
-        self.model = model.to(_DTYPES[precision]).requires_grad_(False).eval()
+        self.model = model.to(_DTYPES[precision])
         for part in self.model.modules():
             if type(part) is nn.Linear:
                 part.__class__ = _Linear

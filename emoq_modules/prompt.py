@@ -23,6 +23,9 @@ _PLACES = {
     _CONTEXT: "\ue003",
 }
 _BETWEEN_TURNS = " | "
+# What a chat template that asks for the day's date is told, in any form: prompts,
+# and what comes of them, are the same every day. Llama 3's has this one too.
+_SAME_DATE = "{%- macro strftime_now(form) %}26 Jul 2024{% endmacro %}"
 
 
 class PromptTemplate:
@@ -256,7 +259,11 @@ class BoundPrompt:
             return f"{self.tokenizer.bos_token or ''}{system}\n\n{user}\n\n"
         system_turn = {"role": "system", "content": system}
         user_turn = {"role": "user", "content": user}
-        options = {"tokenize": False, "add_generation_prompt": True}
+        options = {
+            "tokenize": False,
+            "add_generation_prompt": True,
+            "chat_template": _SAME_DATE + self.tokenizer.get_chat_template(),
+        }
         try:
             return self.tokenizer.apply_chat_template(
                 [system_turn, user_turn], **options

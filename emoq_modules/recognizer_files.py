@@ -13,9 +13,12 @@ from pathlib import Path
 from hyperpyyaml import dump_hyperpyyaml
 from hyperpyyaml.core import RefTag
 from ruamel.yaml import YAML
+from speechbrain.utils.logger import get_logger
 
 from emoq_modules.audio_files import write_atomically
 from emoq_modules.checkpoints import save_trainable
+
+logger = get_logger(__name__)
 
 RECOGNIZER_FOLDER = "recognizer"  # in stage 2's output folder
 SETTINGS_FILE = "hyperparams.yaml"
@@ -78,6 +81,9 @@ class Weights:
 def save_recognizer(folder, resolved, hparams):
     """Writes what ``EmotionRecognizer`` needs of a trained stage 2.
 
+    Where a frozen part was given as a configuration, its weights are random and
+    in no file: nothing is written then, and a warning says so.
+
     Arguments
     ---------
     folder : str or Path
@@ -88,21 +94,31 @@ def save_recognizer(folder, resolved, hparams):
         Its objects, with the weights to keep.
     """
     folder = Path(folder)
+    training = YAML().load(resolved)
+    tree = {key: training[key] for key in _KEYS}
+    for key in ("text_encoder", "llm", "llm_tokenizer"):
+        # A backbone built on the spot is there now, and not built again.
+        if training[key] != hparams[key]:
+            # Named from here, so that the run may be moved.
+            built = os.path.relpath(hparams[key], folder)
+            _replace(tree, training[key], RefTag(f"<pretrained_path>/{built}"))
+    for key in ("decoder", "audio_encoder"):
+        source = (tree[key] or {}).get("source")
+        # A node with a tag is a call, whose value may well be a folder.
+        if isinstance(source, dict) and source.tag.value is None:
+            logger.warning(
+                f"No recognizer is written to {folder}: the {key} has a "
+                "configuration in the place of a source, so that its weights "
+                "are random, and in no file."
+            )
+            return
+
     folder.mkdir(parents=True, exist_ok=True)
     names = [name for name, m in hparams["modules"].items() if m is not None]
     for name in names:
         partial = folder / f"{name}.partial"
         save_trainable(hparams[name], partial)
         os.replace(partial, folder / f"{name}.safetensors")
-
-    training = YAML().load(resolved)
-    tree = {key: training[key] for key in _KEYS}
-    for key in ("text_encoder", "llm"):
-        # A backbone built on the spot is there now, and not built again.
-        if training[key] != hparams[key]:
-            # Named from here, so that the run may be moved.
-            built = os.path.relpath(hparams[key], folder)
-            _replace(tree, training[key], RefTag(f"<pretrained_path>/{built}"))
     weights = [Weights(name, name, f"{name}.safetensors") for name in names]
     text = settings_text(tree, folder, weights)
     write_atomically(folder / SETTINGS_FILE, text.encode())

@@ -20,6 +20,7 @@ from emoq_modules import (
     LayerMeanEncoder,
     audio_encoder,
 )
+from emoq_modules.audio_encoder import FrozenEncoder
 from emoq_modules.backbones import BackboneError
 
 FAMILIES = ["hubert", "wav2vec2", "wavlm"]
@@ -171,6 +172,31 @@ def test_nothing_in_an_encoder_trains(folder_of):
     wav = speech(4000)[0].requires_grad_()
     assert not any(p.requires_grad for p in encoder.parameters())
     assert not alone(encoder, wav).requires_grad
+
+
+class OwnEncoder(FrozenEncoder):
+    """Somebody's own, who has not thought of freezing."""
+
+    def __init__(self):
+        super().__init__(3, {"class": "OwnEncoder"})
+        self.layer = torch.nn.Sequential(
+            torch.nn.Linear(1, 3), torch.nn.Dropout(0.5)
+        )
+        self.offset = torch.nn.Parameter(torch.ones(3))
+
+    def encode(self, wavs, samples):
+        """A frame a sample."""
+        frames = self.layer(wavs[..., None]) + self.offset
+        return [f[:n] for f, n in zip(frames, samples, strict=True)]
+
+
+def test_what_a_new_encoder_is_made_of_is_frozen_as_it_comes():
+    encoder = OwnEncoder()
+    assert not any(p.requires_grad for p in encoder.parameters())
+    assert len(list(encoder.parameters())) == 3
+    assert not any(module.training for module in encoder.modules())
+    wavs, lens = torch.rand(2, 50), torch.ones(2)
+    assert torch.equal(encoder(wavs, lens)[0], encoder(wavs, lens)[0])
 
 
 def test_precision_of_the_training_around_it_does_not_matter(folder_of):

@@ -11,6 +11,7 @@ import shlex
 import shutil
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -239,3 +240,5 @@ def test_its_configuration_trains_in_the_place_of_a_name(llama):
         *("--llm_tokenizer", "results/tokenizer"),
     )
     assert_all_are_predicted(folder, "llama")
+    # Whatever loaded it would draw other weights for the LLM.
+    assert not Path(folder.format("llama", 2), "recognizer").exists()

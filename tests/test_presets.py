@@ -54,6 +54,13 @@ def test_without_a_preset_it_is_meld_with_seven_classes():
         assert differences(preset, alone) == {}
 
 
+def test_the_layers_that_lora_adapts_are_an_option():
+    options = "data_folder: /data\nlora_target_modules: [q_proj, v_proj]\n"
+    experiment = YAML().load(compose(EXPERIMENTS[1], [], options))
+    adapted = experiment["decoder"]["lora"]["target_modules"]
+    assert adapted == ["q_proj", "v_proj"]
+
+
 def test_defaults_are_the_values_of_the_paper():
     first, second = (
         YAML().load(compose(experiment, [], "data_folder: /data"))

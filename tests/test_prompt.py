@@ -265,3 +265,13 @@ def test_system_turn_moves_where_a_chat_template_knows_none(qwen):
     prompt = PromptTemplate(SYSTEM, USER).bind(strict, ["happy"])
     before, _ = prompt.encode("Hello.")
     assert strict.decode(before).startswith("<u>Name the emotion: happy.")
+
+
+def test_a_chat_template_that_tells_the_date_tells_the_same_every_day(qwen):
+    dated = AutoTokenizer.from_pretrained(qwen.name_or_path)
+    dated.chat_template = (
+        "Today is {{ strftime_now('%d %b %Y') }}. {{ messages[1].content }}"
+    )
+    prompt = PromptTemplate(SYSTEM, USER).bind(dated, ["happy"])
+    before, _ = prompt.encode("Oh no.")
+    assert dated.decode(before).startswith("Today is 26 Jul 2024.")
