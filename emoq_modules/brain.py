@@ -377,17 +377,38 @@ class Stage1Brain(EmoQBrain):
 
     Example
     -------
+    >>> from speechbrain.dataio.batch import PaddedBatch
+    >>> from emoq_modules import FocalLoss, MALLoss, MeanPooledAudio, SupConLoss
     >>> brain = Stage1Brain(
-    ...     modules=hparams["modules"],
-    ...     opt_class=hparams["opt_class"],
-    ...     hparams=hparams,
-    ...     checkpointer=hparams["checkpointer"],
-    ... )  # doctest: +SKIP
-    >>> brain.fit(
-    ...     hparams["epoch_counter"], train_set, valid_set
-    ... )  # doctest: +SKIP
-    >>> brain.evaluate(test_set)  # doctest: +SKIP
-    >>> brain.stats.summarize("UA")  # doctest: +SKIP
+    ...     modules={
+    ...         "fusion": MeanPooledAudio(8),
+    ...         "head": torch.nn.Linear(8, 2),
+    ...     },
+    ...     hparams={
+    ...         "mal": MALLoss(SupConLoss(), FocalLoss()),
+    ...         "augment_frames": None,
+    ...     },
+    ... )
+    >>> batch = PaddedBatch(
+    ...     [
+    ...         {
+    ...             "id": name,
+    ...             "audio": torch.rand(frames, 8),
+    ...             "tokens": torch.tensor([0, 2]),
+    ...             "label": label,
+    ...         }
+    ...         for name, frames, label in (
+    ...             ("a", 20, 0),
+    ...             ("b", 30, 0),
+    ...             ("c", 9, 1),
+    ...         )
+    ...     ]
+    ... )
+    >>> predictions = brain.compute_forward(batch, sb.Stage.TRAIN)
+    >>> loss = brain.compute_objectives(predictions, batch, sb.Stage.TRAIN)
+    >>> loss.backward()
+    >>> predictions[1].shape, loss.shape
+    (torch.Size([3, 2]), torch.Size([]))
     """
 
     def compute_forward(self, batch, stage):
@@ -414,17 +435,33 @@ class Stage2Brain(EmoQBrain):
 
     Example
     -------
+    >>> from speechbrain.dataio.batch import PaddedBatch
+    >>> from emoq_modules import PromptTemplate, SoftPromptDecoder
+    >>> from emoq_modules.offline import build_llm
+    >>> labels = ["happy", "sad"]
+    >>> decoder = SoftPromptDecoder(
+    ...     build_llm(getfixture("tmp_path"), ["Good morning!"], labels),
+    ...     PromptTemplate("Which of {labels}?", "Transcript: {text}"),
+    ...     labels,
+    ... )
     >>> brain = Stage2Brain(
-    ...     modules=hparams["modules"],
-    ...     opt_class=hparams["opt_class"],
-    ...     hparams=hparams,
-    ...     checkpointer=hparams["checkpointer"],
-    ... )  # doctest: +SKIP
-    >>> hparams["pretrainer"].collect_files()  # doctest: +SKIP
-    >>> hparams["pretrainer"].load_collected()  # doctest: +SKIP
-    >>> brain.fit(
-    ...     hparams["epoch_counter"], train_set, valid_set
-    ... )  # doctest: +SKIP
+    ...     modules={"decoder": decoder}, hparams={"speaker_in_prompt": False}
+    ... )
+    >>> batch = PaddedBatch(
+    ...     [
+    ...         {
+    ...             "id": "a",
+    ...             "text": "Good morning!",
+    ...             "speaker": None,
+    ...             "context": [],
+    ...             "label": 0,
+    ...         }
+    ...     ]
+    ... )
+    >>> predictions = brain.compute_forward(batch, sb.Stage.TRAIN)
+    >>> loss = brain.compute_objectives(predictions, batch, sb.Stage.TRAIN)
+    >>> loss.shape
+    torch.Size([])
     """
 
     def compute_forward(self, batch, stage):

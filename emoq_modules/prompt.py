@@ -23,9 +23,10 @@ _PLACES = {
     _CONTEXT: "\ue003",
 }
 _BETWEEN_TURNS = " | "
-# What a chat template that asks for the day's date is told, in any form: prompts,
-# and what comes of them, are the same every day. Llama 3's has this one too.
-_SAME_DATE = "{%- macro strftime_now(form) %}26 Jul 2024{% endmacro %}"
+# What a chat template that asks for the day's date is told, in any form:
+# prompts, and what comes of them, are the same every day. The + keeps a newline
+# at the template's beginning.
+_SAME_DATE = "{% macro strftime_now(form) %}26 Jul 2024{% endmacro +%}"
 
 
 class PromptTemplate:
