@@ -11,6 +11,7 @@ command goes on where a run was stopped.
 import argparse
 import sys
 
+import torch.distributed as dist
 from speechbrain.utils.distributed import ddp_init_group, if_main_process
 from transformers.utils import logging as transformers_logging
 
@@ -62,6 +63,9 @@ def main(arguments=None):
         )
     if if_main_process():
         print(summary)
+    if dist.is_initialized():
+        # Its threads are not to be at work while the interpreter ends.
+        dist.destroy_process_group()
 
 
 def run(arguments=None):
