@@ -21,6 +21,7 @@ torch.set_num_threads(1)
 ROOT = Path(__file__).parents[1]
 # Experiments and presets are named relative to the root, as users name them.
 os.chdir(ROOT)
+pytest_plugins = ["upstream_clone"]  # its fixtures
 # A recipe's scripts, to be run and not to be collected.
 collect_ignore = ["small_recipe"]
 SHARED_DATA = Path(__file__).parents[2] / "shared" / "data"
