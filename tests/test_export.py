@@ -1,6 +1,5 @@
 """An export loads elsewhere, and gives the posteriors of the run."""
 
-import json
 import os
 import shutil
 import subprocess
@@ -17,22 +16,17 @@ from safetensors.torch import load_file, save_file
 from speechbrain.inference.interfaces import foreign_class
 from speechbrain.utils.fetching import FetchConfig
 from transformers import (
-    AutoModel,
     AutoModelForCausalLM,
     AutoTokenizer,
-    HubertConfig,
-    Wav2Vec2FeatureExtractor,
 )
 
 import train
-from emoq_modules import EmotionRecognizer, HuggingFaceEncoder, hub
+from emoq_modules import EmotionRecognizer
 from emoq_modules.backbones import BackboneError
 from emoq_modules.calibration import fit_temperature
 from emoq_modules.checkpoints import CheckpointError
-from emoq_modules.cli import main
 from emoq_modules.export import export_recognizer
 from emoq_modules.manifest_reader import read_manifest
-from emoq_modules.portable import take_along, take_llm
 from emoq_modules.recognizer_files import ExportError, SourceError
 from emoq_modules.report import read_predictions
 from emoq_modules.safe_yaml import UnsafeYAMLError
@@ -480,183 +474,3 @@ def test_what_is_no_finished_stage_2_is_refused(run, tmp_path):
     with pytest.raises(ExportError, match="not finished"):
         export_recognizer(unfinished, out)
     assert not out.exists()
-
-
-# --- Backbones ----------------------------------------------------------------
-
-
-@pytest.fixture
-def cached(llm, tmp_path, monkeypatch):
-    """A cache of the hub that holds a HuBERT and an LLM."""
-    cache = tmp_path / "cache"
-    folders = {}
-    for name in ("hubert", "llm"):
-        root = cache / f"models--someone--{name}"
-        folders[name] = root / "snapshots" / COMMIT
-        (root / "refs").mkdir(parents=True)
-        (root / "refs/main").write_text(COMMIT)
-    shutil.copytree(llm, folders["llm"])
-    config = HubertConfig(
-        hidden_size=16,
-        num_hidden_layers=2,
-        num_attention_heads=2,
-        intermediate_size=32,
-        conv_dim=[8] * 7,
-        num_conv_pos_embeddings=4,
-        num_conv_pos_embedding_groups=2,
-    )
-    model = AutoModel.from_config(config)
-    model.save_pretrained(folders["hubert"])
-    # As facebook/hubert-large-ll60k has them.
-    (folders["hubert"] / "model.safetensors").unlink()
-    torch.save(model.state_dict(), folders["hubert"] / "pytorch_model.bin")
-    Wav2Vec2FeatureExtractor().save_pretrained(folders["hubert"])
-    for module in ("constants", "file_download"):
-        monkeypatch.setattr(
-            f"huggingface_hub.{module}.HF_HUB_CACHE", str(cache), raising=False
-        )
-    return cache
-
-
-def tree_of(text):
-    return {
-        "labels": LABELS,
-        "audio_encoder": None,
-        "fusion": None,
-        "text_tokenizer": None,
-        **YAML().load(text),
-    }
-
-
-def test_names_on_the_hub_stay_names_at_their_commit(cached, tmp_path, no_hub):
-    tree = tree_of(
-        "audio_encoder: !new:emoq_modules.HuggingFaceEncoder\n"
-        f"    source: someone/hubert\n    save_path: {cached}\n"
-        "decoder: {source: someone/llm, tokenizer: someone/llm}"
-    )
-    encoder = HuggingFaceEncoder("someone/hubert", save_path=str(cached))
-    take_along(tree, {"encoder": encoder}, tmp_path)
-    take_llm(tree["decoder"], tmp_path)
-    node = tree["audio_encoder"]
-    assert dict(node) == {"source": "someone/hubert", "revision": COMMIT}
-    assert tree["decoder"]["source"] == "someone/llm"
-    assert tree["decoder"]["revision"] == COMMIT
-    assert [path.name for path in tmp_path.iterdir()] == ["cache"]
-
-
-def test_included_backbones_are_copied_as_safetensors(cached, tmp_path, no_hub):
-    tree = tree_of(
-        "audio_encoder: !new:emoq_modules.HuggingFaceEncoder\n"
-        f"    source: someone/hubert\n    save_path: {cached}\n"
-        "decoder: {source: someone/llm, tokenizer: someone/llm}"
-    )
-    encoder = HuggingFaceEncoder("someone/hubert", save_path=str(cached))
-    take_along(tree, {"encoder": encoder}, tmp_path, include_backbones=True)
-    take_llm(tree["decoder"], tmp_path, include_backbones=True)
-    assert tree["audio_encoder"]["source"].ref_str.endswith("/audio_encoder")
-    copy = HuggingFaceEncoder(str(tmp_path / "audio_encoder"))
-    wavs, lens = torch.rand(1, 8000), torch.ones(1)
-    assert torch.equal(copy(wavs, lens)[0], encoder(wavs, lens)[0])
-    assert not list((tmp_path / "audio_encoder").glob("*.bin"))
-    AutoModelForCausalLM.from_pretrained(tmp_path / "llm")
-    AutoTokenizer.from_pretrained(tmp_path / "llm")
-
-
-def test_random_weights_that_never_train_are_not_exported(tmp_path):
-    tree = tree_of("decoder: {source: {model_type: qwen2}, tokenizer: x}")
-    with pytest.raises(ExportError, match="weights of the llm are random"):
-        take_llm(tree["decoder"], tmp_path)
-
-
-# --- The command and the hub --------------------------------------------------
-
-
-class FakeApi:
-    """In the place of ``HfApi``: notes what is asked of it."""
-
-    found = None  # the repository, where it is there
-    failing = {}
-    calls = []
-
-    def __getattr__(self, name):
-        def call(*args, **kwargs):
-            self.calls.append((name, args, kwargs))
-            if name in self.failing:
-                raise self.failing[name]
-            return self.found if name == "model_info" else f"hub/{args[:1]}"
-
-        return call
-
-
-@pytest.fixture
-def api(monkeypatch):
-    monkeypatch.setattr(FakeApi, "calls", [])
-    monkeypatch.setattr(FakeApi, "failing", {})
-    monkeypatch.setattr(hub, "HfApi", FakeApi)
-    return FakeApi
-
-
-def test_command_tells_what_it_has_written(run, tmp_path, capsys):
-    out = tmp_path / "export"
-    assert main(["export", str(run), str(out)]) == 0
-    printed = capsys.readouterr().out
-    assert "adapter/adapter_model.safetensors" in printed
-    assert f'from_hparams("{out}")' in printed
-
-
-@pytest.mark.parametrize(
-    ("options", "message"),
-    [
-        (["--num_queries", "3"], "knows no --num_queries 3"),
-        (["--private"], "--private goes with --push_to_hub"),
-        (["--push_to_hub", "a/b/c"], "'a/b/c' is no name for the hub"),
-    ],
-)
-def test_wrong_options_are_refused(options, message, run, tmp_path, capsys):
-    out = tmp_path / "export"
-    assert main(["export", str(run), str(out), *options]) == 2
-    assert message in capsys.readouterr().err
-    assert not out.exists()
-
-
-def test_export_is_pushed_in_one_commit(api, run, tmp_path, capsys):
-    out = tmp_path / "export"
-    options = ["--push_to_hub", "me/emoq", "--private", "--license", "mit"]
-    assert main(["export", str(run), str(out), *options]) == 0
-    names = [name for name, _, _ in api.calls]
-    assert names == ["model_info", "whoami", "create_repo", "upload_folder"]
-    assert api.calls[2][2] == {"private": True, "exist_ok": True}
-    assert api.calls[3][2]["repo_id"] == "me/emoq"
-    assert api.calls[3][2]["folder_path"] == out
-    assert "license: mit" in (out / "README.md").read_text()
-    assert "Pushed to" in capsys.readouterr().out
-
-
-def test_without_a_network_nothing_is_exported(run, tmp_path, no_hub, capsys):
-    started = time.monotonic()
-    out = tmp_path / "export"
-    assert main(["export", str(run), str(out), "--push_to_hub", "me/x"]) == 2
-    assert time.monotonic() - started < 3
-    assert "hub does not answer" in capsys.readouterr().err
-    assert not out.exists()
-
-
-def test_public_repository_is_not_taken_for_a_private_one(
-    api, run, tmp_path, capsys, monkeypatch
-):
-    monkeypatch.setattr(
-        api, "found", type("Info", (), {"private": False})(), raising=False
-    )
-    options = ["--push_to_hub", "me/emoq", "--private"]
-    assert main(["export", str(run), str(tmp_path / "x"), *options]) == 2
-    assert "is public" in capsys.readouterr().err
-    assert [name for name, _, _ in api.calls] == ["model_info"]
-
-
-def test_upload_that_fails_leaves_the_export(api, run, tmp_path, capsys):
-    api.failing["upload_folder"] = RuntimeError("413 too large")
-    out = tmp_path / "export"
-    assert main(["export", str(run), str(out), "--push_to_hub", "me/x"]) == 2
-    message = capsys.readouterr().err
-    assert "not on the hub" in message and "413 too large" in message
-    assert json.loads((out / "contents.json").read_text())
