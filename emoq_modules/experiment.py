@@ -57,6 +57,9 @@ _FREE_TO_CHANGE = {
 def run_folds(experiment, presets=(), options="", folds=None, run_opts=None):
     """Runs an experiment on one fold or several.
 
+    A run of a few batches (``debug``) is a variant of its own, so that it does
+    not take the place of a whole one.
+
     Arguments
     ---------
     experiment : str or Path
@@ -81,6 +84,8 @@ def run_folds(experiment, presets=(), options="", folds=None, run_opts=None):
         If there is no such fold, or the configuration is wrong.
     """
     plain = load(compose(experiment, presets, options), keys=[])
+    if (run_opts or {}).get("debug"):
+        options = change(options, variant=f"{plain['variant']}-debug")
     runs = {}
     for fold in chosen_folds(folds, plain):
         for stage, folder in _run_fold(

@@ -16,6 +16,7 @@ import train
 from emoq_modules.checkpoints import TrainableCheckpointer
 from emoq_modules.embedding_map import read_embeddings
 from emoq_modules.report import read_predictions
+from tests.corpus_folders import snapshot
 
 ROOT = Path(__file__).parents[1]
 STAGE1, STAGE2 = ("hparams/emoq_stage1.yaml", "hparams/emoq_stage2.yaml")
@@ -223,3 +224,11 @@ def test_baseline_trains_and_leaves_its_results(tmp_path):
         "head.weight": (3, 16),
         "head.bias": (3,),
     }
+
+
+def test_a_debug_run_leaves_a_whole_one_as_it_is(whole_run):
+    before = snapshot(whole_run / RUN)
+    train.main(arguments(whole_run, STAGE2, "--debug"))
+    assert snapshot(whole_run / RUN) == before
+    debugged = whole_run / RUN.replace("/emoq/", "/emoq-debug/")
+    assert (debugged / "stage2/results.json").exists()
