@@ -1,5 +1,6 @@
 """Upstream's checks of the contribution, each a command in a clone."""
 
+import csv
 import os
 import re
 import subprocess
@@ -13,6 +14,8 @@ from upstream import table
 from upstream.contribution import ROOT, our_names
 from upstream.reuse import examples, losses
 
+# What upstream's recipe tests make, and what they leave.
+_TINY = "tests/tmp/EmoQ"
 _PYTEST = ("python", "-m", "pytest", "-q", "-p", "no:cacheprovider")
 
 
@@ -219,6 +222,28 @@ def check_series(checks, changed):
             f"series: recipe_tests.py, rows of {corpus}",
             f"{corpus}/EmoQ",
         )
+    _check_ranks(checks)
+    checks.run(
+        "series: tests leave nothing in the work tree",
+        *("sh", "-c", 'git status --porcelain && test -z "$(git status -s)"'),
+    )
+
+
+def _check_ranks(checks):
+    """Both stages of a YAML, in two processes."""
+    path = checks.folder / "tests/recipes/MELD.csv"
+    with path.open(encoding="utf-8", newline="") as file:
+        rows = list(csv.DictReader(file))
+    for stage, row in enumerate(rows[:2], 1):
+        checks.run(
+            f"series: torchrun, {row['Hparam_file'].rpartition('/')[2]}",
+            *("python", "-m", "torch.distributed.run"),
+            *("--standalone", "--nproc_per_node=2"),
+            *(row["Script_file"], row["Hparam_file"]),
+            *row["test_debug_flags"].split(),
+            *("--device=cpu", "--distributed_backend=gloo"),
+            f"--output_folder={_TINY}/ranks{stage}",
+        )
 
 
 def _check_consistency(checks, of):
@@ -309,8 +334,7 @@ def check_reuse(checks, series):
     checks.run(
         "reuse: tiny models", "python", f"{maker}/hparams_iemocap4_stage1"
     )
-    tiny = "tests/tmp/EmoQ"
-    llama = _TINY_LLAMA.format(emoq=table.EMOQ, folder=f"{tiny}/llama")
+    llama = _TINY_LLAMA.format(emoq=table.EMOQ, folder=f"{_TINY}/llama")
     checks.run("reuse: a tiny Llama", "python", "-c", llama)
     samples = "tests/samples/annotation/ASR"
     shared = {
@@ -324,11 +348,11 @@ def check_reuse(checks, series):
     }
     ecapa = {"lr": 0.001, "step_size": 4}
     own = [
-        {**ecapa, "text_encoder": f"{tiny}/roberta"},
-        {"lr": 0.01, "wav2vec2_hub": f"{tiny}/hubert", "encoder_dim": 16},
+        {**ecapa, "text_encoder": f"{_TINY}/roberta"},
+        {"lr": 0.01, "wav2vec2_hub": f"{_TINY}/hubert", "encoder_dim": 16},
         {
             **ecapa,
-            "llm": f"{tiny}/llama",
+            "llm": f"{_TINY}/llama",
             "labels": "[anger, happiness, neutrality, sadness]",
         },
     ]
@@ -339,7 +363,7 @@ def check_reuse(checks, series):
     ):
         example = example.renamed(names)
         example.apply(checks.folder)
-        output = f"{tiny}/reuse{number}"
+        output = f"{_TINY}/reuse{number}"
         flags = {**shared, **options, "output_folder": output}
         folder = "recipes/IEMOCAP/emotion_recognition"
         log = checks.folder / output / "train_log.txt"

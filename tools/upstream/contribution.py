@@ -13,7 +13,7 @@ from upstream.checkout import Part
 from upstream.flatten import flatten
 from upstream.imports import MoveError, Names, inline, rewrite
 from upstream.patch import patched
-from upstream.recipe_rows import row_of, samples, with_rows
+from upstream.recipe_rows import row_of, with_rows
 
 ROOT = Path(__file__).parents[2]
 FILES = Path(__file__).with_name("files")
@@ -167,7 +167,7 @@ def _recipes(checkout, names):
             f"{folder}/{prepare}.py": (_LINK, f"../{prepare}.py"),
         }
         setups = f"tests/recipes/setup/{folder.replace('/', '_')}_train"
-        rows, maker = [], None
+        rows, maker, labels = [], None, {}
         for name, preset in recipe["presets"].items():
             for stage, experiment in table.EXPERIMENTS.items():
                 yaml = f"hparams/{name}_stage{stage}"
@@ -181,19 +181,24 @@ def _recipes(checkout, names):
                 files[f"{folder}/{yaml}.yaml"] = _FILE, text
                 # One program makes what all of them need.
                 setup = f"{setups}/{yaml.replace('/', '_')}"
-                files[setup] = (_LINK, maker) if maker else (_PROGRAM, tiny)
-                maker = maker or setup.rpartition("/")[2]
+                if maker is not None:
+                    files[setup] = _LINK, maker.rpartition("/")[2]
+                maker = maker or setup
+                labels[name] = _labels(text)
                 rows.append(row_of(corpus, folder, yaml, prepare, name, stage))
-            labels = _labels(files[f"{folder}/{yaml}.yaml"][1])
-            files |= {
-                path: (_FILE, text)
-                for path, text in samples(checkout, name, labels).items()
-            }
+        files[maker] = _PROGRAM, _filled_in(tiny, labels)
         files[f"tests/recipes/{corpus}.csv"] = (
             _FILE,
             with_rows(checkout, f"tests/recipes/{corpus}.csv", rows),
         )
     return files
+
+
+def _filled_in(program, labels):
+    gap = "LABELS = {}  # filled in from the YAMLs"
+    if program.count(gap) != 1:
+        raise MoveError(f"files/tiny_models.py has no line {gap!r}")
+    return program.replace(gap, f"LABELS = {labels!r}")
 
 
 def _labels(text):

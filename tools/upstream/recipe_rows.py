@@ -2,18 +2,15 @@
 
 Each YAML has a row in a table: flags that train tiny models on upstream's
 sample recordings, the files that are written then, and the loss that is
-reached. The models are made by ``files/tiny_models.py``, and the labels of the
-recordings are made up.
+reached. Models and manifests are made by ``files/tiny_models.py``.
 """
 
 import csv
 import io
-import json
 
 from upstream.imports import MoveError
 
 _TINY = "tests/tmp/EmoQ"
-_SAMPLES = "tests/samples/annotation"
 _SHARED_BY_STAGES = {
     "data_folder": "tests/samples/ASR",
     "data_root": "tests/samples/ASR",
@@ -79,7 +76,7 @@ def row_of(corpus, folder, yaml, prepare, name, stage):
     prepare : str
         Name of the prepare script.
     name : str
-        That of the preset, and of its samples.
+        That of the preset, and of its manifests.
     stage : int
         1 or 2.
 
@@ -91,7 +88,7 @@ def row_of(corpus, folder, yaml, prepare, name, stage):
     own, limit = _TESTS[stage]
     flags = {
         **_SHARED_BY_STAGES,
-        "manifest_folder": f"{_SAMPLES}/EmoQ/{name}",
+        "manifest_folder": f"{_TINY}/manifests/{name}",
         **own,
     }
     written = ",".join(_WRITTEN)
@@ -128,30 +125,3 @@ def with_rows(checkout, path, rows):
     writer.writerows(rows)
     end = "\n" if there and not there.endswith("\n") else ""
     return there + end + text.getvalue()
-
-
-def samples(checkout, name, labels):
-    """Manifests of upstream's sample recordings, whose labels are made up."""
-    files = {}
-    for split, source in (
-        ("train", "ASR_train"),
-        ("valid", "ASR_dev"),
-        ("test", "ASR_dev"),
-    ):
-        rows = json.loads(checkout.read(f"{_SAMPLES}/{source}.json"))
-        manifest = {
-            f"{split}_{id_}": {
-                "wav": row["wav"],
-                "duration": float(row["duration"]),
-                "speaker": row["spk_id"],
-                "session": row["spk_id"],
-                "dialogue": row["spk_id"],
-                "turn": turn,
-                "text": row["words"],
-                "emotion": labels[turn % len(labels)],
-            }
-            for turn, (id_, row) in enumerate(rows.items())
-        }
-        path = f"{_SAMPLES}/EmoQ/{name}/{split}.json"
-        files[path] = json.dumps(manifest, indent=4) + "\n"
-    return files

@@ -174,14 +174,21 @@ Correct the preparation of IEMOCAP, and report unweighted accuracy
 - The speaker was read from a fixed character of the utterance's id, so that
   dialogues with longer names, such as Ses03M_impro05a, counted for the wrong
   speaker. It is the letter in the last part of the id.
-- Manifests were kept when the fold, the seed or the data folder had changed.
-  They are kept for the very same settings alone.
+- Manifests were kept when the fold, the seed or the data folder had changed,
+  and so were checkpoints of the other fold. Now they are kept for the very same
+  settings alone, and refused else, with what to do.
 - Random splits depended on the order in which the file system lists a folder.
 - Durations came from decoding every recording, and took 16 kHz for granted.
   They come from the headers.
+- Files that macOS leaves beside the others ("._Ses...") are passed over.
 - Manifests have the speaker (spk_id) and the transcript (words) too.
 - Beside the error rate, which a frequent class dominates, both recipes report
   unweighted accuracy, the mean over the classes.
+
+Random splits, the default, are others than before: published results are of
+the splits of their time, and a run goes on with its own manifests by
+--skip_prep=True. The recipe's second copy of the script becomes a link to the
+first, as in other recipes.
 
 Each has a test that fails without this change.
 """,

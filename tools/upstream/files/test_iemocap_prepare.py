@@ -113,12 +113,32 @@ def test_a_speaker_is_told_by_the_last_part_of_the_id(prepare):
     assert sorted(valid) == sorted(f"{name}_M000" for name in of_session)
 
 
-def test_manifests_are_made_again_for_another_fold(prepare):
-    """Those of the fold before would test its speaker."""
-    _, _, first = prepare(different_speakers=True, test_spk_id=1)
-    _, _, third = prepare(different_speakers=True, test_spk_id=3)
-    assert {name[:5] for name in first} == {"Ses01"}
+def test_manifests_of_another_fold_are_refused(prepare):
+    """They would test its speaker, with a model that has heard the others."""
+    fold = {"different_speakers": True, "test_spk_id": 1}
+    first = prepare(**fold)
+    assert prepare(**fold) == first
+    with pytest.raises(ValueError, match="other settings"):
+        prepare(different_speakers=True, test_spk_id=3)
+    _, _, third = prepare("other", different_speakers=True, test_spk_id=3)
+    assert {name[:5] for name in first[2]} == {"Ses01"}
     assert {name[:5] for name in third} == {"Ses02"}
+
+
+def test_manifests_of_unknown_settings_are_refused(prepare, tmp_path):
+    """Those from before settings were kept may be of any fold."""
+    prepare()
+    (tmp_path / "save" / "opt_iemocap_prepare.json").unlink(missing_ok=True)
+    with pytest.raises(ValueError, match="do not say with which settings"):
+        prepare()
+
+
+def test_an_interrupted_preparation_is_made_again(prepare, tmp_path):
+    """Its settings are written last."""
+    whole = prepare()
+    (tmp_path / "save" / "opt_iemocap_prepare.json").unlink()
+    (tmp_path / "save" / "test.json").unlink()
+    assert prepare() == whole
 
 
 def test_splits_do_not_depend_on_the_order_of_a_folder(prepare, monkeypatch):
@@ -135,6 +155,13 @@ def test_splits_do_not_depend_on_the_order_of_a_folder(prepare, monkeypatch):
     assert splits[0] == splits[1]
 
 
+def test_files_of_macos_are_passed_over(prepare, release):
+    """It leaves one beside each on disks of other systems."""
+    folder = release / "Session1" / "dialog" / "EmoEvaluation"
+    (folder / "._Ses01F_impro01.txt").write_bytes(b"\x00\x05\xb0")
+    assert prepare()
+
+
 def test_a_duration_is_in_seconds_at_any_rate(prepare, release):
     """It is the header's number of frames by the header's rate."""
     name = "Ses01F_impro01_F000"
@@ -144,6 +171,16 @@ def test_a_duration_is_in_seconds_at_any_rate(prepare, release):
     for manifest in prepare():
         rows.update(manifest)
     assert {row["length"] for row in rows.values()} == {0.5}
+
+
+def test_a_release_without_transcriptions_has_no_words(prepare, release):
+    """The audio is enough for these recipes."""
+    for folder in release.glob("Session*/dialog/transcriptions"):
+        for path in folder.iterdir():
+            path.unlink()
+        folder.rmdir()
+    train, _, _ = prepare()
+    assert {row["words"] for row in train.values()} == {""}
 
 
 def test_a_manifest_says_what_was_said_and_by_whom(prepare):

@@ -1,7 +1,11 @@
 #!/usr/bin/env python3
-"""Makes the tiny models that this recipe's test trains."""
+"""Makes the tiny models that this recipe's tests train, and manifests.
+
+The recordings are upstream's samples, their emotions are made up.
+"""
 
 import json
+from pathlib import Path
 
 import torch
 from transformers import HubertConfig, HubertModel, Wav2Vec2FeatureExtractor
@@ -11,19 +15,9 @@ from emoq_modules.offline import build_llm, build_text_encoder
 from emoq_modules.qformer import EmoQFormer
 
 FOLDER = "tests/tmp/EmoQ"
-MANIFEST = "tests/samples/annotation/ASR_train.json"
-# Of all corpora.
-WORDS = [
-    "angry",
-    "disgust",
-    "fear",
-    "happy",
-    "joy",
-    "neutral",
-    "sad",
-    "sadness",
-    "surprise",
-]
+SAMPLES = "tests/samples/annotation"
+# The classes of each YAML, by its name without the stage.
+LABELS = {}  # filled in from the YAMLs
 SIZES = {
     "hidden_size": 16,
     "num_hidden_layers": 2,
@@ -31,10 +25,42 @@ SIZES = {
     "intermediate_size": 32,
 }
 
+
+def write_manifest(path, source, split, labels):
+    """The rows of one of upstream's, with the columns that EmoQ reads."""
+    with open(f"{SAMPLES}/{source}.json", encoding="utf-8") as file:
+        rows = json.load(file)
+    manifest = {
+        # An utterance is in one split alone.
+        f"{split}_{name}": {
+            "wav": row["wav"],
+            "duration": float(row["duration"]),
+            "speaker": row["spk_id"],
+            "session": row["spk_id"],
+            "dialogue": row["spk_id"],
+            "turn": turn,
+            "text": row["words"],
+            "emotion": labels[turn % len(labels)],
+        }
+        for turn, (name, row) in enumerate(rows.items())
+    }
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(manifest, indent=4), encoding="utf-8")
+    return [row["text"] for row in manifest.values()]
+
+
 if __name__ == "__main__":
     torch.manual_seed(0)
-    with open(MANIFEST, encoding="utf-8") as file:
-        texts = [row["words"] for row in json.load(file).values()]
+    texts = []
+    for name, labels in LABELS.items():
+        for split, source in (
+            ("train", "ASR_train"),
+            ("valid", "ASR_dev"),
+            ("test", "ASR_dev"),
+        ):
+            path = Path(FOLDER, "manifests", name, f"{split}.json")
+            texts += write_manifest(path, source, split, labels)
+    words = sorted({word for labels in LABELS.values() for word in labels})
     hubert = HubertModel(
         HubertConfig(
             **SIZES,
@@ -54,7 +80,7 @@ if __name__ == "__main__":
     build_llm(
         f"{FOLDER}/llm",
         texts,
-        WORDS,
+        words,
         **SIZES,
         num_key_value_heads=1,
         initializer_range=0.4,

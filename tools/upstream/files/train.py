@@ -24,7 +24,6 @@ from speechbrain.utils.distributed import (
     ddp_barrier,
     ddp_init_group,
     get_rank,
-    if_main_process,
     infer_device,
     run_on_main,
 )
@@ -42,7 +41,9 @@ BRAINS = {1: Stage1Brain, 2: Stage2Brain}
 
 
 def prepare_corpus(hparams_file, overrides):
-    """Makes the manifests, of which building the rest reads the labels.
+    """Makes the manifests, and looks whether all is there to begin with.
+
+    Of the YAML only plain values are read: models take their time.
 
     Arguments
     ---------
@@ -51,14 +52,37 @@ def prepare_corpus(hparams_file, overrides):
     overrides : str
         What the command line sets of it; ``--prepare null`` leaves the
         manifests as they are.
+
+    Raises
+    ------
+    ValueError
+        If there is no such fold.
+    FileNotFoundError
+        If stage 1 has not been trained, or there are no manifests.
     """
     with open(hparams_file, encoding="utf-8") as file:
-        resolved = resolve_references(file, overrides)
+        plain = YAML().load(resolve_references(file, overrides))
+    if plain["fold"] not in plain["folds"]:
+        raise ValueError(
+            f"There is no fold {plain['fold']}; the folds are "
+            f"{', '.join(map(str, plain['folds']))}."
+        )
+    if plain["pretrainer"] and not Path(plain["fusion_weights"]).exists():
+        raise FileNotFoundError(
+            f"There is no {plain['fusion_weights']}, from which stage 2 "
+            "starts: train stage 1 first, with the same fold and seed."
+        )
     step = StringIO()
-    YAML().dump({"prepare": YAML().load(resolved)["prepare"]}, step)
+    YAML().dump({"prepare": plain["prepare"]}, step)
     prepare = load_hyperpyyaml(step.getvalue())["prepare"]
     if prepare is not None:
         run_on_main(prepare)
+    for split in SPLITS:
+        manifest = Path(plain["manifest_folder"], f"{split}.json")
+        if not manifest.exists():
+            raise FileNotFoundError(
+                f"There is no manifest {manifest}: leave out --prepare null."
+            )
 
 
 def dataio_prepare(hparams, device):
@@ -170,10 +194,6 @@ if __name__ == "__main__":
     prepare_corpus(hparams_file, overrides)
     with open(hparams_file, encoding="utf-8") as file:
         hparams = load_hyperpyyaml(file, overrides)
-    if hparams["fold"] not in hparams["folds"]:
-        raise ValueError(
-            f"There is no fold {hparams['fold']}; there are {hparams['folds']}."
-        )
     sb.create_experiment_directory(
         experiment_directory=hparams["output_folder"],
         hyperparams_to_save=hparams_file,
@@ -213,7 +233,10 @@ if __name__ == "__main__":
             split=split,
             test_loader_kwargs=dict(hparams["eval_loader"]),
         )
+    if brain.debug:
+        sys.exit()  # a few batches are not to take the place of a whole run
     run_on_main(write_results, args=[hparams["output_folder"], brain.stats])
-    if hparams["stage"] == 1 and if_main_process():
-        # The classifier is discarded, the EmoQ-Former goes on to stage 2.
+    if hparams["stage"] == 1:
+        # The classifier is discarded, the EmoQ-Former goes on to stage 2. All
+        # ranks call this, and the first one writes.
         save_trainable(hparams["fusion"], hparams["fusion_weights"])
