@@ -18,7 +18,7 @@ from transformers.utils import logging as transformers_logging
 from emoq_modules.command_line import exit_status, read_options
 from emoq_modules.describe import describe
 from emoq_modules.experiment import run_folds
-from emoq_modules.ranks import watch_ranks
+from emoq_modules.rank_watch import watch_ranks
 
 
 def main(arguments=None):

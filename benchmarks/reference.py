@@ -42,7 +42,7 @@ class PlainStage2(nn.Module):
     -------
     >>> from emoq_modules import PromptTemplate, SoftPromptDecoder
     >>> from emoq_modules.offline import build_llm
-    >>> from emoq_modules.pooling import MeanPooledAudio
+    >>> from emoq_modules import MeanPooledAudio
     >>> labels, texts = ["happy", "sad"], ["Good morning!"]
     >>> decoder = SoftPromptDecoder(
     ...     build_llm(getfixture("tmp_path"), texts, labels),

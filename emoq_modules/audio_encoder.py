@@ -258,63 +258,6 @@ class HuggingFaceEncoder(FrozenEncoder):
         return [f[:count] for f, count in zip(frames, counts, strict=True)]
 
 
-class LayerMeanEncoder(HuggingFaceEncoder):
-    """The mean over time of every layer of HuBERT, WavLM or wav2vec 2.0.
-
-    In the place of frames each utterance has a row for what the first layer
-    gets and one for the output of each layer, as transformers'
-    ``output_hidden_states`` has them. That is all that a weighting of layers
-    followed by a mean over time needs, both being linear: see
-    ``LayerWeightedMean``.
-
-    Arguments
-    ---------
-    source : str | dict
-        As of ``HuggingFaceEncoder``.
-    revision : str | None
-        Branch, tag or commit on the hub.
-    save_path : str | None
-        Where downloads are kept; None is Hugging Face's own cache.
-
-    Raises
-    ------
-    BackboneError
-        As ``HuggingFaceEncoder`` does.
-
-    Example
-    -------
-    >>> encoder = LayerMeanEncoder(
-    ...     {
-    ...         "model_type": "hubert",
-    ...         "hidden_size": 32,
-    ...         "num_hidden_layers": 2,
-    ...         "num_attention_heads": 4,
-    ...         "intermediate_size": 64,
-    ...         "conv_dim": [32] * 7,
-    ...     }
-    ... )
-    >>> rows, lens = encoder(torch.rand(2, 16000), torch.tensor([1.0, 0.5]))
-    >>> rows.shape, encoder.num_layers, lens
-    (torch.Size([2, 3, 32]), 3, tensor([1., 1.]))
-    """
-
-    def __init__(self, source, revision=None, save_path=None):
-        super().__init__(source, revision=revision, save_path=save_path)
-        self.hop_s = None
-        self.num_layers = self.model.config.num_hidden_layers + 1
-
-    def _take(self, output, counts):
-        return [
-            torch.stack(
-                [
-                    state[row, :count].float().mean(0)
-                    for state in output.hidden_states
-                ]
-            )  # (num_layers, dim)
-            for row, count in enumerate(counts)
-        ]
-
-
 class _Linear(nn.Linear):
     """The same product, which on a CPU oneDNN computes.
 

@@ -378,11 +378,18 @@ class Stage1Brain(EmoQBrain):
     Example
     -------
     >>> from speechbrain.dataio.batch import PaddedBatch
-    >>> from emoq_modules import FocalLoss, MALLoss, MeanPooledAudio, SupConLoss
+    >>> from emoq_modules import EmoQFormer, FocalLoss, MALLoss, SupConLoss
+    >>> roberta = {
+    ...     "vocab_size": 50,
+    ...     "hidden_size": 16,
+    ...     "num_hidden_layers": 2,
+    ...     "num_attention_heads": 2,
+    ...     "intermediate_size": 32,
+    ... }
     >>> brain = Stage1Brain(
     ...     modules={
-    ...         "fusion": MeanPooledAudio(8),
-    ...         "head": torch.nn.Linear(8, 2),
+    ...         "fusion": EmoQFormer(roberta, audio_dim=8, num_queries=4),
+    ...         "head": torch.nn.Linear(16, 2),
     ...     },
     ...     hparams={
     ...         "mal": MALLoss(SupConLoss(), FocalLoss()),

@@ -13,7 +13,7 @@ from huggingface_hub import constants
 
 import train
 from emoq_modules.offline import build_llm, build_text_encoder
-from emoq_modules.ranks import watch_ranks
+from emoq_modules.rank_watch import watch_ranks
 
 # The models are tiny: more threads would only get in each other's way.
 torch.set_num_threads(1)

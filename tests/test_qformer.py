@@ -1,6 +1,5 @@
 """The EmoQ-Former: RoBERTa's weights, masks, gradients."""
 
-import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
@@ -9,8 +8,6 @@ from transformers import RobertaModel
 from emoq_modules import (
     AttentivePooling,
     EmoQFormer,
-    LayerWeightedMean,
-    MeanPooledAudio,
 )
 
 AUDIO_DIM = 12
@@ -151,39 +148,6 @@ def test_attentive_pooling_agrees_with_a_loop():
 def test_pooling_heads_must_divide_the_features():
     with pytest.raises(ValueError, match="do not divide"):
         AttentivePooling(dim=6, heads=4)
-
-
-def test_mean_pooled_audio_leaves_padding_out():
-    audio, audio_lens, _, _ = batch()
-    pooled = MeanPooledAudio(AUDIO_DIM)(audio, audio_lens, None, None)
-    mean = audio[1, :17].mean(dim=0)
-    torch.testing.assert_close(pooled[1], mean / mean.norm())
-
-
-def test_layers_are_weighed_by_a_softmax():
-    generator = torch.Generator().manual_seed(0)
-    rows = torch.randn(3, 5, AUDIO_DIM, generator=generator)
-    fusion = LayerWeightedMean(num_layers=5, dim=AUDIO_DIM)
-    at_first = fusion(rows, torch.ones(3), None, None)
-    torch.testing.assert_close(at_first, rows.mean(dim=1))
-
-    scores = torch.randn(5, generator=generator)
-    with torch.no_grad():
-        fusion.scores.copy_(scores)
-    exponents = np.exp(scores.double().numpy())
-    weights = exponents / exponents.sum()
-    expected = np.einsum("l,bld->bd", weights, rows.double().numpy())
-    found = fusion(rows, torch.ones(3), None, None)
-    np.testing.assert_allclose(found.detach(), expected, rtol=1e-5, atol=1e-6)
-    assert fusion.output_dim == AUDIO_DIM
-
-
-def test_the_number_of_layers_must_be_the_encoders():
-    fusion = LayerWeightedMean(num_layers=13, dim=AUDIO_DIM)
-    with pytest.raises(ValueError, match="25 rows for the weights of 13 la"):
-        fusion(torch.rand(2, 25, AUDIO_DIM), torch.ones(2), None, None)
-    with pytest.raises(ValueError, match="make it an .*LayerMeanEncoder"):
-        LayerWeightedMean(num_layers=None, dim=AUDIO_DIM)
 
 
 def test_relative_length_is_rounded_to_whole_positions():

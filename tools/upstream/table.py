@@ -36,6 +36,7 @@ MODULES = {
     "test_decoder": "speechbrain.integrations.tests.test_emoq_decoder",
     "test_packing": "speechbrain.integrations.tests.test_emoq_packing",
     "test_audio_encoder": "speechbrain.integrations.tests.test_emoq_encoders",
+    "test_fbank": "speechbrain.integrations.tests.test_emoq_fbank",
 }
 TRAINING = {
     "emoq_modules.ranks": f"{EMOQ}.ranks",
@@ -54,6 +55,10 @@ TRAINING = {
     "emoq_modules.feature_extraction": f"{EMOQ}.feature_extraction",
     "emoq_modules.train_loggers": f"{EMOQ}.train_loggers",
     "test_checkpoints": "speechbrain.integrations.tests.test_emoq_checkpoints",
+    "test_dataio": "speechbrain.integrations.tests.test_emoq_dataio",
+    "test_feature_store": (
+        "speechbrain.integrations.tests.test_emoq_feature_store"
+    ),
 }
 # The prepare scripts' names without a folder: a recipe runs in its own.
 # Upstream has an iemocap_prepare.py, of audio alone.
@@ -90,7 +95,7 @@ LEFT_OUT_TESTS = {
         "ABLATIONS",
         "test_presets_leave_of_the_loss_what_table_5_names",
     },
-    "test_audio_encoder": {
+    "test_fbank": {
         "test_fbank_values_of_real_speech_are_around_one",
     },
 }

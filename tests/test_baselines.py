@@ -1,0 +1,129 @@
+"""What stands in the place of a part of EmoQ."""
+
+import numpy as np
+import pytest
+import torch
+from hyperpyyaml import load_hyperpyyaml
+from test_audio_encoder import (
+    FAMILIES,
+    LAYERS,
+    NORMS,
+    alone,
+    padded,
+    save_tiny,
+    speech,
+)
+from transformers import (
+    AutoFeatureExtractor,
+    AutoModel,
+)
+
+from emoq_modules import (
+    FbankEncoder,
+    HuggingFaceEncoder,
+    LayerMeanEncoder,
+    LayerWeightedMean,
+    MeanPooledAudio,
+)
+
+AUDIO_DIM = 6
+
+
+@pytest.fixture(scope="module")
+def hubert(tmp_path_factory):
+    """The folder of a tiny HuBERT."""
+    return save_tiny(tmp_path_factory.mktemp("hubert"), "hubert", "layer")
+
+
+@pytest.mark.parametrize("norm", NORMS)
+@pytest.mark.parametrize("family", FAMILIES)
+def test_rows_are_the_means_of_transformers_hidden_states(
+    tmp_path, family, norm
+):
+    folder = save_tiny(tmp_path, family, norm)
+    model = AutoModel.from_pretrained(folder).eval()
+    extract = AutoFeatureExtractor.from_pretrained(folder)
+    encoder = LayerMeanEncoder(folder)
+    wavs = speech(9000, 12345, 400)
+    rows, lens = encoder(*padded(wavs, rubbish=0.3))
+    assert lens.tolist() == [1.0] * len(wavs)
+    assert rows.shape == (len(wavs), LAYERS + 1, encoder.dim)
+    for wav, among_others in zip(wavs, rows, strict=True):
+        inputs = extract(wav.numpy(), sampling_rate=16000, return_tensors="pt")
+        with torch.no_grad():
+            states = model(
+                inputs.input_values, output_hidden_states=True
+            ).hidden_states
+        expected = np.stack(
+            [state[0].double().numpy().mean(axis=0) for state in states]
+        )
+        for found in (among_others, alone(encoder, wav)):
+            np.testing.assert_allclose(found, expected, atol=1e-5, rtol=1e-5)
+
+
+def test_rows_are_not_taken_for_the_frames_of_the_same_model(hubert):
+    means, frames = LayerMeanEncoder(hubert), HuggingFaceEncoder(hubert)
+    assert means.identity["weights"] == frames.identity["weights"]
+    assert means.identity != frames.identity
+    assert LayerMeanEncoder(hubert).identity == means.identity
+
+
+def test_only_means_of_layers_have_a_number_of_layers(hubert):
+    assert LayerMeanEncoder(hubert).num_layers == LAYERS + 1
+    assert HuggingFaceEncoder(hubert).num_layers is None
+    assert FbankEncoder().num_layers is None
+
+
+def test_rows_of_layers_are_not_in_time(hubert):
+    assert LayerMeanEncoder(hubert).hop_s is None
+
+
+def test_encoders_are_made_by_yaml(hubert):
+    hparams = load_hyperpyyaml(
+        f"""
+        fbank: !new:emoq_modules.FbankEncoder
+            n_mels: 40
+            stack: 4
+        hubert: !new:emoq_modules.HuggingFaceEncoder
+            source: {hubert}
+            layer: 2
+        dim: !ref <hubert.dim>
+        """
+    )
+    assert hparams["fbank"].dim == 160
+    assert hparams["dim"] == 32
+    assert hparams["hubert"].sample_rate == 16000
+
+
+def test_mean_pooled_audio_leaves_padding_out():
+    audio = torch.randn(2, 20, AUDIO_DIM)
+    lens = torch.tensor([1.0, 17 / 20])
+    pooled = MeanPooledAudio(AUDIO_DIM)(audio, lens, None, None)
+    mean = audio[1, :17].mean(dim=0)
+    torch.testing.assert_close(pooled[1], mean / mean.norm())
+
+
+def test_layers_are_weighed_by_a_softmax():
+    generator = torch.Generator().manual_seed(0)
+    rows = torch.randn(3, 5, AUDIO_DIM, generator=generator)
+    fusion = LayerWeightedMean(num_layers=5, dim=AUDIO_DIM)
+    at_first = fusion(rows, torch.ones(3), None, None)
+    torch.testing.assert_close(at_first, rows.mean(dim=1))
+
+    scores = torch.randn(5, generator=generator)
+    with torch.no_grad():
+        fusion.scores.copy_(scores)
+    exponents = np.exp(scores.double().numpy())
+    weights = exponents / exponents.sum()
+    expected = np.einsum("l,bld->bd", weights, rows.double().numpy())
+    found = fusion(rows, torch.ones(3), None, None)
+    np.testing.assert_allclose(found.detach(), expected, rtol=1e-5, atol=1e-6)
+    assert fusion.output_dim == AUDIO_DIM
+
+
+def test_the_number_of_layers_must_be_the_encoders():
+    fusion = LayerWeightedMean(num_layers=13, dim=AUDIO_DIM)
+    with pytest.raises(ValueError, match="25 rows for the weights of 13 la"):
+        fusion(torch.rand(2, 25, AUDIO_DIM), torch.ones(2), None, None)
+    with pytest.raises(ValueError, match="make it an .*LayerMeanEncoder"):
+        LayerWeightedMean(num_layers=None, dim=AUDIO_DIM)
