@@ -262,7 +262,7 @@ class _Linear(nn.Linear):
     """The same product, which on a CPU oneDNN computes.
 
     Of itself torch takes MKL there, which is slower on processors that are not
-    Intel's: ``make bench`` has a row for it.
+    Intel's.
     """
 
     def forward(self, x):

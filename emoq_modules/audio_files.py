@@ -1,6 +1,6 @@
 """Audio files on disk: how long they are, and how they come out of clips.
 
-The lowest layer of the package: it knows files, and no corpus.
+It knows files, and no corpus.
 """
 
 import io
@@ -122,7 +122,7 @@ def decode_sound(clip):
     AudioError
         The clip does not open, or has no sound in it.
     """
-    import av  # an extra: libsndfile reads what is only audio
+    import av  # only here: libsndfile reads what is only audio
 
     if isinstance(clip, Path):
         with clip.open("rb") as file:

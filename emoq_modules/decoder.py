@@ -2,6 +2,8 @@
 
 The embedding e'_q is projected into the LLM's space and stands in the place of
 ``<AUDIO>`` in a chat; the emotion is read from what the LLM would say next.
+
+Source: Y. Yang and M.-W. Mak, https://arxiv.org/abs/2509.15775, Sec. 2.3.
 """
 
 import math

@@ -4,7 +4,10 @@ Supervised contrastive loss (Eq. 4) draws the embeddings of one emotion
 together; focal loss (Eq. 5) trains the classifier on top and keeps frequent,
 easy classes from drowning the rare ones; MAL (Eq. 6) is their weighted sum.
 
-Equations are those of the EmoQ paper. The file needs torch alone.
+Equations are those of the EmoQ paper: Y. Yang and M.-W. Mak, "EmoQ: Speech
+Emotion Recognition via Speech-Aware Q-Former and Large Language Model", 2025,
+https://arxiv.org/abs/2509.15775. SCL is from https://arxiv.org/abs/2004.11362,
+the focal loss from https://arxiv.org/abs/1708.02002.
 """
 
 import torch

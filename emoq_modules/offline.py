@@ -2,7 +2,7 @@
 
 They have the real architectures and the real file formats, so everything that
 loads RoBERTa or Qwen2.5 loads them; tokenizers are trained on the transcripts
-of the training split. They serve the offline preset, the tests and the
+of the training split. They serve trials without a network, tests and
 examples. What they know of language is what EmoQ's own training teaches them.
 """
 

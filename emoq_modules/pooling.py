@@ -50,7 +50,7 @@ class AttentivePooling(nn.Module):
         x : torch.Tensor
             Features, ``(B, N, dim)``.
         lens : torch.Tensor
-            Relative lengths, ``(B,)``.
+            Relative lengths, ``(B,)``, above 0: of nothing there is no mean.
 
         Returns
         -------

@@ -4,6 +4,9 @@ A RoBERTa encoder whose input is the learnable queries followed by the text.
 Both attend to each other (Eqs. 1 and 2 of the paper); in every second layer
 the queries also attend to the audio frames (Eq. 3). What the queries hold in
 the end is pooled by attention and scaled to unit length: the embedding e'_q.
+
+Source: Y. Yang and M.-W. Mak, https://arxiv.org/abs/2509.15775, Sec. 2.1; after
+BLIP-2, https://arxiv.org/abs/2301.12597.
 """
 
 import math

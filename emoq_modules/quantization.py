@@ -54,7 +54,7 @@ def nf4_config(quantization, dtype):
     if find_spec("bitsandbytes") is None:
         raise BackboneError(
             "An LLM in 4 bits needs bitsandbytes, which is not installed: "
-            "pip install -e '.[qlora]', or set llm_quantization to null."
+            "pip install bitsandbytes, or set llm_quantization to null."
         )
     return BitsAndBytesConfig(
         load_in_4bit=True,

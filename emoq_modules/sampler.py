@@ -14,6 +14,10 @@ class ClassGroupSampler(torch.utils.data.Sampler):
     classes are as frequent as before. An order depends on the seed and the
     epoch alone.
 
+    With several ranks ``sb.Brain`` deals the order out one by one, so that the
+    members of a group go to different ranks: they meet where the batches of all
+    ranks are contrasted, by ``SupConLoss(gather=True)``.
+
     Arguments
     ---------
     labels : list of int

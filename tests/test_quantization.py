@@ -270,5 +270,5 @@ def test_what_is_missing_is_told(llm, monkeypatch):
     with pytest.raises(ValueError, match="nf4 or null; it is 'int8'"):
         SoftPromptDecoder(llm, TEMPLATE, LABELS, DIM, quantization="int8")
     monkeypatch.setattr(quantization, "find_spec", lambda name: None)
-    with pytest.raises(BackboneError, match=r"pip install -e '.\[qlora\]'"):
+    with pytest.raises(BackboneError, match=r"pip install bitsandbytes"):
         make_decoder(llm)

@@ -2,6 +2,7 @@
 
 import pytest
 from upstream.flatten import FlattenError, flatten
+from upstream.idiom import signed, with_logger
 from upstream.imports import MoveError, Names, inline, rewrite
 from upstream_clone import write
 
@@ -73,6 +74,30 @@ def test_what_is_left_out_takes_its_comment_and_imports_along():
     assert left.split() == ["B", "=", "2"]
     with pytest.raises(MoveError, match="g, which is to be left out"):
         rewrite(source, NAMES, left_out={"g"})
+
+
+@pytest.mark.parametrize(
+    ("source", "expected"),
+    [
+        ('"""One line."""\nx = 1', '"""One line.'),
+        (
+            '#!/bin/py\n"""One.\n\nMore.\n"""\nx = 1',
+            '#!/bin/py\n"""One.\n\nMore.',
+        ),
+    ],
+)
+def test_a_docstring_ends_with_the_authors(source, expected):
+    found = signed(source, "Somebody, 2026")
+    assert found == f'{expected}\n\nAuthors\n * Somebody, 2026\n"""\nx = 1'
+
+
+def test_the_logger_is_upstreams():
+    source = "import logging\n\nlog = logging.getLogger(__name__)\n"
+    assert with_logger(source) == (
+        "import logging\nfrom speechbrain.utils.logger import get_logger\n\n"
+        "log = get_logger(__name__)\n"
+    )
+    assert with_logger("x = 1") == "x = 1"
 
 
 def test_a_module_is_inlined_where_it_was_imported():

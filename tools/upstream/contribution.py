@@ -11,6 +11,7 @@ from emoq_modules import _PUBLIC
 from upstream import table
 from upstream.checkout import Part
 from upstream.flatten import flatten
+from upstream.idiom import signed, with_logger
 from upstream.imports import MoveError, Names, inline, rewrite
 from upstream.patch import patched
 from upstream.recipe_rows import row_of, with_rows
@@ -222,7 +223,7 @@ def _requirements(more):
 
 
 def _formatted(files, settings):
-    """Sorts imports and breaks lines as upstream's settings say."""
+    """Makes code look as upstream's: authors, logger, imports, lines."""
     programs = {
         path: text
         for path, (mode, text) in files.items()
@@ -238,6 +239,7 @@ def _formatted(files, settings):
         }
         for path, text in programs.items():
             places[path].parent.mkdir(parents=True, exist_ok=True)
+            text = signed(with_logger(text), table.AUTHORS)
             places[path].write_text(text, encoding="utf-8")
         fix = ["check", "--quiet", "--fix", "--select", "I,F401"]
         for command in (fix, ["format", "--quiet"]):

@@ -70,6 +70,9 @@ PREPARE = {
 # recipes have their Brain in the script.
 INLINED = "emoq_modules.brain"
 
+# Who upstream's headers are to name.
+AUTHORS = "The EmoQ contributors, 2026"
+
 # Names of ours that stand for a built-in one there.
 RENAMED = {"ConfigurationError": "ValueError"}
 
