@@ -31,8 +31,8 @@ setup(
         "speechbrain>=1.1.2,<1.2",
         "hyperpyyaml>=1.2.3",
         "ruamel.yaml>=0.18,<0.19",
-        # The keys and values of a prompt's beginning go to the LLM by a name that
-        # 5.40 no longer has.
+        # The keys and values of a prompt's beginning go to the LLM by a name
+        # that 5.40 no longer has.
         "transformers>=5.20,<5.40",
         "peft>=0.21",
         "accelerate>=1.15",

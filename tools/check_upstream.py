@@ -26,10 +26,11 @@ BY_HAND = (
     "and put their names into the READMEs and tests/recipes/*.csv (HF_repo); "
     "tests/consistency/test_HF_repo.py then runs their examples.",
     "Faults of SpeechBrain's core that the recipes work around, each worth a "
-    "change of its own: EpochCounterWithStopper never stops at a constant score "
-    "to be maximised, and forgets its best one on recovery; save_and_keep_only "
-    "appends to a default argument; clipping sees the first parameter group "
-    "alone; Pretrainer takes a path that is not there for a name on the hub.",
+    "change of its own: EpochCounterWithStopper never stops at a constant "
+    "score to be maximised, and forgets its best one on recovery; "
+    "save_and_keep_only appends to a default argument; clipping sees the first "
+    "parameter group alone; Pretrainer takes a path that is not there for a "
+    "name on the hub.",
     "The table of tasks in upstream's README, and recipes/IEMOCAP/README.md, "
     "which do not name the new recipes.",
     "The results of the recipes that the correction touches: their README's "
