@@ -16,6 +16,7 @@ LABELS = ["sad", "angry", "neutral", "happy"]
 
 
 def tone(rate, seconds=1.0, frequency=440.0):
+    """A sine wave."""
     return 0.5 * np.sin(
         2 * np.pi * frequency * np.arange(round(rate * seconds)) / rate
     )
@@ -79,23 +80,28 @@ def test_silence_is_read_with_a_warning(tmp_path, caplog):
 
 
 def missing(path):
+    """No file at all."""
     pass
 
 
 def cut_off(path):
+    """A file that ends in the middle."""
     soundfile.write(path, tone(16000), 16000)
     path.write_bytes(path.read_bytes()[:9000])
 
 
 def header_alone(path):
+    """A file without samples."""
     soundfile.write(path, np.zeros(0), 16000)
 
 
 def no_audio(path):
+    """A file of something else."""
     path.write_text("Oh no!")
 
 
 def not_finite(path):
+    """A file with a sample that is no number."""
     samples = tone(16000).astype("float32")
     samples[7] = np.nan
     soundfile.write(path, samples, 16000, subtype="FLOAT")
@@ -130,6 +136,7 @@ def test_a_truncated_flac_file_is_refused(tmp_path):
 
 
 def row(emotion, text="Oh no!"):
+    """A row of a manifest."""
     return {
         "wav": f"{emotion}.wav",
         "text": text,
@@ -142,6 +149,7 @@ def row(emotion, text="Oh no!"):
 
 @pytest.fixture(scope="module")
 def tokenizer(text_encoder):
+    """That of a small RoBERTa."""
     return load_tokenizer(text_encoder)
 
 

@@ -46,6 +46,7 @@ class CountingEncoder(FrozenEncoder):
         self.batches = []
 
     def encode(self, wavs, samples):
+        """Computes frames, and takes its time."""
         time.sleep(self.delay_s)
         self.batches.append(samples)
         return [
@@ -55,14 +56,17 @@ class CountingEncoder(FrozenEncoder):
 
     @property
     def count(self):
+        """How many utterances it has computed."""
         return sum(map(len, self.batches))
 
 
 def read_audio(path):
+    """The samples of a file."""
     return torch.from_numpy(soundfile.read(path, dtype="float32")[0])
 
 
 def frames_of(path, scale=100.0):
+    """What the encoder makes of a file."""
     return scale * read_audio(path).view(-1, DIM)
 
 
@@ -81,6 +85,7 @@ def rows(tmp_path):
 
 @pytest.fixture
 def folder(tmp_path):
+    """The store's."""
     return tmp_path / "store"
 
 
@@ -92,6 +97,7 @@ def a_while_later(monkeypatch):
 
 
 def fill(rows, store, encoder=None, **options):
+    """Stores the frames of all rows; gives the encoder."""
     encoder = encoder or CountingEncoder()
     options = {
         "max_batch_seconds": 0.02,
@@ -104,10 +110,12 @@ def fill(rows, store, encoder=None, **options):
 
 
 def store_of(folder, scale=100.0, precision="fp16"):
+    """A store of that encoder in a folder."""
     return FeatureStore(folder, CountingEncoder(scale).identity, precision)
 
 
 def assert_holds(store, rows, scale=100.0):
+    """Whether a store has the frames of all rows."""
     assert store.missing([row["wav"] for row in rows]) == []
     for row in rows:
         expected = round_trip(frames_of(row["wav"], scale), store.precision)
@@ -264,6 +272,7 @@ def test_the_folder_is_not_listed_all_the_time(folder, rows, monkeypatch):
     listdir = os.listdir
 
     def list_slowly(path):
+        """Lists a folder a second later."""
         nonlocal now
         now += 1.0
         listed.append(path)
@@ -319,6 +328,7 @@ def test_no_audio_is_decoded_by_the_thread_that_computes(folder, rows):
     readers = set()
 
     def read(path):
+        """Notes who reads."""
         readers.add(threading.get_ident())
         return read_audio(path)
 
@@ -332,6 +342,7 @@ def test_frames_on_the_fly_have_their_audio_decoded_by_workers(rows):
     """With ``num_workers``, as the experiments have them."""
 
     def read(path):
+        """Notes who reads."""
         return torch.tensor([os.getpid(), threading.get_native_id()])
 
     datasets = build_datasets(
@@ -377,6 +388,7 @@ def test_ranks_share_the_work_without_overlap(folder, rows):
 
 
 def _load_all(store, paths):
+    """A number for the frames of each."""
     return [store.load(path).sum().item() for path in paths]
 
 
@@ -407,6 +419,7 @@ def test_a_store_notices_what_another_process_writes_and_deletes(folder, rows):
 
 
 def _fill_slowly(rows, folder, delay_s, start, counts):
+    """Fills the store in a process, and tells how much it computed."""
     encoder = CountingEncoder(delay_s=delay_s)
     start.wait()
     # An utterance a batch, and one a shard.
@@ -421,6 +434,7 @@ def start_filling(rows, folder):
     processes = []
 
     def start(number, delay_s):
+        """Starts so many processes."""
         begin, counts = context.Event(), context.SimpleQueue()
         args = (rows, folder, delay_s, begin, counts)
         for _ in range(number):
@@ -500,6 +514,7 @@ def small_disk():
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
 
     def limit(size):
+        """Lets no file grow larger."""
         resource.setrlimit(resource.RLIMIT_FSIZE, (size, limits[1]))
 
     yield limit
@@ -526,6 +541,7 @@ def test_a_full_disk_leaves_no_part_and_harms_nothing(folder, rows, small_disk):
 @pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT])
 def test_no_space_left_says_how_much_is_needed(folder, number, monkeypatch):
     def replace(source, target):
+        """Fails."""
         raise OSError(number, os.strerror(number))
 
     monkeypatch.setattr(os, "replace", replace)
@@ -539,6 +555,7 @@ def test_what_is_still_to_come_is_estimated(folder, rows, monkeypatch):
     store, sizes, estimates = store_of(folder), [], []
 
     def save(features, still_to_come):
+        """Notes what is saved, and what is expected."""
         sizes.append(sum(frames.nbytes for frames in features.values()))
         estimates.append(still_to_come)
 
@@ -550,6 +567,7 @@ def test_what_is_still_to_come_is_estimated(folder, rows, monkeypatch):
 
 def test_another_error_is_not_taken_for_a_full_disk(folder, rows, monkeypatch):
     def replace(source, target):
+        """Fails."""
         raise PermissionError(errno.EACCES, "Permission denied", target)
 
     monkeypatch.setattr(os, "replace", replace)
