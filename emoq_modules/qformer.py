@@ -123,7 +123,7 @@ class EmoQFormer(nn.Module):
         self._initialise(pretrained)
 
     def forward(self, audio, audio_lens, tokens, token_lens):
-        """Returns the embedding e'_q of each utterance.
+        """Computes the embedding e'_q of each utterance.
 
         Arguments
         ---------
@@ -139,24 +139,38 @@ class EmoQFormer(nn.Module):
         Returns
         -------
         torch.Tensor
-            ``(B, d_h)``, each of unit L2 norm.
+            Embeddings, ``(B, d_h)``, each of unit L2 norm.
         """
         queries, _ = self.encode(audio, audio_lens, tokens, token_lens)
         everything = queries.new_ones(len(queries))
         return F.normalize(self.pooling(queries, everything), dim=-1)
 
     def encode(self, audio, audio_lens, tokens, token_lens):
-        """Returns the hidden states that ``forward`` pools.
+        """Computes the hidden states that ``forward`` pools.
 
-        Takes the arguments of ``forward``.
+        Arguments
+        ---------
+        audio : torch.Tensor
+            Frames of any encoder, ``(B, T, audio_dim)``.
+        audio_lens : torch.Tensor
+            Relative lengths of the audio, ``(B,)``.
+        tokens : torch.Tensor
+            RoBERTa token ids of the transcript, ``(B, L)``.
+        token_lens : torch.Tensor
+            Relative lengths of the transcript, ``(B,)``; 0 where there is none.
 
         Returns
         -------
         queries : torch.Tensor
-            ``(B, N_q, d_h)``
+            The queries' hidden states, ``(B, N_q, d_h)``.
         text : torch.Tensor
-            ``(B, L, d_h)``; after the last layer's self-attention, and with no
-            queries after its feed-forward too.
+            Those of the transcript, ``(B, L, d_h)``: after the last layer's
+            self-attention, and with no queries after its feed-forward too.
+
+        Raises
+        ------
+        ValueError
+            If a transcript is longer than the text encoder's positions.
         """
         batch, num_queries = len(tokens), len(self.queries)
         text_mask = length_mask(tokens, token_lens)
@@ -180,7 +194,7 @@ class EmoQFormer(nn.Module):
 
     @contextmanager
     def record_attention(self):
-        """Records, within a ``with`` block, what the queries listen to.
+        """Records, within a ``with`` block, which frames the queries attend to.
 
         The embeddings are what they are without. Meanwhile the weights are
         computed beside the fused attention, which does not give them away,
