@@ -1,4 +1,4 @@
-"""Where the figures of each epoch go: train_log.txt, and what else is wanted.
+"""Logs each epoch's figures: train_log.txt, TensorBoard, Weights & Biases.
 
 SpeechBrain's loggers, told what a run that is stopped and started again needs.
 """
