@@ -291,7 +291,18 @@ class _Linear(nn.Linear):
     """
 
     def forward(self, x):
-        """Maps ``(*, in_features)`` to ``(*, out_features)``."""
+        """Computes the product.
+
+        Arguments
+        ---------
+        x : torch.Tensor
+            ``(*, in_features)``
+
+        Returns
+        -------
+        torch.Tensor
+            ``(*, out_features)``
+        """
         if x.is_cpu and x.dtype == torch.float32 and has_onednn():
             return torch.ops.mkldnn._linear_pointwise(
                 x, self.weight, self.bias, "none", [], ""
