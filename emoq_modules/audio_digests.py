@@ -1,4 +1,4 @@
-"""Content digests of audio files, without reading them all at each start."""
+"""Digests of the content of audio files, remembered from run to run."""
 
 import hashlib
 import io
@@ -21,7 +21,18 @@ _PATH_CODEC = ("utf-8", "surrogateescape")  # a name need not be UTF-8
 
 
 def digest_of(content):
-    """Digest of bytes: 32 hexadecimal digits."""
+    """Computes the digest of some bytes.
+
+    Arguments
+    ---------
+    content : bytes
+        What to digest.
+
+    Returns
+    -------
+    str
+        32 hexadecimal digits.
+    """
     return hashlib.blake2b(content, digest_size=16).hexdigest()
 
 
@@ -50,7 +61,23 @@ class AudioDigests:
         self._unsaved = False
 
     def of(self, path):
-        """Digest of the bytes of the file that is at ``path`` now."""
+        """Digest of what a file holds now; reads it only if it has changed.
+
+        Arguments
+        ---------
+        path : str or Path
+            The file.
+
+        Returns
+        -------
+        str
+            32 hexadecimal digits.
+
+        Raises
+        ------
+        OSError
+            If the file is missing or cannot be read.
+        """
         stat = os.stat(path)
         stamp = stamp_of(os.path.join(os.getcwd(), path), stat)
         known = self._known.get(stamp)
@@ -64,13 +91,21 @@ class AudioDigests:
         return digest
 
     def remember(self, stamps, digests):
-        """Notes digests under the stamps of their files."""
+        """Notes the digests of files.
+
+        Arguments
+        ---------
+        stamps : list of bytes
+            What ``stamp_of`` gives for each file.
+        digests : list of str
+            The digest of what each holds, 32 hexadecimal digits.
+        """
         stamps = np.frombuffer(b"".join(stamps), "S16")
         self._known.update(stamps, digest_array(digests))
         self._unsaved = True
 
     def known(self, paths):
-        """What ``of`` gives without reading a file, for many at once.
+        """Looks up the digests of many files, without reading any.
 
         Arguments
         ---------
@@ -96,7 +131,7 @@ class AudioDigests:
         return self._known.get_all(np.frombuffer(stamps, "S16"), _UNKNOWN)
 
     def save(self):
-        """Writes what is new; that it cannot is no reason to stop."""
+        """Writes new digests to the file; if that fails, there is a warning."""
         if not self._unsaved:
             return
         try:
@@ -125,14 +160,19 @@ class AudioDigests:
 
 
 def stamp_of(path, stat):
-    """A digest (bytes) of all that tells whether a file has changed.
+    """Digest of a file's path, size and times, which tell if it has changed.
 
     Arguments
     ---------
     path : str
         The file, from the root on.
     stat : os.stat_result
-        Of the file.
+        What ``os.stat`` says of it.
+
+    Returns
+    -------
+    bytes
+        16 bytes.
     """
     times = f"{stat.st_mtime_ns} {stat.st_ctime_ns}"
     state = f"{path}\0{stat.st_size} {times}".encode(*_PATH_CODEC)

@@ -1,4 +1,4 @@
-"""Frozen audio encoders: waveforms in, frames out, the same in any company.
+"""Frozen audio encoders: waveforms in, frames out, the same in any batch.
 
 An encoder of this file never trains and is never in train mode, and the
 frames of an utterance do not depend on what else is in its batch: they may be
@@ -28,7 +28,7 @@ from emoq_modules.backbones import (
 
 
 class FrozenEncoder(nn.Module):
-    """What all frozen encoders have in common.
+    """Base class of the frozen audio encoders.
 
     A subclass computes frames in ``encode``; here what it is made of is frozen,
     lengths become counts, and counts become lengths again.
@@ -69,9 +69,9 @@ class FrozenEncoder(nn.Module):
         Arguments
         ---------
         wavs : torch.Tensor
-            Waveforms, ``(B, T)``, float32, zero past their ends.
+            Waveforms at 16 kHz, ``(B, T)``, float32, zero past their ends.
         samples : list of int
-            Length of each, at least 1.
+            Length of each in samples, at least 1.
 
         Returns
         -------
@@ -126,7 +126,18 @@ class FrozenEncoder(nn.Module):
         return pad_sequence(frames, batch_first=True), counts / counts.max()
 
     def train(self, mode=True):
-        """Stays in eval mode: ``Brain`` calls this on all its modules."""
+        """Stays in eval mode: ``Brain`` calls this on all its modules.
+
+        Arguments
+        ---------
+        mode : bool
+            Without effect.
+
+        Returns
+        -------
+        FrozenEncoder
+            The encoder itself.
+        """
         return super().train(False)
 
 
@@ -231,7 +242,21 @@ class HuggingFaceEncoder(FrozenEncoder):
             self.receptive_field = (self.receptive_field - 1) * stride + kernel
 
     def encode(self, wavs, samples):
-        """Computes frames of 20 ms; what is shorter than one is padded."""
+        """Computes frames, one every 20 ms.
+
+        Arguments
+        ---------
+        wavs : torch.Tensor
+            Waveforms at 16 kHz, ``(B, T)``, float32, zero past their ends.
+            Those shorter than a frame's 25 ms are padded.
+        samples : list of int
+            Length of each in samples, at least 1.
+
+        Returns
+        -------
+        list of torch.Tensor
+            Frames ``(T', dim)`` of each, float32, at least one.
+        """
         if self.one_by_one and len(samples) > 1:
             return [
                 self.encode(wav[None, :count], [count])[0]
@@ -266,7 +291,18 @@ class _Linear(nn.Linear):
     """
 
     def forward(self, x):
-        """Maps ``(*, in_features)`` to ``(*, out_features)``."""
+        """Computes the product.
+
+        Arguments
+        ---------
+        x : torch.Tensor
+            ``(*, in_features)``
+
+        Returns
+        -------
+        torch.Tensor
+            ``(*, out_features)``
+        """
         if x.is_cpu and x.dtype == torch.float32 and has_onednn():
             return torch.ops.mkldnn._linear_pointwise(
                 x, self.weight, self.bias, "none", [], ""
@@ -275,7 +311,13 @@ class _Linear(nn.Linear):
 
 
 def has_onednn():
-    """Whether torch was built with oneDNN, and may use it."""
+    """Tells whether torch was built with oneDNN, and may use it.
+
+    Returns
+    -------
+    bool
+        False where oneDNN is switched off, too.
+    """
     return (
         torch.backends.mkldnn.is_available() and torch.backends.mkldnn.enabled
     )

@@ -1,4 +1,4 @@
-"""Audio files on disk: how long they are, and how they come out of clips.
+"""Audio files on disk: their duration, and the sound of video clips.
 
 It knows files, and no corpus.
 """

@@ -1,4 +1,4 @@
-"""Where pre-trained weights come from: a folder, the cache, or the hub.
+"""Finds pre-trained models in a folder, in the cache or on the hub.
 
 transformers, asked for a model it cannot reach, retries for half a minute and
 ends with an error about connections. Here a name becomes a folder first: in
@@ -122,6 +122,7 @@ def load_tokenizer(source, revision=None):
     Returns
     -------
     transformers.PreTrainedTokenizerBase
+        The tokenizer, with the chat template if it has one.
 
     Raises
     ------
@@ -157,6 +158,7 @@ def load_configuration(source, revision=None):
     Returns
     -------
     transformers.PretrainedConfig
+        The configuration, of the model's own class.
 
     Raises
     ------
@@ -261,7 +263,7 @@ def weight_files(folder):
 
 
 def check_complete(folder, unused=()):
-    """Refuses weights that would be filled up with random numbers.
+    """Refuses a folder where weights are missing, which would be random ones.
 
     Arguments
     ---------
@@ -289,7 +291,7 @@ def check_complete(folder, unused=()):
 
 
 def fingerprint(folder):
-    """Digest of what determines a model: its files, whatever its name.
+    """Computes a digest of the files that determine a model.
 
     Arguments
     ---------
@@ -299,7 +301,8 @@ def fingerprint(folder):
     Returns
     -------
     str
-        Of the weights, ``config.json`` and ``preprocessor_config.json``.
+        32 hexadecimal digits, of the weights, ``config.json`` and
+        ``preprocessor_config.json``; names of folders have no part in it.
     """
     texts = [Path(folder) / name for name in _DETERMINING]
     digest = hashlib.blake2b(digest_size=16)

@@ -1,4 +1,4 @@
-"""How EmoQ trains: one ``sb.Brain`` for each of its two stages.
+"""The training of EmoQ: one ``sb.Brain`` for each of its two stages.
 
 What both do (gradient accumulation, clipping, schedule, checkpoints, metrics)
 is in ``EmoQBrain``; a stage adds what it computes and minimises.
@@ -48,10 +48,18 @@ class EmoQBrain(sb.Brain):
         Both ways give the same numbers: what is computed on the fly is
         rounded as the store would.
 
+        Arguments
+        ---------
+        batch : speechbrain.dataio.batch.PaddedBatch
+            Its ``audio`` holds stored frames, ``(B, T, audio_dim)``, or
+            waveforms at 16 kHz, ``(B, T)``, and relative lengths.
+        stage : sb.Stage
+            Audio is augmented in training alone.
+
         Returns
         -------
         frames : torch.Tensor
-            ``(B, T, audio_dim)``
+            ``(B, T, audio_dim)``, float32.
         lens : torch.Tensor
             Relative lengths, ``(B,)``.
         """
@@ -77,7 +85,22 @@ class EmoQBrain(sb.Brain):
         return wavs, lens.to(wavs.device)
 
     def embeddings(self, batch, stage):
-        """Embeddings e'_q of a batch, ``(B, d_h)``; those of a test stay."""
+        """Computes the embeddings e'_q of a batch.
+
+        Those of a test are also kept, in ``tested_embeddings``.
+
+        Arguments
+        ---------
+        batch : speechbrain.dataio.batch.PaddedBatch
+            With ``audio``, as ``audio_frames`` takes it, and ``tokens``.
+        stage : sb.Stage
+            What the batch is for.
+
+        Returns
+        -------
+        torch.Tensor
+            Embeddings, ``(B, d_h)``; an ``EmoQFormer`` gives unit L2 norm.
+        """
         tokens, token_lens = batch.tokens
         embeddings = self.modules["fusion"](
             *self.audio_frames(batch, stage), tokens, token_lens
@@ -87,16 +110,43 @@ class EmoQBrain(sb.Brain):
         return embeddings
 
     def loss_weight(self, batch):
-        """What a batch counts in the mean over accumulated batches."""
+        """Weight of a batch in the mean over accumulated batches.
+
+        Arguments
+        ---------
+        batch : speechbrain.dataio.batch.PaddedBatch
+            A batch of the training set.
+
+        Returns
+        -------
+        float
+            Here the number of its utterances.
+        """
         return len(batch.id)
 
     # --- one batch -----------------------------------------------------------
 
     def make_dataloader(self, dataset, stage, **kwargs):
-        """Adds a generator of its own to each loader.
+        """Makes a data loader, which has a generator of its own.
 
         Otherwise starting to iterate draws from torch's generator, and a
-        resumed epoch, which starts once more, would go another way.
+        resumed epoch, which starts once more, would go another way. In
+        training on several ranks SpeechBrain shares the utterances out among
+        them; in evaluation a rank gets its batches of ``own_batches``.
+
+        Arguments
+        ---------
+        dataset : torch.utils.data.Dataset
+            The utterances.
+        stage : sb.Stage
+            What they are for.
+        **kwargs : dict
+            Arguments of ``sb.Brain.make_dataloader``, such as ``batch_size``.
+
+        Returns
+        -------
+        torch.utils.data.DataLoader
+            SpeechBrain's ``SaveableDataLoader``.
         """
         kwargs.setdefault("generator", torch.Generator())
         # From there a batch goes to the GPU while it is at the one before.
@@ -126,6 +176,21 @@ class EmoQBrain(sb.Brain):
 
         Unlike SpeechBrain's, the mean over accumulated batches is weighted by
         what is in each, and the last batches of an epoch count too.
+
+        Arguments
+        ---------
+        batch : speechbrain.dataio.batch.PaddedBatch
+            A batch of the training set.
+
+        Returns
+        -------
+        torch.Tensor
+            The loss of the batch, a scalar on the CPU without a gradient.
+
+        Raises
+        ------
+        ValueError
+            If losses were not finite more often than ``nonfinite_patience``.
         """
         last = self.step == self.batches_per_epoch
         should_step = last or self.step % self.grad_accumulation_factor == 0
@@ -201,14 +266,46 @@ class EmoQBrain(sb.Brain):
         ``tested_embeddings`` holds the embeddings, ``(d_h,)`` each, in the
         order of ``stats``; it is empty where there is no audio.
 
-        Takes the arguments of ``sb.Brain.evaluate``, and ``split``, what the
-        log calls the set: ``valid`` or ``test``.
+        Arguments
+        ---------
+        test_set : torch.utils.data.Dataset | torch.utils.data.DataLoader
+            The utterances.
+        *args : tuple
+            Further arguments of ``sb.Brain.evaluate``.
+        split : str
+            What the log calls the set: ``valid`` or ``test``.
+        **kwargs : dict
+            Further arguments of ``sb.Brain.evaluate``, such as
+            ``test_loader_kwargs``.
+
+        Returns
+        -------
+        float
+            The mean loss of the batches that this rank has evaluated.
+
+        Raises
+        ------
+        CheckpointError
+            If there is no checkpoint yet.
         """
         self.evaluated_split = split
         return super().evaluate(test_set, *args, **kwargs)
 
     def evaluate_batch(self, batch, stage):
-        """Keeps the loss, and where in ``stats`` the batch begins."""
+        """Evaluates a batch; keeps its loss and where it begins in ``stats``.
+
+        Arguments
+        ---------
+        batch : speechbrain.dataio.batch.PaddedBatch
+            A batch of the validation or test set.
+        stage : sb.Stage
+            What the batch is for.
+
+        Returns
+        -------
+        torch.Tensor
+            The loss of the batch, a scalar on the CPU without a gradient.
+        """
         first = len(self.stats.ids)
         loss = super().evaluate_batch(batch, stage)
         self.evaluated.append((first, float(loss)))
@@ -277,7 +374,15 @@ class EmoQBrain(sb.Brain):
             )
 
     def on_stage_start(self, stage, epoch=None):
-        """Starts new statistics."""
+        """Starts new statistics.
+
+        Arguments
+        ---------
+        stage : sb.Stage
+            What begins.
+        epoch : int | None
+            Of no meaning here; SpeechBrain passes it.
+        """
         self.stats = EmotionStats(self.hparams.labels)
         self.tested_embeddings = []
         self.evaluated = []
@@ -286,7 +391,19 @@ class EmoQBrain(sb.Brain):
             self.epoch_started = time.perf_counter()
 
     def on_stage_end(self, stage, stage_loss, epoch=None):
-        """Logs the epoch, remembers it, and saves a checkpoint."""
+        """Logs the epoch or test; of an epoch also saves a checkpoint.
+
+        An epoch ends with its validation, whose score the checkpoint has.
+
+        Arguments
+        ---------
+        stage : sb.Stage
+            What ends.
+        stage_loss : float
+            The mean loss of this rank's batches.
+        epoch : int | None
+            The epoch; None after a test.
+        """
         if stage == sb.Stage.TRAIN:
             self.train_loss = float(stage_loss)
             return
@@ -328,7 +445,7 @@ class EmoQBrain(sb.Brain):
         )
 
     def _score(self, figures, epoch):
-        """What is to be high: a measure, the loss turned round, the epoch.
+        """Scores an epoch by ``selection_metric``: the higher, the better.
 
         It is at most 0. Of positive scores, SpeechBrain's early stopping takes
         one that is only as good as the best for a better one, and never stops.
@@ -342,6 +459,18 @@ class EmoQBrain(sb.Brain):
         """Loads the weights of the best epoch, and nothing else with them.
 
         What is there from the evaluation of another set is not loaded again.
+
+        Arguments
+        ---------
+        max_key : str | None
+            Of no meaning here; SpeechBrain passes it.
+        min_key : str | None
+            Of no meaning here; SpeechBrain passes it.
+
+        Raises
+        ------
+        CheckpointError
+            If there is no checkpoint yet, or it is another model's.
         """
         best = self.checkpointer.find_checkpoint(max_key="score")
         if best is None:
@@ -361,7 +490,13 @@ class EmoQBrain(sb.Brain):
         self.loaded_epoch = best.meta["epoch"]
 
     def trained_modules(self):
-        """The modules whose weights a checkpoint holds, by name."""
+        """Finds the modules whose weights a checkpoint holds.
+
+        Returns
+        -------
+        dict
+            These modules, by name.
+        """
         return {
             name: module
             for name, module in self.checkpointer.recoverables.items()
@@ -419,13 +554,43 @@ class Stage1Brain(EmoQBrain):
     """
 
     def compute_forward(self, batch, stage):
-        """Returns embeddings ``(B, d_h)`` and logits ``(B, C)``."""
+        """Computes the embeddings and the classifier's logits.
+
+        Arguments
+        ---------
+        batch : speechbrain.dataio.batch.PaddedBatch
+            With ``audio`` and ``tokens``.
+        stage : sb.Stage
+            What the batch is for.
+
+        Returns
+        -------
+        embeddings : torch.Tensor
+            ``(B, d_h)``
+        logits : torch.Tensor
+            Unnormalised log-probabilities, ``(B, C)``.
+        """
         batch = batch.to(self.device, non_blocking=True)
         embeddings = self.embeddings(batch, stage)
         return embeddings, self.modules["head"](embeddings)
 
     def compute_objectives(self, predictions, batch, stage):
-        """Eq. 6; outside training the posteriors are kept."""
+        """Computes the loss, Eq. 6; outside training keeps the posteriors.
+
+        Arguments
+        ---------
+        predictions : tuple of torch.Tensor
+            What ``compute_forward`` gives.
+        batch : speechbrain.dataio.batch.PaddedBatch
+            With ``label`` and, outside training, ``dialogue``.
+        stage : sb.Stage
+            What the batch is for.
+
+        Returns
+        -------
+        torch.Tensor
+            The loss, a scalar.
+        """
         embeddings, logits = predictions
         if stage != sb.Stage.TRAIN:
             posteriors = logits.float().softmax(dim=-1)
@@ -472,7 +637,22 @@ class Stage2Brain(EmoQBrain):
     """
 
     def compute_forward(self, batch, stage):
-        """Returns the loss, and outside training the posteriors too."""
+        """Computes the loss, and outside training the posteriors too.
+
+        Arguments
+        ---------
+        batch : speechbrain.dataio.batch.PaddedBatch
+            With ``text``, ``speaker``, ``context`` and ``label``; and with
+            ``audio`` and ``tokens`` where there is a soft prompt.
+        stage : sb.Stage
+            What the batch is for.
+
+        Returns
+        -------
+        torch.Tensor | tuple of torch.Tensor
+            The loss, a scalar; outside training the pair of the loss and the
+            posteriors, ``(B, C)``.
+        """
         batch = batch.to(self.device, non_blocking=True)
         embeddings = None
         if "fusion" in self.modules:
@@ -490,7 +670,22 @@ class Stage2Brain(EmoQBrain):
         )
 
     def compute_objectives(self, predictions, batch, stage):
-        """Eq. 7; outside training the posteriors are kept."""
+        """Passes the loss on, Eq. 7; outside training keeps the posteriors.
+
+        Arguments
+        ---------
+        predictions : torch.Tensor | tuple of torch.Tensor
+            What ``compute_forward`` gives.
+        batch : speechbrain.dataio.batch.PaddedBatch
+            Outside training, with ``label`` and ``dialogue``.
+        stage : sb.Stage
+            What the batch is for.
+
+        Returns
+        -------
+        torch.Tensor
+            The loss, a scalar.
+        """
         if stage == sb.Stage.TRAIN:
             return predictions
         loss, posteriors = predictions
@@ -498,5 +693,16 @@ class Stage2Brain(EmoQBrain):
         return loss
 
     def loss_weight(self, batch):
-        """The sum of the token weights of Eq. 7 in a batch."""
+        """Weight of a batch in the mean over accumulated batches.
+
+        Arguments
+        ---------
+        batch : speechbrain.dataio.batch.PaddedBatch
+            A batch of the training set.
+
+        Returns
+        -------
+        float
+            The sum of the token weights of Eq. 7 in it.
+        """
         return self.hparams.decoder.answer_weight(batch.label)

@@ -1,4 +1,4 @@
-"""Checkpoints that hold what trains, load whole or not at all.
+"""Checkpoints of trainable weights, which load completely or not at all.
 
 SpeechBrain's ``Checkpointer`` with three promises added: a module is saved as
 its trainable weights alone, in safetensors; loading compares every key; and a
@@ -77,14 +77,42 @@ class TrainableCheckpointer(Checkpointer):
             self.add_recoverable(name, obj)
 
     def add_recoverable(self, name, obj, *args, **kwargs):
-        """Registers ``obj``; a module gets hooks for its trainable weights."""
+        """Registers an object to save; of a module, its trainable weights.
+
+        Arguments
+        ---------
+        name : str
+            Its name in the checkpoints.
+        obj : object
+            What to save: a module, or anything that SpeechBrain can.
+        *args : tuple
+            Passed to SpeechBrain's ``Checkpointer``: hooks for saving and
+            loading, which take precedence.
+        **kwargs : dict
+            Likewise.
+        """
         super().add_recoverable(name, obj, *args, **kwargs)
         if isinstance(obj, torch.nn.Module):
             self.custom_save_hooks.setdefault(name, save_trainable)
             self.custom_load_hooks.setdefault(name, load_trainable)
 
     def save_checkpoint(self, *args, **kwargs):
-        """Saves, and marks the checkpoint as whole at the very end.
+        """Saves a checkpoint, and marks it as complete at the very end.
+
+        To be called on all ranks.
+
+        Arguments
+        ---------
+        *args : tuple
+            Passed to SpeechBrain's ``Checkpointer``: ``meta``, for one, what
+            is to be known of the checkpoint.
+        **kwargs : dict
+            Likewise.
+
+        Returns
+        -------
+        speechbrain.utils.checkpoints.Checkpoint | None
+            What was saved; None on ranks but the first.
 
         Raises
         ------
@@ -115,7 +143,12 @@ class TrainableCheckpointer(Checkpointer):
         return checkpoint
 
     def load_checkpoint(self, checkpoint):
-        """Loads; an optimiser that lost its moments starts anew.
+        """Loads a checkpoint; an optimiser that lost its moments starts anew.
+
+        Arguments
+        ---------
+        checkpoint : speechbrain.utils.checkpoints.Checkpoint
+            What to load.
 
         Raises
         ------
@@ -300,7 +333,15 @@ class RandomState:
 
     @mark_as_saver
     def save(self, path):
-        """Writes the states of torch, CUDA, NumPy and Python; on all ranks."""
+        """Writes the states of torch, CUDA, NumPy and Python.
+
+        To be called on all ranks.
+
+        Arguments
+        ---------
+        path : str or Path
+            Where the first rank writes those of all.
+        """
         algorithm, keys, position, has_gauss, gauss = np.random.get_state()
         state = {
             "torch": torch.get_rng_state(),
@@ -317,7 +358,15 @@ class RandomState:
 
     @mark_as_loader
     def load(self, path, end_of_epoch):
-        """Restores them; a rank or GPU that was not there keeps its own."""
+        """Restores the states; a rank or GPU that was not there keeps its own.
+
+        Arguments
+        ---------
+        path : str or Path
+            What ``save`` has written.
+        end_of_epoch : bool
+            Of no meaning here; SpeechBrain passes it.
+        """
         states = torch.load(path, weights_only=True)
         if isinstance(states, dict):
             states = [states]  # a run of one process, by an earlier version
@@ -351,19 +400,45 @@ class History(list):
 
     @mark_as_saver
     def save(self, path):
-        """Writes the rows as JSON."""
+        """Writes the rows as JSON.
+
+        Arguments
+        ---------
+        path : str or Path
+            Where to write.
+        """
         with open(path, "w", encoding="utf-8") as file:
             json.dump(self, file)
 
     @mark_as_loader
     def load(self, path, end_of_epoch):
-        """Replaces the rows by those in the file."""
+        """Replaces the rows by those in the file.
+
+        Arguments
+        ---------
+        path : str or Path
+            What ``save`` has written.
+        end_of_epoch : bool
+            Of no meaning here; SpeechBrain passes it.
+        """
         with open(path, encoding="utf-8") as file:
             self[:] = json.load(file)
 
 
 def find_fault(folder):
-    """What is wrong with a folder whose files are listed in it, or None."""
+    """Compares a folder with the list of files that is in it.
+
+    Arguments
+    ---------
+    folder : Path
+        A folder that ``write_contents`` has listed.
+
+    Returns
+    -------
+    str | None
+        What is wrong: a file is missing or of another size, or the list is
+        missing or damaged. None if nothing is.
+    """
     try:
         sizes = _contents(folder)
     except FileNotFoundError:
@@ -385,7 +460,15 @@ def _contents(folder):
 
 
 def write_contents(folder, sizes):
-    """Lists a folder's files and their sizes in bytes, for ``find_fault``."""
+    """Writes the list of a folder's files into it, for ``find_fault``.
+
+    Arguments
+    ---------
+    folder : Path
+        The folder.
+    sizes : dict[str, int]
+        The size in bytes of each file, by its name.
+    """
     write_atomically(
         folder / CONTENTS_FILE, json.dumps(sizes, indent=1).encode()
     )

@@ -1,4 +1,4 @@
-"""The sound of video clips, a WAV file each, extracted once and kept.
+"""A store of the sound of video clips, extracted once, a WAV file each.
 
 A corpus of clips is large and slow to decode; its sound is small. The store
 keeps the sound apart from the manifests, so that every label set shares it.
@@ -87,7 +87,18 @@ class ClipStore:
         self._processes.shutdown(cancel_futures=True)
 
     def path(self, key):
-        """The WAV file of a clip."""
+        """Names the WAV file of a clip.
+
+        Arguments
+        ---------
+        key : str
+            ``group/name`` of the clip.
+
+        Returns
+        -------
+        Path
+            The file, whether it is there yet or not.
+        """
         return self.folder / f"{key}.wav"
 
     def add(self, name, stamp, clips, total=None):

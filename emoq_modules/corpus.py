@@ -1,4 +1,4 @@
-"""What preparing a corpus takes, whichever corpus it is.
+"""What the scripts that prepare a corpus have in common.
 
 Each ``*_prepare.py`` makes the same three moves:
 
@@ -113,7 +113,21 @@ def split_by_dialogue(utterances, fraction, seed):
 
 
 def check_choice(name, value, allowed):
-    """Raise ``CorpusError`` unless ``value`` is one of ``allowed``.
+    """Check that a setting has one of the values it can have.
+
+    Arguments
+    ---------
+    name : str
+        The setting, for the message.
+    value : object
+        Its value.
+    allowed : Sequence
+        The values it can have.
+
+    Raises
+    ------
+    CorpusError
+        The value is none of these.
 
     Example
     -------
@@ -129,9 +143,19 @@ def check_choice(name, value, allowed):
 
 
 def read_text(path):
-    """A text file's content, in UTF-8 or else in Windows-1252.
+    """Read a text file in UTF-8, or else in Windows-1252.
 
     The corpora's files are older than the agreement on UTF-8.
+
+    Arguments
+    ---------
+    path : Path
+        The file.
+
+    Returns
+    -------
+    str
+        Its content, without a byte order mark.
     """
     content = path.read_bytes()
     try:
@@ -141,7 +165,24 @@ def read_text(path):
 
 
 def rooted(path, data_root):
-    """A path for a manifest's ``wav`` column.
+    """Write a path as it stands in a manifest, with ``{data_root}``.
+
+    Arguments
+    ---------
+    path : Path
+        A file in the folder, or in one below it.
+    data_root : Path
+        The folder that ``{data_root}`` stands for.
+
+    Returns
+    -------
+    str
+        The value for the column ``wav``.
+
+    Raises
+    ------
+    ValueError
+        The file is not below the folder.
 
     Example
     -------

@@ -184,7 +184,7 @@ class _ManifestDataset(DynamicItemDataset):
 
 
 def encode_text(tokenizer, text, max_text_tokens):
-    """What the text encoder reads.
+    """Tokenises a transcript for the text encoder.
 
     Arguments
     ---------
@@ -207,7 +207,7 @@ def encode_text(tokenizer, text, max_text_tokens):
 
 
 def latest_turns(turns, number):
-    """The last ``number`` turns, not counting those without a text.
+    """Takes the last turns, not counting those without a text.
 
     Arguments
     ---------
@@ -219,6 +219,7 @@ def latest_turns(turns, number):
     Returns
     -------
     list of tuple
+        Speaker and text of these turns, oldest first.
 
     Example
     -------
@@ -242,5 +243,13 @@ def training_labels(manifest, labels):
     Returns
     -------
     list of int
+        In the order of the manifest.
+
+    Raises
+    ------
+    CorpusError
+        If the manifest is missing or faulty.
+    ValueError
+        If an utterance's emotion is not among the labels.
     """
     return [labels.index(e) for e in read_rows(manifest).column("emotion")]

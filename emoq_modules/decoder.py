@@ -155,9 +155,35 @@ class SoftPromptDecoder(nn.Module):
         with_posteriors=False,
         contexts=None,
     ):
-        """``loss``, or ``loss_and_posteriors``.
+        """Computes the loss, and the posteriors where they are asked for.
 
         Distributed training goes through ``forward``.
+
+        Arguments
+        ---------
+        embeddings : torch.Tensor | None
+            ``(B, embedding_dim)``; None if the prompt has no ``<AUDIO>``.
+        texts : list of str
+            The transcripts.
+        speakers : list of str | None
+            The speakers' names, where they are known.
+        labels : torch.Tensor
+            Class indices, ``(B,)``.
+        with_posteriors : bool
+            Whether to compute the posteriors too.
+        contexts : list of list of tuple | None
+            Speaker and text of the turns before each, oldest first.
+
+        Returns
+        -------
+        torch.Tensor | tuple of torch.Tensor
+            The loss, a scalar; with posteriors the pair of the loss and the
+            posteriors, ``(B, C)``, float32.
+
+        Raises
+        ------
+        ValueError
+            If turns before are given and the prompt has no ``{context}``.
         """
         compute = self.loss_and_posteriors if with_posteriors else self.loss
         return compute(embeddings, texts, speakers, labels, contexts)
@@ -184,7 +210,12 @@ class SoftPromptDecoder(nn.Module):
         Returns
         -------
         torch.Tensor
-            A scalar.
+            The loss, a scalar.
+
+        Raises
+        ------
+        ValueError
+            If turns before are given and the prompt has no ``{context}``.
         """
         prompts = self._encode(texts, speakers, contexts)
         hidden, answers = self._answer_states(embeddings, prompts, labels)
@@ -212,7 +243,12 @@ class SoftPromptDecoder(nn.Module):
         Returns
         -------
         torch.Tensor
-            ``(B, C)``, float32.
+            Posteriors, ``(B, C)``, float32.
+
+        Raises
+        ------
+        ValueError
+            If turns before are given and the prompt has no ``{context}``.
         """
         prompts = self._encode(texts, speakers, contexts)
         if not self.prompt.words_are_single_tokens:
@@ -223,14 +259,32 @@ class SoftPromptDecoder(nn.Module):
     def loss_and_posteriors(
         self, embeddings, texts, speakers, labels, contexts=None
     ):
-        """Both, and in one pass where each emotion word is one token.
+        """Computes both, in one pass where each emotion word is one token.
+
+        Arguments
+        ---------
+        embeddings : torch.Tensor | None
+            ``(B, embedding_dim)``; None if the prompt has no ``<AUDIO>``.
+        texts : list of str
+            The transcripts.
+        speakers : list of str | None
+            The speakers' names, where they are known.
+        labels : torch.Tensor
+            Class indices, ``(B,)``.
+        contexts : list of list of tuple | None
+            Speaker and text of the turns before each, oldest first.
 
         Returns
         -------
         loss : torch.Tensor
-            A scalar.
+            The loss of Eq. 7, a scalar.
         posteriors : torch.Tensor
-            ``(B, C)``, float32.
+            Posteriors of Eqs. 8 and 9, ``(B, C)``, float32.
+
+        Raises
+        ------
+        ValueError
+            If turns before are given and the prompt has no ``{context}``.
         """
         prompts = self._encode(texts, speakers, contexts)
         hidden, answers = self._answer_states(embeddings, prompts, labels)
@@ -255,6 +309,7 @@ class SoftPromptDecoder(nn.Module):
         Returns
         -------
         float
+            The denominator of ``loss`` for these labels.
         """
         return sum(
             sum(self._weights(answer)) for answer in self._answers(labels)
@@ -458,5 +513,16 @@ class Projector(nn.Module):
         self.scale = nn.Parameter(norms.mean())
 
     def forward(self, embeddings):
-        """Maps ``(B, embedding_dim)`` to ``(B, d_l)``."""
+        """Makes soft prompts of embeddings.
+
+        Arguments
+        ---------
+        embeddings : torch.Tensor
+            Embeddings of unit L2 norm, ``(B, embedding_dim)``.
+
+        Returns
+        -------
+        torch.Tensor
+            One soft prompt for each, ``(B, d_l)``.
+        """
         return self.scale * self.linear(embeddings)

@@ -1,4 +1,4 @@
-"""Digests and what belongs to each, in a few bytes a digest."""
+"""A table from digests to values that takes few bytes an entry."""
 
 import numpy as np
 
@@ -39,14 +39,37 @@ class DigestTable:
 
     @classmethod
     def empty(cls, value_type):
-        """A table without entries, for values of a type of numpy's."""
+        """Makes a table without entries.
+
+        Arguments
+        ---------
+        value_type : str or np.dtype
+            Type of the values.
+
+        Returns
+        -------
+        DigestTable
+            The table, to be filled by ``update``.
+        """
         return cls(np.empty(0, "S16"), np.empty(0, value_type))
 
     def __len__(self):
         return len(self.keys) + len(self._new)
 
     def get(self, key):
-        """The value of a digest (bytes), or None."""
+        """Looks up the value of a digest.
+
+        Arguments
+        ---------
+        key : bytes
+            The digest, 16 bytes; zeros at its end may be left out.
+
+        Returns
+        -------
+        object | None
+            The value, as a scalar of numpy's or as ``tolist`` gives it; None
+            if the digest is not in the table.
+        """
         key = key.rstrip(b"\0")  # numpy leaves the zeros at the end out
         if key in self._new:
             return self._new[key]
@@ -56,7 +79,20 @@ class DigestTable:
         return self.values[place]
 
     def get_all(self, keys, default):
-        """The value of each digest of an array, ``default`` without one."""
+        """Looks up the values of many digests.
+
+        Arguments
+        ---------
+        keys : np.ndarray
+            Digests, ``(N,)``, S16, in any order.
+        default : object
+            The value of digests that are not in the table.
+
+        Returns
+        -------
+        np.ndarray
+            A value for each, ``(N,)``, of the table's type.
+        """
         self.merge()
         values = np.full(len(keys), default, self.values.dtype)
         if len(self.keys):
@@ -68,9 +104,14 @@ class DigestTable:
         return values
 
     def update(self, keys, values):
-        """Adds an array of digests and one of values.
+        """Adds digests with their values; those already there keep theirs.
 
-        What a digest has already stays.
+        Arguments
+        ---------
+        keys : np.ndarray
+            Digests, ``(N,)``, S16, in any order.
+        values : np.ndarray
+            A value for each, ``(N,)``, of the table's type.
         """
         if len(keys) > _FEW:
             self.merge(DigestTable(keys, values))
@@ -82,7 +123,13 @@ class DigestTable:
             self.merge()
 
     def merge(self, other=None):
-        """Sorts in what is new, and the entries of another table."""
+        """Sorts in what was added, and the entries of another table.
+
+        Arguments
+        ---------
+        other : DigestTable | None
+            The other table; digests that are in both keep this one's value.
+        """
         keys, values = [self.keys], [self.values]
         keys.append(np.array([*self._new], "S16"))
         values.append(np.array([*self._new.values()], self.values.dtype))
@@ -98,5 +145,16 @@ class DigestTable:
 
 
 def digest_array(digests):
-    """An array of digests, ``(N,)``, S16, of their hexadecimal digits."""
+    """Makes an array of digests from their hexadecimal digits.
+
+    Arguments
+    ---------
+    digests : iterable of str
+        32 digits each.
+
+    Returns
+    -------
+    np.ndarray
+        The digests, ``(N,)``, S16.
+    """
     return np.frombuffer(bytes.fromhex("".join(digests)), "S16")

@@ -113,7 +113,20 @@ class FbankEncoder(FrozenEncoder):
         )
 
     def encode(self, wavs, samples):
-        """Computes frames of 10 ms, or of ``stack`` times as much."""
+        """Computes frames, one every 10 ms, or ``stack`` times as much.
+
+        Arguments
+        ---------
+        wavs : torch.Tensor
+            Waveforms at 16 kHz, ``(B, T)``, float32.
+        samples : list of int
+            Length of each in samples, at least 1.
+
+        Returns
+        -------
+        list of torch.Tensor
+            Frames ``(T', dim)`` of each, float32, at least one.
+        """
         return [
             self._encode_one(wav[:count])
             for wav, count in zip(wavs, samples, strict=True)

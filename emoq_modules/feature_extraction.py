@@ -132,7 +132,17 @@ class _ShardWriter:
         self._shard, self._size = {}, 0
 
     def add(self, path, frames, duration):
-        """Takes the frames of a recording of ``duration`` seconds."""
+        """Takes the frames of a recording.
+
+        Arguments
+        ---------
+        path : str
+            The recording.
+        frames : torch.Tensor
+            ``(T', dim)``
+        duration : float
+            Seconds.
+        """
         self._shard[self.store.key(path)] = frames
         self._size += frames.nbytes
         self._bytes_done += frames.nbytes

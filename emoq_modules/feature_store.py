@@ -60,7 +60,7 @@ class FeatureStoreError(OSError):
 
 
 class FeatureStore:
-    """Frames by audio file, for one encoder in one precision.
+    """A store of the frames of audio files, for one encoder and precision.
 
     May be sent to data loader workers, forked or spawned.
 
@@ -121,7 +121,23 @@ class FeatureStore:
         return self._place_of(self.key(path)) is not None
 
     def key(self, path):
-        """Digest of an audio file's bytes, under which its frames are kept."""
+        """Digest of an audio file's bytes, under which its frames are kept.
+
+        Arguments
+        ---------
+        path : str or Path
+            The audio file.
+
+        Returns
+        -------
+        str
+            32 hexadecimal digits.
+
+        Raises
+        ------
+        OSError
+            If the file is missing or cannot be read.
+        """
         return self._digests.of(path)
 
     def missing(self, paths):
@@ -148,7 +164,7 @@ class FeatureStore:
         return list(missing.values())
 
     def holds(self, digests):
-        """Which of many files' frames are there.
+        """Tells of many files whether their frames are in the store.
 
         Arguments
         ---------

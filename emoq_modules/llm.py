@@ -1,4 +1,4 @@
-"""The LLM: a causal LM of Hugging Face, in the precision that is asked for."""
+"""Loads the LLM: a causal language model of Hugging Face."""
 
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM
@@ -13,22 +13,29 @@ def load_llm(source, revision=None, dtype=torch.float32, quantization=None):
     Arguments
     ---------
     source : str | dict | transformers.PretrainedConfig
-        As of ``SoftPromptDecoder``; so are the next.
+        Any causal LM: its name on the Hugging Face hub or a local folder, whose
+        weights are loaded; or a configuration (its values in a dict, with
+        ``model_type``), which gives random weights.
     revision : str | None
         Git revision of a source on the hub.
     dtype : torch.dtype
         Precision of the weights.
     quantization : str | None
-        As of ``nf4_config``.
+        ``nf4`` for linear layers of 4 bits, which needs bitsandbytes; None
+        for weights as they are.
 
     Returns
     -------
     transformers.PreTrainedModel
+        The LLM, with its output layer.
 
     Raises
     ------
     BackboneError
-        If the source is neither a folder, nor cached, nor reachable.
+        If the source is neither a folder, nor cached, nor reachable; if
+        bitsandbytes is needed and not installed.
+    ValueError
+        If there is no such quantisation.
 
     Example
     -------
@@ -55,14 +62,14 @@ def load_llm(source, revision=None, dtype=torch.float32, quantization=None):
 
 
 def check_output_layer(llm, vocabulary):
-    """Refuses LLMs of which rows of the output layer are not enough.
+    """Refuses an LLM whose logits are not those of its output layer alone.
 
     Arguments
     ---------
     llm : transformers.PreTrainedModel
         The LLM.
     vocabulary : int
-        Tokens that its tokenizer has.
+        Number of tokens that its tokenizer has.
 
     Raises
     ------

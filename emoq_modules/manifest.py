@@ -75,7 +75,17 @@ COLUMNS = tuple(field.name for field in fields(Utterance))
 
 
 class Turn(NamedTuple):
-    """One turn of a dialogue: its place in it, who spoke, and the words."""
+    """One turn of a dialogue.
+
+    Arguments
+    ---------
+    turn : int
+        Place in the dialogue; only the order means something.
+    speaker : str
+        Who speaks.
+    text : str
+        Transcript; may be empty.
+    """
 
     turn: int
     speaker: str
@@ -158,7 +168,7 @@ def write_manifests(
 
 
 def is_prepared(save_folder, settings):
-    """Whether the manifests there were made for these settings, untouched.
+    """Tells whether manifests were made for these settings, and are unchanged.
 
     Arguments
     ---------
@@ -185,7 +195,17 @@ def is_prepared(save_folder, settings):
 
 
 def name_few(ids):
-    """How many there are, and the names of the first.
+    """Counts ids and names the first few, for a message.
+
+    Arguments
+    ---------
+    ids : Sequence[str]
+        The ids.
+
+    Returns
+    -------
+    str
+        How many, and up to five of them in brackets.
 
     Example
     -------
@@ -197,12 +217,38 @@ def name_few(ids):
 
 
 def unknown_label(row, emotion, labels):
-    """What is wrong with a row whose label is none of these."""
+    """Says that a row's label is none of those known.
+
+    Arguments
+    ---------
+    row : str
+        What to call the row.
+    emotion : str
+        Its label.
+    labels : Sequence[str]
+        The labels that may occur.
+
+    Returns
+    -------
+    str
+        Part of an error message.
+    """
     return f"{row} has the label '{emotion}', not one of {', '.join(labels)}"
 
 
 def list_faults(problems):
-    """How many, and the first few, a line each."""
+    """Counts problems and lists the first few, a line each.
+
+    Arguments
+    ---------
+    problems : Sequence[str]
+        One description each.
+
+    Returns
+    -------
+    str
+        The end of an error message, over several lines.
+    """
     lines = [f"  {problem}" for problem in problems[:_SHOWN]]
     if len(problems) > _SHOWN:
         lines.append(f"  and {len(problems) - _SHOWN} more")
@@ -210,7 +256,23 @@ def list_faults(problems):
 
 
 def digest_of_file(path):
-    """By which it is known whether a manifest has changed."""
+    """Computes the digest by which it is known if a manifest has changed.
+
+    Arguments
+    ---------
+    path : str or Path
+        The file.
+
+    Returns
+    -------
+    str
+        SHA-256 of its bytes, 64 hexadecimal digits.
+
+    Raises
+    ------
+    OSError
+        If the file is missing or cannot be read.
+    """
     digest = hashlib.sha256()
     with Path(path).open("rb") as file:
         while block := file.read(_BLOCK):

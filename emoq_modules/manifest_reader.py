@@ -1,4 +1,4 @@
-"""Reads manifests and dialogues, and checks them: files move, people edit.
+"""Reads manifests and dialogues, and checks every row of them.
 
 What was checked once is not checked again while the file is the same. The rows
 of a manifest that was found good are kept in columns beside it
@@ -99,6 +99,7 @@ def read_rows(path, data_root=None):
     Returns
     -------
     ManifestRows
+        The rows, in the order of the manifest.
 
     Raises
     ------

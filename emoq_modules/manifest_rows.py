@@ -1,4 +1,4 @@
-"""A manifest's rows in columns, which are mapped from a file.
+"""A manifest's rows, stored by columns in a file that is mapped.
 
 As ``dict`` objects the rows of a large corpus take much memory, of which each
 data loader worker comes to hold a copy: to read an object is to count a
@@ -64,7 +64,18 @@ class ManifestRows(Sequence):
         }
 
     def column(self, name):
-        """Yields a column's values, ``{data_root}`` in them resolved."""
+        """Reads one column, row after row.
+
+        Arguments
+        ---------
+        name : str
+            One of ``columns``.
+
+        Yields
+        ------
+        str | float | int
+            The value of each row; ``{data_root}`` in ``wav`` is resolved.
+        """
         for start in range(0, len(self), _CHUNK):
             yield from self._values(name, start, start + _CHUNK)
 
@@ -120,7 +131,7 @@ class Manifest(Mapping):
 
 
 def pack_rows(columns, rows):
-    """The arrays of ``ManifestRows``.
+    """Makes the arrays of ``ManifestRows``.
 
     Arguments
     ---------
@@ -128,6 +139,11 @@ def pack_rows(columns, rows):
         ``id``, and those of each row.
     rows : Mapping[str, Mapping]
         Id -> the other columns.
+
+    Returns
+    -------
+    dict[str, np.ndarray]
+        Names -> arrays, as ``ManifestRows`` takes them.
     """
     arrays = {}
     for column in columns:
@@ -146,12 +162,20 @@ def pack_rows(columns, rows):
 
 
 def load_rows(file, manifest_digest):
-    """The arrays of ``ManifestRows``, mapped from where they were saved.
+    """Maps the arrays of ``ManifestRows`` from where they were saved.
+
+    Arguments
+    ---------
+    file : str or Path
+        Where ``save_rows`` has written, if it has.
+    manifest_digest : str | None
+        What ``digest_of_file`` says of the manifest; None finds nothing.
 
     Returns
     -------
     dict[str, np.ndarray] | None
-        None if there are none, or those of a manifest of other content.
+        Names -> arrays; None if there are none, or those of a manifest of
+        other content.
     """
     try:
         with safetensors.safe_open(file, framework="pt") as stored:
@@ -166,7 +190,22 @@ def load_rows(file, manifest_digest):
 
 
 def save_rows(file, manifest_digest, arrays):
-    """Saves the arrays of ``ManifestRows`` for ``load_rows``."""
+    """Saves the arrays of ``ManifestRows`` for ``load_rows``.
+
+    Arguments
+    ---------
+    file : Path
+        Where to write.
+    manifest_digest : str
+        What ``digest_of_file`` says of the manifest.
+    arrays : dict[str, np.ndarray]
+        What ``pack_rows`` gives.
+
+    Raises
+    ------
+    OSError
+        If the file cannot be written.
+    """
     metadata = _metadata(manifest_digest)
     write_atomically(file, safetensors.numpy.save(arrays, metadata))
 

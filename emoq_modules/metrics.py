@@ -1,4 +1,4 @@
-"""What a recogniser is measured by: WA, UA and WF1.
+"""Metrics of emotion recognition: WA, UA and WF1.
 
 ``EmotionStats`` collects posteriors over a data set, as a SpeechBrain metric;
 ``emotion_metrics`` measures class indices, ``confusion_metrics`` counts.
@@ -105,8 +105,8 @@ class EmotionStats(MetricStats):
 
         Arguments
         ---------
-        field : str
-            The one measure to return, if not all.
+        field : str | None
+            The one measure to return; None returns all.
 
         Returns
         -------
@@ -131,6 +131,11 @@ class EmotionStats(MetricStats):
         ---------
         filestream : file object
             A text stream.
+
+        Raises
+        ------
+        ValueError
+            If nothing has been appended.
         """
         summary = self.summarize()
         for name in MEASURES:

@@ -1,4 +1,4 @@
-"""Sequences side by side in rows, with what all begin with once a row.
+"""Packs sequences into rows, with the beginning they share once a row.
 
 A row holds the shared beginning, then the rest of one sequence, the rest of
 the next, and so on. Each rest sees the beginning and itself: the LLM computes
@@ -13,12 +13,12 @@ import torch
 
 
 class Packed(NamedTuple):
-    """Sequences in R rows of S tokens, and where each is.
+    """Packed sequences: R rows of S tokens, and where each sequence is.
 
     Arguments
     ---------
     tokens : torch.Tensor
-        ``(R, S)``
+        Token ids, ``(R, S)``.
     positions : torch.Tensor
         The place of each token in its own sequence, ``(R, S)``.
     visible : torch.Tensor
@@ -38,12 +38,23 @@ class Packed(NamedTuple):
     shifts: torch.Tensor
 
     def to(self, device):
-        """Moves all of it."""
+        """Moves all tensors to a device.
+
+        Arguments
+        ---------
+        device : str or torch.device
+            Where to.
+
+        Returns
+        -------
+        Packed
+            The same sequences, on that device.
+        """
         return Packed(*(tensor.to(device) for tensor in self))
 
 
 def pack(sequences, num_shared, max_tokens, filler):
-    """Lays sequences into rows of similar length.
+    """Packs sequences into rows of similar length.
 
     Arguments
     ---------
@@ -60,6 +71,7 @@ def pack(sequences, num_shared, max_tokens, filler):
     Returns
     -------
     Packed
+        The rows, on the CPU.
 
     Example
     -------

@@ -1,11 +1,11 @@
-"""From a sequence to one vector; padding has no say in it."""
+"""Attentive pooling: from a sequence to one vector, without its padding."""
 
 import torch
 from torch import nn
 
 
 class AttentivePooling(nn.Module):
-    """Pools a sequence by learned attention, each head its own share of it.
+    """Pools a sequence into one vector, by attention with several heads.
 
     Every head weighs the positions on its own and averages its slice of the
     features with these weights. Unlike SpeechBrain's ``AttentionPooling`` it
@@ -55,7 +55,7 @@ class AttentivePooling(nn.Module):
         Returns
         -------
         torch.Tensor
-            ``(B, dim)``
+            One vector for each sequence, ``(B, dim)``.
         """
         mask = length_mask(x, lens)[..., None]  # (B, N, 1)
         scores = self.score(x).masked_fill(~mask, float("-inf"))
@@ -65,21 +65,21 @@ class AttentivePooling(nn.Module):
 
 
 def length_mask(sequence, lens):
-    """Tells what is inside each sequence and what is padding.
+    """Makes a mask of the positions of each sequence that are no padding.
 
     Rounds, where a bare comparison would let 7.0000005 positions be 8.
 
     Arguments
     ---------
     sequence : torch.Tensor
-        ``(B, N, ...)``
+        Padded sequences, ``(B, N, ...)``.
     lens : torch.Tensor
         Relative lengths, ``(B,)``.
 
     Returns
     -------
     torch.Tensor
-        Booleans, ``(B, N)``.
+        ``(B, N)``, bool; False on padding.
 
     Example
     -------

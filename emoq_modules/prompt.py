@@ -30,7 +30,7 @@ _SAME_DATE = "{% macro strftime_now(form) %}26 Jul 2024{% endmacro +%}"
 
 
 class PromptTemplate:
-    """What the LLM is told, in the words of an experiment's YAML.
+    """A chat with places for the words, the speaker, the context and the audio.
 
     Arguments
     ---------
@@ -92,7 +92,7 @@ class PromptTemplate:
         self.has_context = _CONTEXT in user
 
     def bind(self, tokenizer, labels):
-        """Puts this template into the token ids of one LLM.
+        """Makes of this template the prompt of one LLM.
 
         Arguments
         ---------
@@ -104,6 +104,7 @@ class PromptTemplate:
         Returns
         -------
         BoundPrompt
+            The prompt in token ids.
 
         Raises
         ------
@@ -135,6 +136,12 @@ class BoundPrompt:
         The token that ends the assistant's turn.
     beginning : list of int
         Token ids that every prompt begins with, and goes on after.
+
+    Raises
+    ------
+    ValueError
+        If an emotion word occurs twice, or the tokenizer names no end-of-turn
+        token.
     """
 
     def __init__(self, template, tokenizer, labels):
@@ -300,7 +307,17 @@ class BoundPrompt:
 
 
 def without_speakers(contexts):
-    """Contexts whose turns name no speaker.
+    """Removes the speakers' names from the turns before utterances.
+
+    Arguments
+    ---------
+    contexts : list of list of tuple
+        Speaker and text of the turns before each utterance.
+
+    Returns
+    -------
+    list of list of tuple
+        The same turns, with None in place of each speaker.
 
     Example
     -------

@@ -123,7 +123,7 @@ class EmoQFormer(nn.Module):
         self._initialise(pretrained)
 
     def forward(self, audio, audio_lens, tokens, token_lens):
-        """Returns the embedding e'_q of each utterance.
+        """Computes the embedding e'_q of each utterance.
 
         Arguments
         ---------
@@ -139,24 +139,38 @@ class EmoQFormer(nn.Module):
         Returns
         -------
         torch.Tensor
-            ``(B, d_h)``, each of unit L2 norm.
+            Embeddings, ``(B, d_h)``, each of unit L2 norm.
         """
         queries, _ = self.encode(audio, audio_lens, tokens, token_lens)
         everything = queries.new_ones(len(queries))
         return F.normalize(self.pooling(queries, everything), dim=-1)
 
     def encode(self, audio, audio_lens, tokens, token_lens):
-        """Returns the hidden states that ``forward`` pools.
+        """Computes the hidden states that ``forward`` pools.
 
-        Takes the arguments of ``forward``.
+        Arguments
+        ---------
+        audio : torch.Tensor
+            Frames of any encoder, ``(B, T, audio_dim)``.
+        audio_lens : torch.Tensor
+            Relative lengths of the audio, ``(B,)``.
+        tokens : torch.Tensor
+            RoBERTa token ids of the transcript, ``(B, L)``.
+        token_lens : torch.Tensor
+            Relative lengths of the transcript, ``(B,)``; 0 where there is none.
 
         Returns
         -------
         queries : torch.Tensor
-            ``(B, N_q, d_h)``
+            The queries' hidden states, ``(B, N_q, d_h)``.
         text : torch.Tensor
-            ``(B, L, d_h)``; after the last layer's self-attention, and with no
-            queries after its feed-forward too.
+            Those of the transcript, ``(B, L, d_h)``: after the last layer's
+            self-attention, and with no queries after its feed-forward too.
+
+        Raises
+        ------
+        ValueError
+            If a transcript is longer than the text encoder's positions.
         """
         batch, num_queries = len(tokens), len(self.queries)
         text_mask = length_mask(tokens, token_lens)
@@ -180,7 +194,7 @@ class EmoQFormer(nn.Module):
 
     @contextmanager
     def record_attention(self):
-        """Records, within a ``with`` block, what the queries listen to.
+        """Records, within a ``with`` block, which frames the queries attend to.
 
         The embeddings are what they are without. Meanwhile the weights are
         computed beside the fused attention, which does not give them away,
@@ -267,7 +281,29 @@ class _FusionLayer(nn.Module):
         self.text_output = _FeedForward(config) if with_text_output else None
 
     def forward(self, queries, text, self_mask, frames, audio_mask):
-        """Queries and text of the next layer, ``(B, N_q or L, d_h)``."""
+        """Computes the hidden states of the next layer.
+
+        Arguments
+        ---------
+        queries : torch.Tensor
+            The queries' hidden states, ``(B, N_q, d_h)``.
+        text : torch.Tensor
+            Those of the transcript, ``(B, L, d_h)``.
+        self_mask : torch.Tensor
+            Which of both are no padding, ``(B, N_q + L)``, bool.
+        frames : tuple of torch.Tensor | None
+            Projected frames without padding, ``(M, d_h)``, and the place of
+            each in the flattened mask, ``(M,)``; None without cross-attention.
+        audio_mask : torch.Tensor
+            Which frames are no padding, ``(B, T)``, bool.
+
+        Returns
+        -------
+        queries : torch.Tensor
+            ``(B, N_q, d_h)``
+        text : torch.Tensor
+            ``(B, L, d_h)``
+        """
         num_queries = queries.shape[1]
         joint = torch.cat([queries, text], dim=1)  # (B, N_q + L, d_h), Eq. 1
         joint = self.self_attention(joint, joint, self_mask)  # Eq. 2
@@ -297,7 +333,23 @@ class _Attention(nn.Module):
         self.dropout = nn.Dropout(config.hidden_dropout_prob)
 
     def forward(self, x, memory, mask):
-        """What ``x``, ``(B, N, d_h)``, finds in ``memory``."""
+        """Attends to a memory, and adds what is found.
+
+        Arguments
+        ---------
+        x : torch.Tensor
+            Hidden states that attend, ``(B, N, d_h)``.
+        memory : torch.Tensor | tuple of torch.Tensor
+            Hidden states to attend to, ``(B, M, d_h)``; of cross-attention
+            the frames and their places.
+        mask : torch.Tensor
+            Which of the memory are no padding, ``(B, M)``, bool.
+
+        Returns
+        -------
+        torch.Tensor
+            ``(B, N, d_h)``
+        """
         attended = F.scaled_dot_product_attention(
             self._split(self.query(x)),
             self._split(self._read(self.key, memory, mask)),
@@ -310,7 +362,22 @@ class _Attention(nn.Module):
 
     @torch.no_grad()
     def weights(self, x, memory, mask):
-        """What ``forward`` attends to, ``(B, heads, N, M)``."""
+        """Computes the weights with which ``forward`` attends.
+
+        Arguments
+        ---------
+        x : torch.Tensor
+            Hidden states that attend, ``(B, N, d_h)``.
+        memory : torch.Tensor | tuple of torch.Tensor
+            What ``forward`` takes.
+        mask : torch.Tensor
+            Which of the memory are no padding, ``(B, M)``, bool.
+
+        Returns
+        -------
+        torch.Tensor
+            Weights that sum to 1 over M, ``(B, heads, N, M)``.
+        """
         query = self._split(self.query(x))
         key = self._split(self._read(self.key, memory, mask))
         scores = query @ key.mT / math.sqrt(query.shape[-1])
@@ -353,7 +420,18 @@ class _FeedForward(nn.Module):
         self.dropout = nn.Dropout(config.hidden_dropout_prob)
 
     def forward(self, x):
-        """Each position by itself, ``(B, N, d_h)``."""
+        """Maps each position by itself.
+
+        Arguments
+        ---------
+        x : torch.Tensor
+            Hidden states, ``(B, N, d_h)``.
+
+        Returns
+        -------
+        torch.Tensor
+            ``(B, N, d_h)``
+        """
         inner = F.gelu(self.intermediate(x))
         return self.norm(x + self.dropout(self.output(inner)))
 
@@ -374,7 +452,25 @@ class _TextEmbeddings(nn.Module):
         self.dropout = nn.Dropout(config.hidden_dropout_prob)
 
     def forward(self, tokens, mask):
-        """Embeddings of token ids ``(B, L)``, ``(B, L, d_h)``."""
+        """Embeds token ids.
+
+        Arguments
+        ---------
+        tokens : torch.Tensor
+            Token ids, ``(B, L)``.
+        mask : torch.Tensor
+            Which of them are no padding, ``(B, L)``, bool.
+
+        Returns
+        -------
+        torch.Tensor
+            Embeddings, ``(B, L, d_h)``.
+
+        Raises
+        ------
+        ValueError
+            If there are more tokens than positions.
+        """
         length = tokens.shape[1]
         if length > self.max_tokens:
             raise ValueError(

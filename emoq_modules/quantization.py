@@ -1,4 +1,4 @@
-"""An LLM whose frozen weights take four bits each, as QLoRA has them.
+"""Quantisation of an LLM's frozen weights to four bits, as in QLoRA.
 
 NF4 with double quantisation (Dettmers et al. 2023), by bitsandbytes. Word
 embeddings, norms and the output layer keep their precision, and a product is
@@ -19,7 +19,7 @@ BYTES_PER_WEIGHT = (4 + 8 / 64 + 32 / (64 * 256)) / 8
 
 
 def nf4_config(quantization, dtype):
-    """What ``from_pretrained`` has to be told.
+    """Makes the quantisation settings that ``from_pretrained`` takes.
 
     Arguments
     ---------
@@ -31,6 +31,7 @@ def nf4_config(quantization, dtype):
     Returns
     -------
     transformers.BitsAndBytesConfig | None
+        The settings; None where there is nothing to quantise.
 
     Raises
     ------
@@ -65,7 +66,7 @@ def nf4_config(quantization, dtype):
 
 
 def quantize(llm, config):
-    """Makes an LLM's projections those of four bits, and fit to train on.
+    """Quantises an LLM's linear layers, so that LoRA can be trained on them.
 
     Arguments
     ---------
@@ -78,7 +79,7 @@ def quantize(llm, config):
     Returns
     -------
     transformers.PreTrainedModel
-        The same.
+        The same LLM.
     """
     from bitsandbytes.nn import Linear4bit
 

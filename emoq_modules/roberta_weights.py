@@ -1,4 +1,4 @@
-"""What the EmoQ-Former starts from: the weights of a RoBERTa."""
+"""The weights of a RoBERTa, from which the EmoQ-Former starts."""
 
 from transformers import AutoConfig, RobertaConfig, RobertaModel
 
@@ -26,9 +26,30 @@ _ROBERTA_MODULES = {
 
 
 def load_roberta(source, revision):
-    """The configuration, and the weights where there are some.
+    """Loads a RoBERTa's configuration, and its weights where there are some.
 
-    Arguments and errors are those of ``EmoQFormer``.
+    Arguments
+    ---------
+    source : str | dict | transformers.RobertaConfig
+        A RoBERTa name on the Hugging Face hub or a local folder; or a
+        configuration (its values in a dict), for which there are no weights.
+    revision : str | None
+        Git revision of a source on the hub.
+
+    Returns
+    -------
+    config : transformers.RobertaConfig
+        The configuration.
+    weights : dict | None
+        RoBERTa's tensors by its own names; None where the source is a
+        configuration.
+
+    Raises
+    ------
+    BackboneError
+        If the source is neither a folder, nor cached, nor reachable.
+    ValueError
+        If the source is no RoBERTa, or some of its weights are missing.
     """
     if not isinstance(source, str):
         values = source if isinstance(source, dict) else source.to_dict()
@@ -53,7 +74,24 @@ def load_roberta(source, revision):
 
 
 def roberta_names(names):
-    """Maps our parameters that start from RoBERTa's to their names there."""
+    """Maps names of parameters of ``EmoQFormer`` to RoBERTa's.
+
+    Arguments
+    ---------
+    names : iterable of str
+        Names of parameters of ``EmoQFormer``.
+
+    Returns
+    -------
+    dict
+        RoBERTa's name of each parameter that starts from a weight of
+        RoBERTa; the others are left out.
+
+    Example
+    -------
+    >>> roberta_names(["queries", "text_embeddings.word.weight"])
+    {'text_embeddings.word.weight': 'embeddings.word_embeddings.weight'}
+    """
     mapping = {}
     for name in names:
         path, _, parameter = name.rpartition(".")

@@ -1,4 +1,4 @@
-"""In which order utterances are trained on."""
+"""A sampler that keeps a few utterances of the same class side by side."""
 
 import torch
 
@@ -50,7 +50,13 @@ class ClassGroupSampler(torch.utils.data.Sampler):
         self.epoch = 0
 
     def set_epoch(self, epoch):
-        """Chooses the epoch's order; ``sb.Brain`` calls this before each."""
+        """Chooses the order of an epoch; ``sb.Brain`` calls this before each.
+
+        Arguments
+        ---------
+        epoch : int
+            The epoch, which is added to the seed.
+        """
         self.epoch = epoch
 
     def __len__(self):

@@ -1,4 +1,4 @@
-"""An LLM that one GPU cannot hold, shared out among the GPUs of a node.
+"""Shards an LLM that one GPU cannot hold over the GPUs of a node.
 
 FSDP2 keeps a part of each layer's frozen weights on each rank, and brings a
 layer together for as long as it computes. What trains is small and stays whole:

@@ -16,7 +16,7 @@ from emoq_modules.ranks import own_rank, world_size
 
 
 def own_batches(size, batch_size):
-    """The batches of a data set that this rank evaluates.
+    """Lists the batches of a data set that this rank evaluates.
 
     Arguments
     ---------
@@ -46,7 +46,7 @@ def own_batches(size, batch_size):
 
 
 def join(stats, embeddings, evaluated):
-    """Puts together what all ranks have measured.
+    """Gathers what all ranks have measured.
 
     Arguments
     ---------
@@ -60,9 +60,11 @@ def join(stats, embeddings, evaluated):
     Returns
     -------
     stats : EmotionStats
-        Of all batches, each once and in order; so are the next.
+        Of all batches, each once and in order.
     embeddings : list of torch.Tensor
+        ``(d_h,)`` each, in the order of ``stats``.
     losses : list of float
+        Of each batch, in the same order.
     """
     firsts, losses = zip(*evaluated, strict=True)
     own = []

@@ -1,4 +1,4 @@
-"""Where the figures of each epoch go: train_log.txt, and what else is wanted.
+"""Logs each epoch's figures: train_log.txt, TensorBoard, Weights & Biases.
 
 SpeechBrain's loggers, told what a run that is stopped and started again needs.
 """
@@ -92,7 +92,15 @@ class _Tensorboard(TensorboardLogger):
         super().__init__(str(folder / "tensorboard"))
 
     def log_stats(self, stats_meta, **stats):
-        """Draws at the epoch that the figures are of."""
+        """Draws at the epoch that the figures are of.
+
+        Arguments
+        ---------
+        stats_meta : dict
+            As ``RunLogger.log_stats`` takes it.
+        **stats : dict
+            Likewise.
+        """
         # A test is drawn at the epoch whose weights it tests.
         epoch = stats_meta.get("epoch", stats_meta.get("epoch loaded"))
         before = epoch - 1  # from which SpeechBrain counts on

@@ -1,4 +1,4 @@
-"""IEMOCAP: from ``IEMOCAP_full_release`` as distributed to manifests.
+"""Makes manifests of IEMOCAP, from ``IEMOCAP_full_release`` as distributed.
 
 What is read of each session, and nothing else::
 

@@ -1,4 +1,4 @@
-"""MELD: from the published ``MELD.Raw`` to manifests.
+"""Makes manifests of MELD, from ``MELD.Raw`` as published.
 
 ``MELD.Raw`` holds ``train.tar.gz``, ``dev.tar.gz`` and ``test.tar.gz`` with
 the clips, an mp4 file an utterance, and a CSV file a split; the one of the

@@ -27,7 +27,24 @@ SIZES = {
 
 
 def write_manifest(path, source, split, labels):
-    """The rows of one of upstream's, with the columns that EmoQ reads."""
+    """Writes the rows of a samples' manifest, with the columns EmoQ reads.
+
+    Arguments
+    ---------
+    path : Path
+        Where to write; its folder is made.
+    source : str
+        The samples' manifest in ``SAMPLES``, without the suffix.
+    split : str
+        The split, with which the ids begin.
+    labels : list of str
+        Emotion words, which the rows get in turn.
+
+    Returns
+    -------
+    list of str
+        The transcripts.
+    """
     with open(f"{SAMPLES}/{source}.json", encoding="utf-8") as file:
         rows = json.load(file)
     manifest = {

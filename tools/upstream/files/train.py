@@ -124,7 +124,31 @@ def dataio_prepare(hparams, device):
 
 
 def audio_source(hparams, manifests, device):
-    """What gives an utterance's frames, or its waveform, from its path."""
+    """Chooses what the data sets read: stored frames, or waveforms.
+
+    Frames that are not in the store yet are computed first.
+
+    Arguments
+    ---------
+    hparams : dict
+        The loaded YAML.
+    manifests : dict
+        The ``Manifest`` of each split.
+    device : str
+        Where the audio encoder computes.
+
+    Returns
+    -------
+    callable
+        Gives an utterance's frames, ``(T, audio_dim)``, or its waveform at
+        16 kHz, ``(T,)``, from the path of its audio.
+
+    Raises
+    ------
+    ValueError
+        If ``audio_dim`` is not the encoder's, or waveforms are to be
+        augmented and frames are to come from a store.
+    """
     encoder = hparams["audio_encoder"]
     if encoder.dim != hparams["audio_dim"]:
         raise ValueError(
