@@ -12,6 +12,7 @@ from speechbrain.utils.logger import get_logger
 from torchaudio.functional import resample
 
 from emoq_modules.audio_files import SAMPLE_RATE, AudioError, audio_duration
+from emoq_modules.manifest import CorpusError
 from emoq_modules.manifest_reader import read_rows
 from emoq_modules.manifest_rows import Manifest
 
@@ -248,8 +249,14 @@ def training_labels(manifest, labels):
     Raises
     ------
     CorpusError
-        If the manifest is missing or faulty.
-    ValueError
-        If an utterance's emotion is not among the labels.
+        If the manifest is missing or faulty, or an utterance's emotion is not
+        among the labels.
     """
-    return [labels.index(e) for e in read_rows(manifest).column("emotion")]
+    emotions = list(read_rows(manifest).column("emotion"))
+    unknown = sorted(set(emotions) - set(labels))
+    if unknown:
+        raise CorpusError(
+            f"{manifest} holds {unknown[0]!r}, which is not one of the labels "
+            f"{', '.join(labels)}: prepare the corpus with these labels."
+        )
+    return [labels.index(emotion) for emotion in emotions]

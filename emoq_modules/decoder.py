@@ -39,7 +39,7 @@ class SoftPromptDecoder(nn.Module):
 
     Arguments
     ---------
-    source : str | dict | transformers.PretrainedConfig
+    source : str | Path | dict | transformers.PretrainedConfig
         Any causal LM: its name on the Hugging Face hub or a local folder, whose
         weights are loaded; or a configuration (its values in a dict, with
         ``model_type``), which gives random weights and needs ``tokenizer``.

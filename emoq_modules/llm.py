@@ -1,5 +1,7 @@
 """Loads the LLM: a causal language model of Hugging Face."""
 
+from pathlib import Path
+
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
@@ -12,7 +14,7 @@ def load_llm(source, revision=None, dtype=torch.float32, quantization=None):
 
     Arguments
     ---------
-    source : str | dict | transformers.PretrainedConfig
+    source : str | Path | dict | transformers.PretrainedConfig
         Any causal LM: its name on the Hugging Face hub or a local folder, whose
         weights are loaded; or a configuration (its values in a dict, with
         ``model_type``), which gives random weights.
@@ -46,7 +48,7 @@ def load_llm(source, revision=None, dtype=torch.float32, quantization=None):
     torch.Size([50, 16])
     """
     config = nf4_config(quantization, dtype)
-    if isinstance(source, str):
+    if isinstance(source, str | Path):
         llm = AutoModelForCausalLM.from_pretrained(
             local_folder(source, revision),
             dtype=dtype,

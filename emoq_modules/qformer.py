@@ -29,7 +29,7 @@ class EmoQFormer(nn.Module):
 
     Arguments
     ---------
-    source : str | dict | transformers.RobertaConfig
+    source : str | Path | dict | transformers.RobertaConfig
         A RoBERTa name on the Hugging Face hub or a local folder, whose weights
         are loaded; or a configuration (its values in a dict), which gives
         random weights.

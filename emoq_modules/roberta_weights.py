@@ -1,5 +1,7 @@
 """The weights of a RoBERTa, from which the EmoQ-Former starts."""
 
+from pathlib import Path
+
 from transformers import AutoConfig, RobertaConfig, RobertaModel
 
 from emoq_modules.backbones import local_folder
@@ -30,7 +32,7 @@ def load_roberta(source, revision):
 
     Arguments
     ---------
-    source : str | dict | transformers.RobertaConfig
+    source : str | Path | dict | transformers.RobertaConfig
         A RoBERTa name on the Hugging Face hub or a local folder; or a
         configuration (its values in a dict), for which there are no weights.
     revision : str | None
@@ -51,7 +53,7 @@ def load_roberta(source, revision):
     ValueError
         If the source is no RoBERTa, or some of its weights are missing.
     """
-    if not isinstance(source, str):
+    if not isinstance(source, str | Path):
         values = source if isinstance(source, dict) else source.to_dict()
         return RobertaConfig(**values), None
     folder = local_folder(source, revision)

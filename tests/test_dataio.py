@@ -9,7 +9,7 @@ from speechbrain.dataio.batch import PaddedBatch
 from emoq_modules.audio_files import AudioError
 from emoq_modules.backbones import load_tokenizer
 from emoq_modules.dataio import build_datasets, read_audio, training_labels
-from emoq_modules.manifest import Turn, Utterance, write_manifests
+from emoq_modules.manifest import CorpusError, Turn, Utterance, write_manifests
 from emoq_modules.manifest_reader import read_manifest
 
 LABELS = ["sad", "angry", "neutral", "happy"]
@@ -317,6 +317,8 @@ def test_training_labels_are_those_of_the_items(tmp_path, tokenizer):
     manifests = {"train": read_manifest(train, LABELS, tmp_path)}
     dataset = build_datasets(manifests, LABELS, read_audio, tokenizer)["train"]
     assert training_labels(train, LABELS) == [0, 3]
+    with pytest.raises(CorpusError, match="'happy', which is not one of"):
+        training_labels(train, ["sad", "angry"])
     assert [item["label"] for item in dataset] == [0, 3]
     assert dataset[0]["audio"].shape == (1600,)
     chosen = dataset.filtered_sorted(

@@ -1,5 +1,7 @@
 """The decoder: what it projects equals the full computation."""
 
+from pathlib import Path
+
 import pytest
 import torch
 from peft import LoraConfig, get_peft_model
@@ -366,3 +368,10 @@ def test_tokenizer_of_another_llm_is_refused(llm):
     }
     with pytest.raises(ValueError, match="do not belong together"):
         make_decoder(config, tokenizer=llm)
+
+
+def test_a_folder_may_be_given_as_a_path(llm, decoder, embeddings):
+    same = make_decoder(Path(llm))
+    expected = decoder.posteriors(embeddings, TEXTS, SPEAKERS)
+    found = same.posteriors(embeddings, TEXTS, SPEAKERS)
+    torch.testing.assert_close(found, expected)
