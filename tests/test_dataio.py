@@ -179,7 +179,9 @@ def test_items_hold_what_a_batch_needs(tokenizer):
     assert tokenizer.decode(item["tokens"]) == "<s>Oh no!</s>"
 
 
-def test_labels_have_the_presets_order_whatever_the_datas(tokenizer):
+def test_labels_have_the_order_of_the_preset_whatever_that_of_the_data(
+    tokenizer,
+):
     for order in (LABELS, LABELS[::-1], ["sad", "angry"]):
         manifests = {"train": {f"u{e}": row(e) for e in order}}
         dataset = build_datasets(manifests, LABELS, None, tokenizer)["train"]
