@@ -31,9 +31,7 @@ setup(
         "speechbrain>=1.1.2,<1.2",
         "hyperpyyaml>=1.2.3",
         "ruamel.yaml>=0.18,<0.19",
-        # The keys and values of a prompt's beginning go to the LLM by a name
-        # that 5.40 no longer has.
-        "transformers>=5.20,<5.40",
+        "transformers>=5.20,<6",
         "peft>=0.21",
         "accelerate>=1.15",
         "huggingface_hub>=2.4",

@@ -6,6 +6,7 @@ The embedding e'_q is projected into the LLM's space and stands in the place of
 Source: Y. Yang and M.-W. Mak, https://arxiv.org/abs/2509.15775, Sec. 2.3.
 """
 
+import inspect
 import math
 
 import torch
@@ -85,7 +86,7 @@ class SoftPromptDecoder(nn.Module):
     >>> labels = ["happy", "sad"]
     >>> decoder = SoftPromptDecoder(
     ...     build_llm(getfixture("tmp_path"), ["Good morning!"], labels),
-    ...     PromptTemplate("Which of {labels}?", "{text}, said as <AUDIO>"),
+    ...     PromptTemplate("Which of {labels}?", "{text}\\nVoice: <AUDIO>"),
     ...     labels,
     ...     embedding_dim=8,
     ... )
@@ -382,8 +383,8 @@ class SoftPromptDecoder(nn.Module):
                 packed.visible[:, :, known:], inputs.dtype
             ),
             position_ids=packed.positions[:, known:],
-            past_key_values=past,
             use_cache=False,
+            **{self._cache_argument(): past},
         ).last_hidden_state
         last = [
             (index, len(sequence) - count + k)
@@ -403,14 +404,16 @@ class SoftPromptDecoder(nn.Module):
         autocast = torch.is_autocast_enabled(device.type)
         kind = (device, embed.weight.dtype, autocast)
         if kind not in self._kept_beginnings:
-            layers = ()
+            seen = DynamicCache()
             if self.prompt.beginning:
                 tokens = torch.tensor([self.prompt.beginning], device=device)
-                layers = self.llm.base_model(
-                    inputs_embeds=embed(tokens), use_cache=True
-                ).past_key_values.layers
+                self.llm.base_model(
+                    inputs_embeds=embed(tokens),
+                    use_cache=True,
+                    **{self._cache_argument(): seen},
+                )
             self._kept_beginnings = {
-                kind: [(layer.keys, layer.values) for layer in layers]
+                kind: [(layer.keys, layer.values) for layer in seen.layers]
             }
         cache = DynamicCache()
         for index, states in enumerate(self._kept_beginnings[kind]):
@@ -419,6 +422,11 @@ class SoftPromptDecoder(nn.Module):
             )
             cache.update(keys, values, index)
         return cache
+
+    def _cache_argument(self):
+        """What transformers calls it: ``cache`` from some release on."""
+        arguments = inspect.signature(self.llm.base_model.forward).parameters
+        return "cache" if "cache" in arguments else "past_key_values"
 
     def _leave_casts_to_autocast(self):
         """Has peft cast what its layers get only where autocast does not.
@@ -440,10 +448,15 @@ class SoftPromptDecoder(nn.Module):
         return mask.masked_fill(~visible, torch.finfo(dtype).min)
 
     def _answers(self, labels):
-        return [
-            [*self.prompt.words[label], self.prompt.end]
-            for label in labels.tolist()
-        ]
+        words = self.prompt.words
+        unknown = [label for label in labels.tolist() if label >= len(words)]
+        if unknown:
+            raise ValueError(
+                f"There is a label {unknown[0]}, but there are {len(words)} "
+                f"emotion words, {', '.join(self.prompt.labels)}: the classes "
+                "are counted from 0, in this order."
+            )
+        return [[*words[label], self.prompt.end] for label in labels.tolist()]
 
     def _weights(self, answer):
         return [self.word_weight] * (len(answer) - 1) + [1.0]

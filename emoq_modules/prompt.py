@@ -54,7 +54,8 @@ class PromptTemplate:
     Raises
     ------
     ValueError
-        If the user turn holds a field more than once.
+        If the user turn holds a field more than once, or another field on the
+        line of ``<AUDIO>``.
 
     Example
     -------
@@ -79,6 +80,14 @@ class PromptTemplate:
             if user.count(place) > 1:
                 raise ValueError(
                     f"The user turn of the prompt holds {place} more than once."
+                )
+        for line in user.splitlines():
+            fields = [place for place in _PLACES if place in line]
+            if _AUDIO in fields and len(fields) > 1:
+                raise ValueError(
+                    f"The line {line!r} of the prompt's user turn would be "
+                    f"left out, with {_AUDIO}, where {fields[0]} is not known: "
+                    f"give {_AUDIO} a line of its own."
                 )
         self.system = system
         self.user = user

@@ -16,7 +16,9 @@ class ClassGroupSampler(torch.utils.data.Sampler):
 
     With several ranks ``sb.Brain`` deals the order out one by one, so that the
     members of a group go to different ranks: they meet where the batches of all
-    ranks are contrasted, by ``SupConLoss(gather=True)``.
+    ranks are contrasted, by ``SupConLoss(gather=True)``. With one it tells the
+    sampler the epoch only where that is its ``train_sampler``, as a Brain can
+    set it in ``make_dataloader``; else each epoch has the same order.
 
     Arguments
     ---------
@@ -50,7 +52,7 @@ class ClassGroupSampler(torch.utils.data.Sampler):
         self.epoch = 0
 
     def set_epoch(self, epoch):
-        """Chooses the order of an epoch; ``sb.Brain`` calls this before each.
+        """Chooses the order of an epoch.
 
         Arguments
         ---------

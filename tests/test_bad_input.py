@@ -381,11 +381,11 @@ REFUSED = [
         "context without a place in the prompt",
         preset(
             b"stage2: {prompt: !new:emoq_modules.PromptTemplate "
-            b"{system: '{labels}?', user: '{text} <AUDIO>'}}"
+            b"{system: '{labels}?', user: 'Voice: <AUDIO>'}}"
         ),
         again(*PRESET, "--context_turns", "3", stage=STAGE2),
         r"context_turns is 3, but .* a line with {context}, or set context_"
-        r"turns to 0\. It is '{text} <AUDIO>'",
+        r"turns to 0\. It is 'Voice: <AUDIO>'",
     ),
     (
         "dialogue that is none",

@@ -46,7 +46,7 @@ def stage_2(folder, llm, **changes):
     torch.manual_seed(0)
     decoder = SoftPromptDecoder(
         llm,
-        PromptTemplate("Which of {labels}?", "{text} <AUDIO>"),
+        PromptTemplate("Which of {labels}?", "{text}\n<AUDIO>"),
         labels,
         embedding_dim=DIM,
         lora={"r": 2, "target_modules": "all-linear"},

@@ -375,3 +375,8 @@ def test_a_folder_may_be_given_as_a_path(llm, decoder, embeddings):
     expected = decoder.posteriors(embeddings, TEXTS, SPEAKERS)
     found = same.posteriors(embeddings, TEXTS, SPEAKERS)
     torch.testing.assert_close(found, expected)
+
+
+def test_a_label_without_a_word_is_named(decoder, embeddings):
+    with pytest.raises(ValueError, match="a label 4, but there are 4 emotion"):
+        decoder.loss(embeddings, TEXTS, SPEAKERS, torch.tensor([0, 4, 1]))

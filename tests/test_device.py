@@ -100,7 +100,7 @@ def test_steps_of_stage_2_are_where_the_model_is(
 ):
     decoder = SoftPromptDecoder(
         llm,
-        PromptTemplate("Name the emotion: {labels}.", "{text} <AUDIO>"),
+        PromptTemplate("Name the emotion: {labels}.", "{text}\n<AUDIO>"),
         LABELS,
         fusion.output_dim,
     )

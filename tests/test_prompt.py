@@ -240,6 +240,12 @@ def test_field_that_occurs_twice_is_refused():
         PromptTemplate(SYSTEM, "<AUDIO> and <AUDIO>")
 
 
+def test_the_voice_has_a_line_of_its_own():
+    # The whole line goes where the transcript is not known.
+    with pytest.raises(ValueError, match="give <AUDIO> a line of its own"):
+        PromptTemplate(SYSTEM, "{text}, said as <AUDIO>")
+
+
 def test_repeated_emotion_word_is_refused(qwen):
     with pytest.raises(ValueError, match="twice"):
         PromptTemplate(SYSTEM, USER).bind(qwen, ["happy", "happy"])

@@ -135,7 +135,7 @@ def test_a_llama_answers_with_other_labels_for_any_embedding(train, tmp_path):
         DECODER,
         llm=llama,
         labels=json.dumps(LABELS),
-        words=json.dumps(words),
+        answers=json.dumps(words),
     )
     assert losses(log)[-1] < losses(log)[0]
     assert error_rate(log) < 0.4

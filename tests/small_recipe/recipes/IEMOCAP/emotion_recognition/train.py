@@ -84,7 +84,13 @@ def dataio_prep(hparams):
         )
         for name in ("train", "valid", "test")
     }
-    label_encoder.update_from_didataset(datasets["train"], "emo", False)
+    lab_enc_file = f"{hparams['save_folder']}/label_encoder.txt"
+    label_encoder.load_or_create(
+        path=lab_enc_file,
+        from_didatasets=[datasets["train"]],
+        output_key="emo",
+    )
+
     return datasets
 
 
