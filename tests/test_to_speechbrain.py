@@ -1,9 +1,12 @@
 """The contribution is laid over a clone of SpeechBrain, or refused."""
 
+import os
+from dataclasses import replace
+
 import pytest
 import to_speechbrain
 from upstream import table
-from upstream.checkout import Checkout, Part, blob
+from upstream.checkout import Checkout, CheckoutError, Part, blob
 from upstream.imports import MoveError
 from upstream.patch import patched
 from upstream_clone import (
@@ -107,6 +110,22 @@ def not_speechbrain(folder):
     commit(folder)
 
 
+def ignored(folder):
+    """A person's own file, which git was told to pass over."""
+    (folder / ".git/info/exclude").write_text("/recipes/MELD/\n")
+    write(folder, "recipes/MELD/meld_prepare.py", "# mine\n")
+
+
+def read_only(folder):
+    """A folder in which nothing can be made."""
+    if os.geteuid() == 0:
+        # Nothing is read-only to root: a file in the place of a folder is.
+        (folder / ".git/info/exclude").write_text("/recipes/MELD\n")
+        write(folder, "recipes/MELD")
+    else:
+        (folder / "recipes").chmod(0o555)
+
+
 def old(folder):
     """A version before the minimum."""
     write(folder, "speechbrain/version.txt", "1.0.3\n")
@@ -172,9 +191,11 @@ def other_columns(folder):
     ("spoil", "says"),
     [
         (not_speechbrain, "is not a checkout of speechbrain/speechbrain"),
+        (ignored, "git checkout failed"),
+        (read_only, "git checkout failed"),
         (old, "is SpeechBrain 1.0.3; the contribution needs 1.1.0"),
         (dirty, "has 1 changes that are not committed"),
-        (untracked, "notes.txt"),
+        (untracked, "notes.txt': commit them, put them away"),
         (moved, "has no conftest.py: upstream has moved it"),
         (taken, "mal_loss.py is upstream's already"),
         (corrected, f"{FAULTY} is not the file that small.patch was made from"),
@@ -192,6 +213,23 @@ def test_a_checkout_that_will_not_do_is_refused_untouched(
     assert to_speechbrain.main([str(clone)]) == 2
     assert says in capsys.readouterr().err
     assert state(clone) == before
+
+
+def test_a_branch_in_use_in_another_work_tree_is_not_moved(clone, capsys):
+    part = Part("a", "A", {"a.py": ("100644", b"1")})
+    Checkout(clone, ["a"]).lay([part])
+    git(clone, "checkout", "-q", "develop")
+    git(clone, "worktree", "add", "-q", "../elsewhere", "a")
+    before = state(clone)
+    changed = replace(part, files={"a.py": ("100644", b"2")})
+    with pytest.raises(CheckoutError, match="a is checked out in .*elsewhere"):
+        Checkout(clone, ["a"]).lay([changed])
+    assert state(clone) == before
+
+
+def test_a_folder_that_is_not_there_is_named(tmp_path, capsys):
+    assert to_speechbrain.main([str(tmp_path / "nowhere")]) == 2
+    assert "There is no folder" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

@@ -11,6 +11,10 @@ file goes where is in tools/upstream/table.py.
 
 import argparse
 import sys
+from pathlib import Path
+
+# These files' package, whatever is installed.
+sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from upstream.checkout import Checkout, CheckoutError
 from upstream.contribution import branches, contribution
@@ -47,6 +51,9 @@ def main(arguments=None):
     ) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return 130
     if not changed:
         print(f"{own.checkout} has all of it already; nothing has changed.")
         return 0

@@ -6,6 +6,7 @@ everything else; only when all are there do branches and files follow.
 
 import hashlib
 import subprocess
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -98,19 +99,25 @@ class Checkout:
         Raises
         ------
         CheckoutError
-            If a file is in the way, or git refuses.
+            If a file is in the way, or git refuses; branches and files are
+            then as they were.
         """
         self._check_paths(parts)
         last = parts[-1].branch
-        if self._is_laid(parts):
-            if self._head() == f"refs/heads/{last}":
-                return False
-        else:
+        is_laid = self._is_laid(parts)
+        if is_laid and self._head() == f"refs/heads/{last}":
+            return False
+        self._check_worktrees()
+        with self._as_it_was_on_failure(parts):
+            if not is_laid:
+                self._git(
+                    *("fast-import", "--quiet", "--force"),
+                    stdin=self._stream(parts),
+                )
             self._git(
-                "fast-import", "--quiet", "--force", stdin=self._stream(parts)
+                *("checkout", "--quiet", "--detach"),
+                *("--no-overwrite-ignore", _LAID.format(last)),
             )
-        # Refuses before it changes anything, if a file is in the way.
-        self._git("checkout", "--quiet", "--detach", _LAID.format(last))
         for part in parts:
             self._git(
                 "update-ref",
@@ -120,8 +127,52 @@ class Checkout:
         self._git("symbolic-ref", "HEAD", f"refs/heads/{last}")
         return True
 
+    @contextmanager
+    def _as_it_was_on_failure(self, parts):
+        """Puts everything back where laying fails, or is interrupted.
+
+        A disk may be full, or a folder closed. Before, the work tree was clean.
+        """
+        head, before = self._head(), self._commit("HEAD")
+        refs = [_LAID.format(part.branch) for part in parts]
+        laid = {ref: self._commit(ref) for ref in refs}
+        try:
+            yield
+        except (CheckoutError, KeyboardInterrupt):
+            if head:
+                self._git("symbolic-ref", "HEAD", head, check=False)
+            self._git("reset", "--quiet", "--hard", before, check=False)
+            made = {path for part in parts for path in part.files}
+            new = sorted(made - self.at_base.keys())
+            self._git("clean", "-fdq", "--", *new, check=False)
+            for ref, commit in laid.items():
+                change = (ref, commit) if commit else ("-d", ref)
+                self._git("update-ref", *change, check=False)
+            raise
+
+    def _check_worktrees(self):
+        """No branch of ours may move underneath another work tree."""
+        listed = self._git("worktree", "list", "--porcelain").split("\n\n")
+        for tree in listed:
+            folder, *lines = tree.splitlines()
+            folder = Path(folder.removeprefix("worktree "))
+            for branch in self.branches:
+                if (
+                    f"branch refs/heads/{branch}" in lines
+                    and folder.resolve() != self.folder.resolve()
+                ):
+                    raise CheckoutError(
+                        f"Branch {branch} is checked out in {folder}: switch "
+                        "that work tree to another branch first."
+                    )
+
     def _check_version(self):
         file = self.folder / _VERSION
+        if not self.folder.is_dir():
+            raise CheckoutError(f"There is no folder {self.folder}.")
+        if (self.folder / ".git").exists():
+            # As git says why it will not read it: another owner's, for one.
+            self._git("rev-parse", "--git-dir")
         top = self._git("rev-parse", "--show-toplevel", check=False)
         if not file.is_file() or Path(top) != self.folder.resolve():
             raise CheckoutError(
@@ -147,8 +198,8 @@ class Checkout:
         if changed:
             raise CheckoutError(
                 f"{self.folder} has {len(changed)} changes that are not "
-                f"committed, for one '{changed[0].strip()}': commit or stash "
-                "them."
+                f"committed, for one '{changed[0].strip()}': commit them, put "
+                "them away (git stash --include-untracked) or delete them."
             )
 
     def _develop(self):
