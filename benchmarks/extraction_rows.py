@@ -110,7 +110,7 @@ def extraction_rows(stage, rows, repetitions, ceiling):
 def _levers(ours, paths, repetitions, on_gpu):
     """What parts of the extraction are worth by themselves."""
     yield compare(
-        f"feature extraction: batches of {_OTHER_BATCH_S:.0f} s / as they are",
+        f"feature extraction: batches as they are / of {_OTHER_BATCH_S:.0f} s",
         ours,
         partial(ours, max_batch_seconds=_OTHER_BATCH_S),
         repetitions,
@@ -122,7 +122,7 @@ def _levers(ours, paths, repetitions, on_gpu):
                 ours()
 
         yield compare(
-            "feature extraction: products as torch chooses / by oneDNN",
+            "feature extraction: products by oneDNN / as torch chooses",
             ours,
             by_torch,
             repetitions,
@@ -133,7 +133,7 @@ def _levers(ours, paths, repetitions, on_gpu):
             read_audio(path)
 
     yield compare(
-        "feature extraction: reading alone / all of it",
+        "feature extraction: all of it / reading alone",
         ours,
         read,
         repetitions,

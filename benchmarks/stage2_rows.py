@@ -107,7 +107,7 @@ def _steps(stage, brain, plain, on_frames, repetitions, ceiling):
         for step, module in ((_our_loss(brain), brain), (_loss, on_frames))
     ]
     yield share(
-        f"{name}: kept for the backward pass, the reference / ours",
+        f"{name}: kept for the backward pass, ours / the reference",
         *kept,
         "MB",
         ratio=kept[1] / kept[0],

@@ -46,7 +46,7 @@ from emoq_modules.recognizer_files import (
 )
 from emoq_modules.report import RESULTS_FILE
 from emoq_modules.run_calibration import calibrate
-from emoq_modules.safe_yaml import UnsafeYAMLError
+from emoq_modules.safe_yaml import UnsafeYAMLError, is_safe
 
 logger = get_logger(__name__)
 
@@ -166,7 +166,10 @@ def _write(
         (INTERFACE_FILE, _INTERFACE),
         (
             CARD_FILE,
-            model_card(results, calibration, parts, prompt, licence, merged),
+            model_card(
+                *(results, calibration, parts, prompt, licence, merged),
+                is_trusted=is_safe(text),
+            ),
         ),
     ):
         (folder / name).write_text(f"{content}\n", encoding="utf-8")
@@ -276,7 +279,9 @@ def _try(folder, expected, is_rounded):
     try:
         recognizer = load()
     except UnsafeYAMLError as error:
-        logger.warning(f"Others will be told: {error}")
+        # By the name that the export gets, which is not yet its own.
+        message = str(error).replace(str(folder), "this export")
+        logger.warning(f"Others will be told: {message}")
         recognizer = load(trust_source=True)
     difference = (_probe(recognizer) - expected).abs().max().item()
     logger.info(f"Posteriors differ by {difference:.1e} from those of the run.")

@@ -99,6 +99,9 @@ def _export(own, rest):
 
 def _listing(folder):
     """An export's files with their sizes, and how it is loaded."""
+    from emoq_modules.recognizer_files import SETTINGS_FILE
+    from emoq_modules.safe_yaml import is_safe
+
     files = sorted(path for path in folder.rglob("*") if path.is_file())
     sizes = [f"{path.stat().st_size:,}" for path in files]
     width = max(map(len, sizes))
@@ -106,12 +109,14 @@ def _listing(folder):
         f"  {size:>{width}}  {path.relative_to(folder)}"
         for size, path in zip(sizes, files, strict=True)
     ]
+    text = (folder / SETTINGS_FILE).read_text(encoding="utf-8")
+    trust = "" if is_safe(text) else ", trust_source=True"
     return "\n".join(
         [
             f"Export, sizes in bytes\n  {folder}",
             *lines,
             "",
             "Load it with",
-            f'  EmotionRecognizer.from_hparams("{folder}")',
+            f'  EmotionRecognizer.from_hparams("{folder}"{trust})',
         ]
     )

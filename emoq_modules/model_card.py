@@ -32,7 +32,13 @@ _METRICS = {"WA": "accuracy", "UA": "recall", "WF1": "f1"}
 
 
 def model_card(
-    results, calibration, parts, prompt, licence="other", merged=False
+    results,
+    calibration,
+    parts,
+    prompt,
+    licence="other",
+    merged=False,
+    is_trusted=True,
 ):
     """Writes the ``README.md`` of an export, in Hugging Face's form.
 
@@ -51,6 +57,8 @@ def model_card(
         The hub's name of the licence of these weights.
     merged : bool
         Whether the LoRA adapter is merged into the LLM.
+    is_trusted : bool
+        Whether the YAML names nothing but what exports need.
 
     Returns
     -------
@@ -103,7 +111,7 @@ def model_card(
             "a speech-aware Q-Former and a large language model, as a "
             "SpeechBrain model."
         ),
-        *_use(results["labels"]),
+        *_use(results["labels"], is_trusted),
         *_data(results, corpus),
         *_measured(results),
         *_confidence(calibration),
@@ -129,13 +137,14 @@ def is_hub_name(name):
     return name.count("/") == 1 and " " not in name
 
 
-def _use(labels):
+def _use(labels, is_trusted):
+    trust = "" if is_trusted else ", trust_source=True"
     return [
         Heading(2, "How to use it"),
         Code(
             [
                 "from emoq_modules import EmotionRecognizer",
-                'recognizer = EmotionRecognizer.from_hparams("FOLDER")',
+                f'recognizer = EmotionRecognizer.from_hparams("FOLDER"{trust})',
                 "posteriors, score, index, label = recognizer.classify_file(",
                 '    "hello.wav", text="Oh, hello!"',
                 ")",

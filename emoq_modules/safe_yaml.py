@@ -84,6 +84,31 @@ def check_yaml(text, overrides=None, origin="the YAML"):
     _refuse(_faults(events, _NAMES), origin)
 
 
+def is_safe(text):
+    """Tells whether a YAML may be loaded without being trusted.
+
+    Arguments
+    ---------
+    text : str
+        The YAML.
+
+    Returns
+    -------
+    bool
+        Whether ``check_yaml`` has nothing against it.
+
+    Example
+    -------
+    >>> is_safe("labels: !apply:os.system [reboot]")
+    False
+    """
+    try:
+        check_yaml(text)
+    except UnsafeYAMLError:
+        return False
+    return True
+
+
 def _faults(events, allowed):
     """What stands in a YAML that must not, and in which line."""
     for event in events:

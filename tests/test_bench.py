@@ -101,17 +101,17 @@ ROWS = {
     "feature extraction: ours / in the order of the file": 3,
     "feature extraction: the reference's in the order of length / of the "
     "file": None,
-    "feature extraction: batches of 60 s / as they are": None,
-    "feature extraction: products as torch chooses / by oneDNN": None,
-    "feature extraction: reading alone / all of it": None,
+    "feature extraction: batches as they are / of 60 s": None,
+    "feature extraction: products by oneDNN / as torch chooses": None,
+    "feature extraction: all of it / reading alone": None,
     "feature extraction: audio / time it takes": None,
     "feature extraction: operations / those of a matrix product": None,
     "stage-1 epoch: from the store / encoder in the step": 10,
     "stage-1 epoch: share of it that waits for data": None,
     "stage-2 step, batch 2: from the store / encoder in the step": 3,
     "stage-2 step, batch 2: frames given to both": None,
-    "stage-2 step, batch 2: kept for the backward pass, the reference / "
-    "ours": None,
+    "stage-2 step, batch 2: kept for the backward pass, ours / "
+    "the reference": None,
     "stage-2 step, batch 2: operations / those of a matrix product": None,
     "prediction, batch 3: from the store / encoder in the step and "
     "generate": 10,

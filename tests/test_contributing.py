@@ -49,7 +49,9 @@ def checkout(tmp_path_factory):
     folder = tmp_path_factory.mktemp("checkout")
     shutil.copytree(ROOT / "hparams", folder / "hparams")
     for path, content in FILES.items():
-        assert not (ROOT / path).exists()
+        assert not (ROOT / path).exists(), (
+            f"{path} is there: remove what was made after the document"
+        )
         write(folder / path, content)
     write_tones(folder / "tones")
     with pytest.MonkeyPatch.context() as patches:

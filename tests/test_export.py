@@ -26,6 +26,7 @@ from emoq_modules.backbones import BackboneError
 from emoq_modules.calibration import fit_temperature
 from emoq_modules.checkpoints import CheckpointError
 from emoq_modules.export import export_recognizer
+from emoq_modules.export_command import _listing
 from emoq_modules.manifest_reader import read_manifest
 from emoq_modules.recognizer_files import ExportError, SourceError
 from emoq_modules.report import read_predictions
@@ -457,7 +458,9 @@ def test_class_of_ones_own_is_exported_and_has_to_be_trusted(
     )
     monkeypatch.syspath_prepend(tmp_path)
     out = export_recognizer(copy, tmp_path / "export")
-    assert "Others will be told" in caplog.text
+    assert "Others will be told: this export" in caplog.text
+    assert '"FOLDER", trust_source=True)' in (out / "README.md").read_text()
+    assert "trust_source=True)" in _listing(out)
     with pytest.raises(UnsafeYAMLError, match="mine.MyEncoder"):
         EmotionRecognizer.from_hparams(out)
     EmotionRecognizer.from_hparams(out, trust_source=True)
