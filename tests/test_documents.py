@@ -16,7 +16,15 @@ DOCUMENTS = [
 ]
 OURS = "benchmarks|docs|emoq_modules|hparams|recipes|tests|tools"
 # What a run writes, data, what is installed, and a path in SpeechBrain.
-ELSEWHERE = ("results/", "/data/", ".venv/", "speechbrain/", "docs/api/_build/")
+ELSEWHERE = (
+    "results/",
+    "/data/",
+    "MELD/",
+    "IEMOCAP/",
+    ".venv/",
+    "speechbrain/",
+    "docs/api/_build/",
+)
 # Of SpeechBrain's repository, what reuse.md changes: its place, and its files.
 RECIPES = ROOT / "tests" / "small_recipe"
 RECIPE = RECIPES / "recipes" / "IEMOCAP" / "emotion_recognition"
