@@ -24,8 +24,8 @@ _PUBLIC = {
     "Recognition": "recognition",
     "Recording": "recordings",
     "SoftPromptDecoder": "decoder",
-    "Stage1Brain": "brain",
-    "Stage2Brain": "brain",
+    "Stage1Brain": "stages",
+    "Stage2Brain": "stages",
     "SupConLoss": "losses",
 }
 

@@ -18,9 +18,9 @@ from torch import nn
 
 from emoq_modules import PromptTemplate, SoftPromptDecoder
 from emoq_modules.audio_encoder import FrozenEncoder
-from emoq_modules.brain import Stage1Brain, Stage2Brain
 from emoq_modules.configuration import ConfigurationError
 from emoq_modules.sampler import ClassGroupSampler
+from emoq_modules.stages import Stage1Brain, Stage2Brain
 
 
 def weights(brain):

@@ -21,7 +21,7 @@ from emoq_modules import (
     SupConLoss,
 )
 from emoq_modules.backbones import load_tokenizer
-from emoq_modules.brain import Stage1Brain, Stage2Brain
+from emoq_modules.stages import Stage1Brain, Stage2Brain
 
 DIM = 8
 HUBERT = {

@@ -11,7 +11,7 @@ from tests.corpus_folders import ROOT
 
 MOVED = {**table.LOSSES, **table.MODULES, **table.TRAINING, **table.PREPARE}
 FILES = [
-    *(f"{module.replace('.', '/')}.py" for module in (*MOVED, table.INLINED)),
+    *(f"{module.replace('.', '/')}.py" for module in (*MOVED, *table.INLINED)),
     "tools/upstream/files/train.py",
     "tools/upstream/files/tiny_models.py",
 ]

@@ -14,7 +14,7 @@ from emoq_modules import (
     SoftPromptDecoder,
 )
 from emoq_modules.backbones import load_tokenizer
-from emoq_modules.brain import Stage2Brain
+from emoq_modules.stages import Stage2Brain
 
 LABELS = ["angry", "happy", "neutral", "sad"]
 TEXTS = ["Leave me alone.", "I can't believe we won, at last!", "", "Oh no."]

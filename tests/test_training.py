@@ -25,14 +25,14 @@ RUN = "tiny/emoq/fold1-seed1234"
 # ranks the second is.
 KILLED = """
 import os, signal, sys
-import emoq_modules.brain, train
+import emoq_modules.stages, train
 batches = 0
 def die(self, batch, outputs, loss, should_step):
     global batches
     batches += 1
     if batches == {after} and os.environ.get("RANK", "1") == "1":
         os.kill(os.getpid(), signal.SIGKILL)
-emoq_modules.brain.{brain}.on_fit_batch_end = die
+emoq_modules.stages.{brain}.on_fit_batch_end = die
 sys.exit(train.run(sys.argv[1:]))
 """
 

@@ -146,7 +146,9 @@ def _package(names):
 
 
 def _recipes(checkout, names):
-    script = inline(_own("train.py"), _source(table.INLINED), table.INLINED)
+    script = _own("train.py")
+    for module in table.INLINED:
+        script = inline(script, _source(module), module)
     script = rewrite(script, names)
     tiny = rewrite(_own("tiny_models.py"), names)
     files = {}

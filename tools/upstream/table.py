@@ -66,9 +66,9 @@ PREPARE = {
     "recipes.IEMOCAP.iemocap_prepare": "iemocap_emoq_prepare",
     "recipes.MELD.meld_prepare": "meld_prepare",
 }
-# Where ``train.py`` imports it, the module's own text stands there: upstream's
-# recipes have their Brain in the script.
-INLINED = "emoq_modules.brain"
+# Where ``train.py`` imports these, one by the other, their own text stands:
+# upstream's recipes have their Brain in the script.
+INLINED = ("emoq_modules.stages", "emoq_modules.brain")
 
 # Who upstream's headers are to name.
 AUTHORS = "The EmoQ contributors, 2026"

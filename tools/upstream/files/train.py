@@ -28,7 +28,6 @@ from speechbrain.utils.distributed import (
     run_on_main,
 )
 
-from emoq_modules.brain import Stage1Brain, Stage2Brain
 from emoq_modules.checkpoints import save_trainable
 from emoq_modules.dataio import build_datasets, read_audio
 from emoq_modules.feature_extraction import extract_features
@@ -36,6 +35,7 @@ from emoq_modules.feature_store import FeatureStore
 from emoq_modules.manifest import DIALOGUES_FILE, SPLITS
 from emoq_modules.manifest_reader import read_dialogues, read_manifest
 from emoq_modules.sharding import shard_llm
+from emoq_modules.stages import Stage1Brain, Stage2Brain
 
 BRAINS = {1: Stage1Brain, 2: Stage2Brain}
 
