@@ -40,13 +40,16 @@ class PlainStage2(nn.Module):
 
     Example
     -------
-    >>> from emoq_modules import PromptTemplate, SoftPromptDecoder
+    >>> from emoq_modules import (
+    ...     MeanPooledAudio,
+    ...     PromptTemplate,
+    ...     SoftPromptDecoder,
+    ... )
     >>> from emoq_modules.offline import build_llm
-    >>> from emoq_modules import MeanPooledAudio
     >>> labels, texts = ["happy", "sad"], ["Good morning!"]
     >>> decoder = SoftPromptDecoder(
     ...     build_llm(getfixture("tmp_path"), texts, labels),
-    ...     PromptTemplate("Which of {labels}?", "{text}, said as <AUDIO>"),
+    ...     PromptTemplate("Which of {labels}?", "{text}\\nVoice: <AUDIO>"),
     ...     labels,
     ...     embedding_dim=8,
     ... )
