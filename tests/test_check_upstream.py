@@ -5,9 +5,10 @@ from pathlib import Path
 
 import check_upstream
 import pytest
-from upstream.checks import EACH_FAILS, Checks, linters, summary
+from upstream.checks import Checks, linters, summary
 from upstream.contribution import our_names
 from upstream.reuse import examples
+from upstream.suites import EACH_FAILS
 
 HOOKS = """\
 repos:

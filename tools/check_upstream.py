@@ -15,7 +15,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 import to_speechbrain
-from upstream import checks, table
+from upstream import checks, suites, table
 from upstream.checks import git
 
 BY_HAND = (
@@ -89,11 +89,11 @@ def _check(checkout, scratch, results):
         checks.check_hooks(checks.Checks(clone, lint, results), changed, name)
         here = checks.Checks(clone, test, results)
         if branch == last:
-            checks.check_series(here, changed)
+            suites.check_series(here, changed)
         else:
-            checks.check_correction(here, develop)
+            suites.check_correction(here, develop)
     merged = checks.Checks(clones[correction], test, results)
-    checks.check_reuse(merged, f"origin/{last}")
+    suites.check_reuse(merged, f"origin/{last}")
 
 
 if __name__ == "__main__":
