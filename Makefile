@@ -8,7 +8,7 @@ DATA ?= ../shared/data
 
 .PHONY: demo demo-modalities emodb bench upstream api test install
 
-# Stage 1, stage 2 and the evaluation on the synthesised corpus, on a CPU.
+# Stage 1, stage 2 and the evaluation on the synthesized corpus, on a CPU.
 demo: install
 	$(BIN)/python train.py hparams/emoq_stage2.yaml $(OFFLINE) \
 	    --preset recipes/demo/demo.yaml

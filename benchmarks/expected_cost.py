@@ -154,7 +154,7 @@ def _count_stage(stage, own, batch, tokenizers, train=True):
         hparams = build_untrained(
             STAGES[2],
             own.preset,
-            # Torch counts no product of quantised weights; they keep nothing
+            # Torch counts no product of quantized weights; they keep nothing
             # more for the backward pass, and no fewer operations.
             change("", llm_quantization=None),
             device="cpu",
@@ -234,7 +234,7 @@ def _resident(stage, presets):
 
 
 def _bytes(parameter):
-    # What quantises a weight is that it comes to be; here it has no numbers.
+    # What quantizes a weight is that it comes to be; here it has no numbers.
     packed = hasattr(parameter, "bnb_quantized")
     width = BYTES_PER_WEIGHT if packed else parameter.element_size()
     return parameter.numel() * width

@@ -60,7 +60,7 @@ def main(arguments=None):
     rows = [
         *_fusion_rows(fusion, examples, own.repetitions),
         *_decoder_rows(fusion, decoder, examples, own.repetitions),
-        *_optimiser_rows(stage, own.repetitions),
+        *_optimizer_rows(stage, own.repetitions),
         *_memory_rows(fusion, decoder, examples),
     ]
     print(f"{torch.get_num_threads()} threads, torch {torch.__version__}")
@@ -146,7 +146,7 @@ def _decoder_rows(fusion, decoder, examples, repetitions):
             repetitions,
         ),
         compare(
-            f"output layer on {_TRAINED}: labelled positions only",
+            f"output layer on {_TRAINED}: labeled positions only",
             partial(_project, decoder, 2 * _TRAINED),
             partial(_project, decoder, sum(map(len, _prompts(decoder, few)))),
             repetitions,
@@ -154,7 +154,7 @@ def _decoder_rows(fusion, decoder, examples, repetitions):
     ]
 
 
-def _optimiser_rows(stage, repetitions):
+def _optimizer_rows(stage, repetitions):
     parameters = [
         parameter
         for module in stage.hparams["modules"].values()

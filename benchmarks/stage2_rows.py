@@ -70,7 +70,7 @@ def _steps(stage, brain, plain, on_frames, repetitions, ceiling):
     ours = partial(stage.train_epoch, brain, stored)
     theirs = partial(_train_plainly, stage, plain, recorded)
     if kind == "cuda":
-        # Before either side has an optimiser's state.
+        # Before either side has an optimizer's state.
         for whose, function, limit in (
             ("ours", ours, 6.0),
             ("the reference's", theirs, None),
@@ -155,7 +155,7 @@ def _predictions(stage, plain, on_frames, repetitions):
     """From the files or the store to posteriors."""
     size = min(_PREDICTED, len(stage.stored))
     modules = stage.hparams["modules"]
-    # As a recogniser has it, whose weights no longer change.
+    # As a recognizer has it, whose weights no longer change.
     modules["decoder"].keeps_beginning = True
 
     def given(function, dataset, *arguments):

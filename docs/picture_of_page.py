@@ -76,7 +76,7 @@ def ask(page, recording, text=""):
     page.get_by_label("Transcript").fill(text)
     page.set_input_files("input[type=file]", recording)
     page.get_by_role("button", name="Play", exact=True).wait_for()
-    page.get_by_role("button", name="Recognise").click()
+    page.get_by_role("button", name="Recognize").click()
 
 
 def free_port():

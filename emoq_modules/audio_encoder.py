@@ -145,8 +145,8 @@ class HuggingFaceEncoder(FrozenEncoder):
     """HuBERT, WavLM or wav2vec 2.0, from Hugging Face through SpeechBrain.
 
     Of SpeechBrain's wrapper the loading is used and not the ``forward``, which
-    normalises the waveforms of a batch with their padding. Here each is
-    normalised by itself, and models whose first convolution is normalised over
+    normalizes the waveforms of a batch with their padding. Here each is
+    normalized by itself, and models whose first convolution is normalized over
     time (HuBERT-base, for one) take the utterances one by one.
 
     Arguments

@@ -1,7 +1,7 @@
 """The training of EmoQ: one ``sb.Brain`` for each of its two stages.
 
 What both do (gradient accumulation, clipping, schedule, checkpoints, metrics)
-is in ``EmoQBrain``; a stage adds what it computes and minimises.
+is in ``EmoQBrain``; a stage adds what it computes and minimizes.
 """
 
 import os

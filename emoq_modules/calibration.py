@@ -123,7 +123,7 @@ def fit_temperature(posteriors, targets):
     -------
     float
         From 0.05 to 20; above 1 where the system is too sure of itself. Where
-        it recognises every utterance no temperature is low enough, and what
+        it recognizes every utterance no temperature is low enough, and what
         is returned says nothing more than that.
 
     Raises

@@ -51,7 +51,7 @@ class TrainableCheckpointer(Checkpointer):
     """A ``Checkpointer`` of trainable weights, safe against kills.
 
     A run goes on from the newest checkpoint. Earlier ones are kept for their
-    weights, and lose the optimiser's moments, which take twice the space.
+    weights, and lose the optimizer's moments, which take twice the space.
 
     Arguments
     ---------
@@ -143,7 +143,7 @@ class TrainableCheckpointer(Checkpointer):
         return checkpoint
 
     def load_checkpoint(self, checkpoint):
-        """Loads a checkpoint; an optimiser that lost its moments starts anew.
+        """Loads a checkpoint; an optimizer that lost its moments starts anew.
 
         Arguments
         ---------
@@ -170,7 +170,7 @@ class TrainableCheckpointer(Checkpointer):
         if not self._optimizer_files() <= _contents(checkpoint.path).keys():
             logger.warning(
                 f"The run goes on from {checkpoint.path}, which is not the "
-                "last that was saved: the optimiser starts anew, and the "
+                "last that was saved: the optimizer starts anew, and the "
                 "result will not be quite that of a run never stopped."
             )
         super().load_checkpoint(checkpoint)
@@ -475,7 +475,7 @@ def write_contents(folder, sizes):
 
 
 def _drop_moments(folder, name):
-    """Keeps an optimiser's rates and drops its moments.
+    """Keeps an optimizer's rates and drops its moments.
 
     From the first step on, the file's size no longer counts: wherever a kill
     stops this, the checkpoint is whole.

@@ -185,7 +185,7 @@ class _ManifestDataset(DynamicItemDataset):
 
 
 def encode_text(tokenizer, text, max_text_tokens):
-    """Tokenises a transcript for the text encoder.
+    """Tokenizes a transcript for the text encoder.
 
     Arguments
     ---------

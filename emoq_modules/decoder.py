@@ -227,7 +227,7 @@ class SoftPromptDecoder(nn.Module):
 
         One hidden state, that of the last prompt token, is projected to the C
         rows of the emotion words; nothing is generated. If a word is more than
-        one token, the words' length-normalised log-probabilities stand in for
+        one token, the words' length-normalized log-probabilities stand in for
         their logits.
 
         Arguments

@@ -10,7 +10,7 @@ from sklearn.manifold import TSNE
 EMBEDDINGS_FILE = "test_embeddings.safetensors"
 
 _PERPLEXITY = 30.0
-_FEWEST = 5  # utterances; of fewer there is no neighbourhood to speak of
+_FEWEST = 5  # utterances; of fewer there is no neighborhood to speak of
 
 
 def embeddings_as_bytes(ids, embeddings):
@@ -87,7 +87,7 @@ def read_embeddings(path, ids):
 
 
 def to_plane(embeddings):
-    """Places embeddings in a plane, neighbours beside each other (t-SNE).
+    """Places embeddings in a plane, neighbors beside each other (t-SNE).
 
     By scikit-learn's implementation, cosine distance, started from the
     principal components: the same embeddings, the same map. Only what is near
@@ -110,7 +110,7 @@ def to_plane(embeddings):
     # scikit-learn divides by their deviation, and then crashes.
     collapsed = not np.ptp(embeddings, axis=0).any()
     return TSNE(
-        # Smaller than a third of the set, as its neighbourhoods have to be.
+        # Smaller than a third of the set, as its neighborhoods have to be.
         perplexity=min(_PERPLEXITY, (len(embeddings) - 1) / 3),
         metric="cosine",
         init="random" if collapsed else "pca",

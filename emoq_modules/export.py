@@ -1,7 +1,7 @@
 """Makes of a trained stage 2 a folder that loads anywhere, and offline.
 
 The folder is written beside its place and takes it when it is whole and gives
-the posteriors of the run's own recogniser.
+the posteriors of the run's own recognizer.
 """
 
 import gc
@@ -63,9 +63,9 @@ _TOLERANCE = 1e-4
 
 
 def export_recognizer(
-    results_folder, out, merged=False, include_backbones=False, licence="other"
+    results_folder, out, merged=False, include_backbones=False, license="other"
 ):
-    """Exports the recogniser of a run.
+    """Exports the recognizer of a run.
 
     Arguments
     ---------
@@ -78,8 +78,8 @@ def export_recognizer(
         Whether to merge the LoRA adapter into the LLM, and take that along.
     include_backbones : bool
         Whether to take along backbones that are on the hub too.
-    licence : str
-        The hub's name of the licence of the weights, for the model card.
+    license : str
+        The hub's name of the license of the weights, for the model card.
 
     Returns
     -------
@@ -106,7 +106,7 @@ def export_recognizer(
             calibration,
             merged,
             include_backbones,
-            licence,
+            license,
         )
     return out
 
@@ -120,7 +120,7 @@ def _read_results(run):
 
 
 def _write(
-    folder, run, results, calibration, merged, include_backbones, licence
+    folder, run, results, calibration, merged, include_backbones, license
 ):
     source = run / RECOGNIZER_FOLDER
     settings = resolve_references(
@@ -167,7 +167,7 @@ def _write(
         (
             CARD_FILE,
             model_card(
-                *(results, calibration, parts, prompt, licence, merged),
+                *(results, calibration, parts, prompt, license, merged),
                 is_trusted=is_safe(text),
             ),
         ),
@@ -188,7 +188,7 @@ def _write(
 
 
 def _load_run(source):
-    """The recogniser of a run, with what trains told from what does not."""
+    """The recognizer of a run, with what trains told from what does not."""
     try:
         # It is the run's own, and may name classes of the person's own.
         return EmotionRecognizer.from_hparams(
@@ -265,7 +265,7 @@ def _prompt_text(prompt):
 
 
 def _probe(recognizer):
-    """Posteriors of a second of noise, to compare recognisers by."""
+    """Posteriors of a second of noise, to compare recognizers by."""
     generator = torch.Generator().manual_seed(0)
     noise = 0.1 * torch.randn(1, 16000, generator=generator)
     return recognizer.classify_batch(noise, texts=["I do not know."])[0]

@@ -1,4 +1,4 @@
-"""``emoq export``: a trained recogniser as a folder that loads anywhere."""
+"""``emoq export``: a trained recognizer as a folder that loads anywhere."""
 
 import argparse
 import sys
@@ -52,7 +52,7 @@ def add_export(commands):
         "--license",
         default="other",
         metavar="ID",
-        help="licence of the weights, for the model card (cc-by-nc-4.0, …)",
+        help="license of the weights, for the model card (cc-by-nc-4.0, …)",
     )
     command.add_argument(
         "--push_to_hub",

@@ -20,12 +20,12 @@ class FbankEncoder(FrozenEncoder):
     deltas : bool
         Whether to append first and second derivatives.
     context_frames : int
-        Neighbours to append on either side.
+        Neighbors to append on either side.
     stack : int
         Consecutive frames to join into one, which makes the sequence that
         many times shorter: 4 gives 25 frames a second.
     window : int
-        Where above 0, a frame is not joined from its neighbours but describes
+        Where above 0, a frame is not joined from its neighbors but describes
         so many of them: mean, deviation and mean absolute change of each
         filter, side by side. How much the spectrum moves tells more of an
         emotion than what it is at an instant.
@@ -141,16 +141,16 @@ class FbankEncoder(FrozenEncoder):
             frames = frames / frames.std(dim=0, correction=0).clamp(min=1e-3)
         if self.window:
             start = (self.stack - self.window) // 2
-            neighbours = torch.arange(start, start + self.window)
+            neighbors = torch.arange(start, start + self.window)
         else:
-            neighbours = torch.arange(
+            neighbors = torch.arange(
                 -self.context_frames, self.stack + self.context_frames
             )
         tokens = -(-len(frames) // self.stack)
-        centres = torch.arange(tokens).unsqueeze(1) * self.stack
-        # The first and last frame are repeated where there is no neighbour.
-        positions = (centres + neighbours).clamp(0, len(frames) - 1)
-        frames = frames[positions.to(frames.device)]  # (T', neighbours, n)
+        centers = torch.arange(tokens).unsqueeze(1) * self.stack
+        # The first and last frame are repeated where there is no neighbor.
+        positions = (centers + neighbors).clamp(0, len(frames) - 1)
+        frames = frames[positions.to(frames.device)]  # (T', neighbors, n)
         return self._describe(frames) if self.window else frames.flatten(1)
 
     def _describe(self, windows):

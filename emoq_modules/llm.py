@@ -37,7 +37,7 @@ def load_llm(source, revision=None, dtype=torch.float32, quantization=None):
         If the source is neither a folder, nor cached, nor reachable; if
         bitsandbytes is needed and not installed.
     ValueError
-        If there is no such quantisation.
+        If there is no such quantization.
 
     Example
     -------

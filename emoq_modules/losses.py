@@ -159,7 +159,7 @@ class FocalLoss(torch.nn.Module):
         Arguments
         ---------
         logits : torch.Tensor
-            Unnormalised log-probabilities, (N, C). Half precision is computed
+            Unnormalized log-probabilities, (N, C). Half precision is computed
             in float32.
         labels : torch.Tensor
             Class indices in [0, C), (N,).

@@ -5,7 +5,7 @@
 whether they were made for these very settings; manifest_reader.py reads them.
 Paths hold ``{data_root}``, so that a manifest survives a move of the data.
 
-The manifests hold the utterances to recognise; the dialogues hold every turn,
+The manifests hold the utterances to recognize; the dialogues hold every turn,
 those of other classes and those without audio too: all of them were said.
 """
 
@@ -161,9 +161,9 @@ def write_manifests(
     record = {"format": _FORMAT, "settings": settings, "digests": digests}
     write_atomically(save_folder / SETTINGS_FILE, _to_json(record))
     logger.info(_summary(save_folder, splits, labels, left_out or {}))
-    learnt = {row.emotion for row in splits["train"]}
+    learned = {row.emotion for row in splits["train"]}
     for label in labels:
-        if label not in learnt:
+        if label not in learned:
             logger.warning(f"There is no training utterance for '{label}'.")
 
 

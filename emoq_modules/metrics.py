@@ -16,7 +16,7 @@ MEASURES = ("WA", "UA", "WF1")
 class EmotionStats(MetricStats):
     """Accuracies, F1 and confusion over a set of utterances.
 
-    - **WA**, weighted accuracy: the share of utterances recognised.
+    - **WA**, weighted accuracy: the share of utterances recognized.
     - **UA**, unweighted accuracy: the mean of the class recalls.
     - **WF1**: the mean of the class F1 scores, weighted by class size.
 
@@ -141,7 +141,7 @@ class EmotionStats(MetricStats):
         for name in MEASURES:
             filestream.write(f"{name}: {summary[name]:.2f} %\n")
         filestream.write(f"utterances: {summary['n']}\n\n")
-        filestream.write("Confusion (rows: reference, columns: recognised)\n")
+        filestream.write("Confusion (rows: reference, columns: recognized)\n")
         filestream.write(format_confusion(self.labels, summary) + "\n")
 
     def _check(self, ids, posteriors, targets, dialogues):
@@ -189,7 +189,7 @@ def emotion_metrics(targets, predictions, labels):
     targets : list of int
         Class indices of the reference, (N,).
     predictions : list of int
-        Class indices recognised, (N,).
+        Class indices recognized, (N,).
     labels : list of str
         Names of the classes.
 
@@ -253,12 +253,12 @@ def confusion_metrics(confusion):
     array([ 83.33333333, 100.        ])
     """
     hits = np.diagonal(confusion, axis1=-2, axis2=-1)
-    members, recognised = confusion.sum(axis=-1), confusion.sum(axis=-2)
+    members, recognized = confusion.sum(axis=-1), confusion.sum(axis=-2)
     total = members.sum(axis=-1)
     # Where a class has no members there are no hits either: 0 / 1 is its
     # F1, as in scikit-learn, and what its recall adds to UA.
     recall = 100 * hits / np.maximum(members, 1)
-    f1 = 200 * hits / np.maximum(members + recognised, 1)
+    f1 = 200 * hits / np.maximum(members + recognized, 1)
     present = members > 0
     return {
         "WA": 100 * hits.sum(axis=-1) / total,

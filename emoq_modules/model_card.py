@@ -22,7 +22,7 @@ _CORPORA = {
         "de",
     ),
     "demo": (
-        "The demo corpus of EmoQ: synthesised voices that speak nonsense "
+        "The demo corpus of EmoQ: synthesized voices that speak nonsense "
         "syllables, no people",
         None,
     ),
@@ -36,7 +36,7 @@ def model_card(
     calibration,
     parts,
     prompt,
-    licence="other",
+    license="other",
     merged=False,
     is_trusted=True,
 ):
@@ -53,8 +53,8 @@ def model_card(
         other words.
     prompt : str
         The prompt, as a person reads it.
-    licence : str
-        The hub's name of the licence of these weights.
+    license : str
+        The hub's name of the license of these weights.
     merged : bool
         Whether the LoRA adapter is merged into the LLM.
     is_trusted : bool
@@ -81,7 +81,7 @@ def model_card(
     corpus, language = _corpus(results["corpus"])
     metadata = ModelCardData(
         language=language,
-        license=licence,
+        license=license,
         library_name="speechbrain",
         pipeline_tag="audio-classification",
         tags=["emoq", "speech-emotion-recognition", "speechbrain", "q-former"],
@@ -106,7 +106,7 @@ def model_card(
     page = [
         Heading(1, _title(results)),
         Text(
-            "Recognises the emotion of an utterance from its sound and its "
+            "Recognizes the emotion of an utterance from its sound and its "
             f"words: one of {', '.join(results['labels'])}. Trained with EmoQ, "
             "a speech-aware Q-Former and a large language model, as a "
             "SpeechBrain model."
@@ -115,7 +115,7 @@ def model_card(
         *_data(results, corpus),
         *_measured(results),
         *_confidence(calibration),
-        *_limits(results, licence),
+        *_limits(results, license),
         *_made_of(results, parts, prompt, merged),
     ]
     return f"---\n{metadata.to_yaml()}\n---\n\n{as_markdown(page)}"
@@ -182,7 +182,7 @@ def _measured(results):
         Heading(2, "Measured"),
         Text(
             f"In percent, on the {results['n']} test utterances of this one "
-            f"run (seed {results['seed']}). WA is the share recognised, UA the "
+            f"run (seed {results['seed']}). WA is the share recognized, UA the "
             "mean of the class recalls, WF1 the F1 score weighted by class "
             "size. The recalls differ: look at the class you need."
         ),
@@ -195,7 +195,7 @@ def _measured(results):
                 ]
             ],
         ),
-        Text("Confusion; rows are the reference, columns what is recognised:"),
+        Text("Confusion; rows are the reference, columns what is recognized:"),
         Table(["", *labels, "recall"], rows),
     ]
 
@@ -224,7 +224,7 @@ def _confidence(calibration):
     return page
 
 
-def _limits(results, licence):
+def _limits(results, license):
     return [
         Heading(2, "Intended use and limits"),
         Text(
@@ -247,13 +247,13 @@ def _limits(results, licence):
             "prohibited, with few exceptions (Regulation 2024/1689, Art. 5)."
         ),
         Text(
-            "The licence is "
+            "The license is "
             + (
                 "not settled here: the corpus and the frozen models bring "
                 "terms of their own, which bind these weights; EmoQ's code is "
                 "under Apache-2.0."
-                if licence == "other"
-                else f"{licence}; the corpus and the frozen models bring terms "
+                if license == "other"
+                else f"{license}; the corpus and the frozen models bring terms "
                 "of their own."
             )
         ),

@@ -15,10 +15,10 @@ from emoq_modules.calibration import (
     reliability,
 )
 
-# Okabe and Ito's palette, which colour-blind readers can tell apart.
+# Okabe and Ito's palette, which color-blind readers can tell apart.
 _BLUE, _ORANGE, _GREEN = "#0072B2", "#D55E00", "#009E73"
-_PURPLE, _GREY = "#CC79A7", "#666666"
-_COLOURS = (
+_PURPLE, _GRAY = "#CC79A7", "#666666"
+_COLORS = (
     *(_BLUE, _ORANGE, _GREEN, _PURPLE),
     *("#E69F00", "#56B4E9", "#000000", "#F0E442"),
 )
@@ -83,7 +83,7 @@ def plot_confusion(labels, metrics, title):
     )
     axes.set_yticks(places, rows)
     axes.tick_params(length=0)
-    axes.set_xlabel("recognised")
+    axes.set_xlabel("recognized")
     axes.set_ylabel("reference (utterances)")
     axes.spines[:].set_visible(False)
     measures = [f"{x} {metrics[x]:.1f} %" for x in ("WA", "UA", "WF1")]
@@ -138,7 +138,7 @@ def plot_training_curves(history, best_epoch, title):
         if best_epoch is not None:
             axes.axvline(
                 best_epoch,
-                color=_GREY,
+                color=_GRAY,
                 linestyle=(0, (4, 3)),
                 linewidth=1,
                 label=f"best epoch ({best_epoch})",
@@ -187,10 +187,10 @@ def plot_reliability(systems, targets, title, bins=15):
     """
     figure = Figure(figsize=(5.5, 6.5), layout="constrained")
     diagram, spread = figure.subplots(2, sharex=True, height_ratios=[3, 1])
-    diagram.plot([0, 1], [0, 1], "--", color=_GREY, lw=1, label="perfect")
+    diagram.plot([0, 1], [0, 1], "--", color=_GRAY, lw=1, label="perfect")
     edges = np.linspace(0, 1, bins + 1)
     styles = [(_BLUE, "o-"), (_ORANGE, "s-")][: len(systems)]
-    for (name, values), (colour, style) in zip(
+    for (name, values), (color, style) in zip(
         systems.items(), styles, strict=True
     ):
         confidence, accuracy, count = reliability(values, targets, bins)
@@ -200,13 +200,13 @@ def plot_reliability(systems, targets, title, bins=15):
             confidence[filled],
             accuracy[filled],
             style,
-            color=colour,
+            color=color,
             label=f"{name}, ECE {error:.3f}",
             ms=5,
         )
         share = 100 * count / count.sum()
-        spread.stairs(share, edges, color=colour, fill=True, alpha=0.2)
-        spread.stairs(share, edges, color=colour, lw=1.5)
+        spread.stairs(share, edges, color=color, fill=True, alpha=0.2)
+        spread.stairs(share, edges, color=color, lw=1.5)
     diagram.set_ylabel("accuracy")
     diagram.set_ylim(-0.02, 1.02)  # a marker at the edge is whole
     diagram.legend(fontsize=9, loc="best", frameon=False)
@@ -223,7 +223,7 @@ def plot_reliability(systems, targets, title, bins=15):
 
 
 def plot_map(points, targets, labels, title):
-    """Draws where utterances lie in a plane, coloured by emotion.
+    """Draws where utterances lie in a plane, colored by emotion.
 
     Arguments
     ---------
@@ -232,14 +232,14 @@ def plot_map(points, targets, labels, title):
     targets : array_like
         Class indices of the reference, ``(N,)``.
     labels : list of str
-        Names of the classes. Colours repeat after the eighth, in another size.
+        Names of the classes. Colors repeat after the eighth, in another size.
     title : str
         What was measured.
 
     Returns
     -------
     matplotlib.figure.Figure
-        A class has a colour and a marker of its own; axes have no units.
+        A class has a color and a marker of its own; axes have no units.
 
     Example
     -------
@@ -254,12 +254,12 @@ def plot_map(points, targets, labels, title):
     size = float(np.clip(4000 / len(points), 6, 36))  # points², crowded or not
     for number, label in enumerate(labels):
         members = targets == number
-        again, colour = divmod(number, len(_COLOURS))
+        again, color = divmod(number, len(_COLORS))
         axes.scatter(
             *points[members].T,
             s=size * (1 + again),
-            color=_COLOURS[colour],
-            marker=_MARKERS[colour],
+            color=_COLORS[color],
+            marker=_MARKERS[color],
             alpha=0.7,
             linewidths=0,
             label=f"{label} ({members.sum()})",
@@ -369,7 +369,7 @@ def as_png(figure):
     return buffer.getvalue()
 
 
-def _curve(axes, history, key, label, colour, style):
+def _curve(axes, history, key, label, color, style):
     epochs = [row["epoch"] for row in history]
     values = [row.get(key, np.nan) for row in history]
-    axes.plot(epochs, values, style, color=colour, label=label, ms=4)
+    axes.plot(epochs, values, style, color=color, label=label, ms=4)

@@ -1,4 +1,4 @@
-"""Makes a recogniser's YAML independent of the machine it was trained on.
+"""Makes a recognizer's YAML independent of the machine it was trained on.
 
 Whatever it names in local folders is copied beside it. What it names on the
 hub stays a name, at the commit that training used, or is copied too.
@@ -21,7 +21,7 @@ from emoq_modules.qformer import EmoQFormer
 from emoq_modules.recognizer_files import ExportError
 
 _TOKENIZER = ("tokenizer_config.json",)
-_LICENCES = ("LICENSE", "LICENCE", "NOTICE")
+_LICENSES = ("LICENSE", "LICENSE", "NOTICE")
 
 
 def bare(node):
@@ -208,7 +208,7 @@ def copy_backbone(
     target.mkdir(parents=True, exist_ok=True)
     for file in sorted(folder.iterdir()):
         is_text = file.name.endswith(TEXT_FILES) or file.name.startswith(
-            _LICENCES
+            _LICENSES
         )
         if is_text and not file.name.endswith(".index.json"):
             shutil.copyfile(file, target / file.name)

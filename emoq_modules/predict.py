@@ -11,7 +11,7 @@ from dataclasses import asdict
 from emoq_modules.model_options import add_model_options
 
 _DESCRIPTION = """\
-Recognises the emotion in recordings with a trained EmoQ, and prints a row for
+Recognizes the emotion in recordings with a trained EmoQ, and prints a row for
 each, in the given order. Recordings may be of any rate and number of channels,
 in whatever libsndfile reads (wav, flac, mp3, ogg, ...), and with PyAV installed
 in whatever FFmpeg reads (m4a, mp4, webm, ...).
@@ -24,7 +24,7 @@ examples:
   find . -name '*.flac' | emoq predict --model RUN/recognizer - --format jsonl
   emoq predict --model RUN/recognizer interview.mp4 --timeline --asr MODEL
 
-exit status: 0; 1 if a recording could not be recognised, whose row then has an
+exit status: 0; 1 if a recording could not be recognized, whose row then has an
 error; 2 if the command is wrong.
 """
 
@@ -38,7 +38,7 @@ def add_predict(commands):
     """
     command = commands.add_parser(
         "predict",
-        help="recognise the emotion in audio files",
+        help="recognize the emotion in audio files",
         description=_DESCRIPTION,
         epilog=_EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
@@ -77,7 +77,7 @@ def add_predict(commands):
     command.add_argument(
         "--timeline",
         action="store_true",
-        help="recognise windows of each recording, which may be hours long",
+        help="recognize windows of each recording, which may be hours long",
     )
     command.add_argument(
         "--window_s",
@@ -96,7 +96,7 @@ def add_predict(commands):
     command.add_argument(
         "--vad",
         metavar="MODEL",
-        help="for --timeline: recognise what this SpeechBrain VAD takes for "
+        help="for --timeline: recognize what this SpeechBrain VAD takes for "
         "speech in the place of windows, e.g. speechbrain/vad-crdnn-libriparty",
     )
     command.add_argument(
@@ -110,7 +110,7 @@ def add_predict(commands):
         type=int,
         default=8,
         metavar="N",
-        help="recordings that are recognised together (8)",
+        help="recordings that are recognized together (8)",
     )
     command.set_defaults(function=_predict)
 

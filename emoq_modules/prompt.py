@@ -1,7 +1,7 @@
 """The prompt: a chat with places for the speaker, the words and the voice.
 
 A transcript is data. Only the template is read for special tokens, and each
-field is tokenised on its own, as plain text: whatever a transcript holds, the
+field is tokenized on its own, as plain text: whatever a transcript holds, the
 token ids of the template around it stay the same. So it is with what was said
 before, which is one field on one line: no turn of it can begin a line of the
 prompt, and pass for the transcript or the speaker.
@@ -184,7 +184,7 @@ class BoundPrompt:
         ) and all(len(word) == 1 for word in self.words)
 
     def encode(self, text=None, speaker=None, context=()):
-        """Tokenises the prompt of one utterance.
+        """Tokenizes the prompt of one utterance.
 
         Arguments
         ---------
@@ -293,9 +293,9 @@ class BoundPrompt:
         return self.tokenizer(text, add_special_tokens=False)["input_ids"]
 
     def _plain_ids(self, text):
-        """Token ids of ``text`` with no added token recognised in it.
+        """Token ids of ``text`` with no added token recognized in it.
 
-        ``split_special_tokens`` would still recognise added tokens that are
+        ``split_special_tokens`` would still recognize added tokens that are
         not special, such as Qwen2.5's <tool_call>; the model behind the
         tokenizer knows none.
         """

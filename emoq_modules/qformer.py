@@ -120,7 +120,7 @@ class EmoQFormer(nn.Module):
             for index in range(depth)
         )
         self.pooling = AttentivePooling(config.hidden_size, pooling_heads)
-        self._initialise(pretrained)
+        self._initialize(pretrained)
 
     def forward(self, audio, audio_lens, tokens, token_lens):
         """Computes the embedding e'_q of each utterance.
@@ -251,7 +251,7 @@ class EmoQFormer(nn.Module):
                 )
             yield recorded
 
-    def _initialise(self, pretrained):
+    def _initialize(self, pretrained):
         deviation = self.config.initializer_range
         for module in self.modules():
             if isinstance(module, (nn.Linear, nn.Embedding)):

@@ -1,6 +1,6 @@
-"""Quantisation of an LLM's frozen weights to four bits, as in QLoRA.
+"""Quantization of an LLM's frozen weights to four bits, as in QLoRA.
 
-NF4 with double quantisation (Dettmers et al. 2023), by bitsandbytes. Word
+NF4 with double quantization (Dettmers et al. 2023), by bitsandbytes. Word
 embeddings, norms and the output layer keep their precision, and a product is
 computed in it too: weights are unfolded when they are used.
 """
@@ -19,7 +19,7 @@ BYTES_PER_WEIGHT = (4 + 8 / 64 + 32 / (64 * 256)) / 8
 
 
 def nf4_config(quantization, dtype):
-    """Makes the quantisation settings that ``from_pretrained`` takes.
+    """Makes the quantization settings that ``from_pretrained`` takes.
 
     Arguments
     ---------
@@ -31,14 +31,14 @@ def nf4_config(quantization, dtype):
     Returns
     -------
     transformers.BitsAndBytesConfig | None
-        The settings; None where there is nothing to quantise.
+        The settings; None where there is nothing to quantize.
 
     Raises
     ------
     BackboneError
         If bitsandbytes is not installed.
     ValueError
-        If there is no such quantisation.
+        If there is no such quantization.
 
     Example
     -------
@@ -66,7 +66,7 @@ def nf4_config(quantization, dtype):
 
 
 def quantize(llm, config):
-    """Quantises an LLM's linear layers, so that LoRA can be trained on them.
+    """Quantizes an LLM's linear layers, so that LoRA can be trained on them.
 
     Arguments
     ---------
@@ -116,5 +116,5 @@ def _packed(layer, config):
         module=packed,
     )
     packed.bias = layer.bias
-    # What quantises is the move to where the weights are anyway.
+    # What quantizes is the move to where the weights are anyway.
     return packed.to(layer.weight.device)

@@ -23,7 +23,7 @@ _SECONDS_AHEAD = 600
 
 @dataclass(frozen=True)
 class Recognition:
-    """What was recognised in a recording, or in a part of one.
+    """What was recognized in a recording, or in a part of one.
 
     Attributes
     ----------
@@ -46,7 +46,7 @@ class Recognition:
         Whether the confidence is below what was asked for, or a part of a
         timeline is without sound (it then has no posteriors either).
     error : str | None
-        Why nothing could be recognised.
+        Why nothing could be recognized.
 
     Example
     -------
@@ -68,7 +68,7 @@ class Recognition:
 
 @dataclass
 class Piece:
-    """A recording, or a part of it, on its way to being recognised.
+    """A recording, or a part of it, on its way to being recognized.
 
     Attributes
     ----------
@@ -77,7 +77,7 @@ class Piece:
     start : float | None
         In seconds, as ``end``.
     samples : torch.Tensor | None
-        At 16 kHz, ``(T,)``; None where there is nothing to recognise.
+        At 16 kHz, ``(T,)``; None where there is nothing to recognize.
     fault : str | None
         Why not; None of a part without sound.
     """
@@ -137,7 +137,7 @@ class Recognizing:
     labels : list of str
         The emotion words, in the order of the classes.
     batch_size : int
-        Pieces that are recognised together, at most.
+        Pieces that are recognized together, at most.
     temperature : float
         That of the confidence.
     abstain_below : float
@@ -160,7 +160,7 @@ class Recognizing:
             )
 
     def stream(self, pieces):
-        """Recognises pieces as they come.
+        """Recognizes pieces as they come.
 
         Some are read ahead, and those of similar length go together, so that
         little is computed on padding; memory does not grow with their number.
@@ -224,7 +224,7 @@ class Recognizing:
         except (torch.OutOfMemoryError, ValueError) as error:
             # One of them is what an encoder cannot bear, or all are too much.
             if len(pieces) == 1:
-                reason = f"{pieces[0].recording.path} is not recognised: "
+                reason = f"{pieces[0].recording.path} is not recognized: "
                 return [pieces[0].answer(error=f"{reason}{error}")]
             half = len(pieces) // 2
             return [

@@ -23,7 +23,7 @@ from emoq_modules.voice_activity import speech_spans
 
 
 class EmotionRecognizer(Pretrained):
-    """Recognises emotion with a trained EmoQ, in SpeechBrain's conventions.
+    """Recognizes emotion with a trained EmoQ, in SpeechBrain's conventions.
 
     Made by ``from_hparams``. Stage 2 leaves what it needs in the folder
     ``recognizer`` of its output folder.
@@ -111,7 +111,7 @@ class EmotionRecognizer(Pretrained):
     def classify_batch(
         self, wavs, wav_lens=None, texts=None, speakers=None, contexts=None
     ):
-        """Recognises the emotion in a batch of recordings.
+        """Recognizes the emotion in a batch of recordings.
 
         Arguments
         ---------
@@ -151,7 +151,7 @@ class EmotionRecognizer(Pretrained):
         return posteriors, score, index, label
 
     def classify_file(self, path, text=None, speaker=None, context=None):
-        """Recognises the emotion in an audio file.
+        """Recognizes the emotion in an audio file.
 
         Arguments
         ---------
@@ -190,7 +190,7 @@ class EmotionRecognizer(Pretrained):
         abstain_below=None,
         max_seconds=60.0,
     ):
-        """Recognises the emotion in any number of recordings.
+        """Recognizes the emotion in any number of recordings.
 
         Posteriors are those that ``classify_file`` gives. Recordings of
         similar length are batched, a few batches ahead, so that memory does
@@ -201,7 +201,7 @@ class EmotionRecognizer(Pretrained):
         recordings : iterable of Recording
             Paths will do too, of recordings of which nothing else is known.
         batch_size : int
-            Recordings that are recognised together, at most.
+            Recordings that are recognized together, at most.
         asr : str | callable | None
             As of ``load_transcriber``; transcribes the recordings without a
             text. None is the one that the recognizer was made with, if any.
@@ -209,7 +209,7 @@ class EmotionRecognizer(Pretrained):
             Confidence below which no answer is given; None is
             ``hparams.abstain_below``.
         max_seconds : float
-            Longer recordings are not recognised.
+            Longer recordings are not recognized.
 
         Returns
         -------
@@ -254,7 +254,7 @@ class EmotionRecognizer(Pretrained):
         abstain_below=None,
         silence_dbfs=-60.0,
     ):
-        """Recognises the emotion over the course of a recording of any length.
+        """Recognizes the emotion over the course of a recording of any length.
 
         The recording is read as a stream. The last window ends where the
         recording does, and is as long as the others if the recording is.
@@ -271,16 +271,16 @@ class EmotionRecognizer(Pretrained):
             Who speaks, if it is one and is known.
         vad : str | speechbrain.inference.VAD.VAD | None
             As of ``speech_spans``: what SpeechBrain's VAD takes for speech is
-            recognised, in the place of windows.
+            recognized, in the place of windows.
         asr : str | callable | None
             As of ``recognize``; transcribes each window.
         batch_size : int
-            Windows that are recognised together, at most.
+            Windows that are recognized together, at most.
         abstain_below : float | None
             As of ``recognize``.
         silence_dbfs : float
             A window whose root mean square is below, in dB of full scale, is
-            without sound: it is not recognised, but abstained from.
+            without sound: it is not recognized, but abstained from.
 
         Returns
         -------

@@ -130,7 +130,7 @@ def settings_text(tree, folder, weights):
     Arguments
     ---------
     tree : dict
-        The objects and values of a recogniser, as YAML nodes.
+        The objects and values of a recognizer, as YAML nodes.
     folder : str or Path
         What ``pretrained_path`` is until ``from_hparams`` sets it.
     weights : list of Weights

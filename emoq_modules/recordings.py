@@ -118,7 +118,7 @@ def read_recording(path, max_seconds=None):
             if max_seconds is not None and seconds > max_seconds:
                 raise AudioError(
                     f"{path} is longer than {max_seconds:g} s: cut it up, or "
-                    "have it recognised window by window, by timeline (emoq "
+                    "have it recognized window by window, by timeline (emoq "
                     "predict --timeline)"
                 )
     return _checked(torch.cat(blocks), rate, path)

@@ -271,7 +271,7 @@ def format_summary(results, plots=()):
                  WA      UA     WF1       n
     stage 1   100.0   100.0   100.0       2
     <BLANKLINE>
-    Confusion of stage 1 (rows: reference, columns: recognised)
+    Confusion of stage 1 (rows: reference, columns: recognized)
             no    yes  recall
      no      1      0   100.0
     yes      0      1   100.0
@@ -289,7 +289,7 @@ def format_summary(results, plots=()):
     last = list(results)[-1]
     lines += [
         "",
-        f"Confusion of {last} (rows: reference, columns: recognised)",
+        f"Confusion of {last} (rows: reference, columns: recognized)",
         format_confusion(results[last].labels, metrics[last]),
     ]
     if plots:

@@ -65,7 +65,7 @@ def calibrate(run):
     valid, test = read_predictions(path), read_predictions(run)
     if valid.predictions == valid.targets:
         return _not_calibrated(
-            f"all {len(valid.ids)} validation utterances are recognised, which "
+            f"all {len(valid.ids)} validation utterances are recognized, which "
             "makes any confidence look too low"
         )
     temperature = fit_temperature(_posteriors(valid), valid.targets)

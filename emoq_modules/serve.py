@@ -14,7 +14,7 @@ from emoq_modules.model_options import add_model_options
 _LOOPBACK = ("127.0.0.1", "localhost", "::1")
 _DESCRIPTION = """\
 Serves a web page on which speech is uploaded or recorded, and which shows the
-emotion that a trained model recognises in it. Programs get the same as JSON
+emotion that a trained model recognizes in it. Programs get the same as JSON
 from its endpoint /recognize. Nothing that is sent is kept. Ctrl-C stops it.
 """
 _EPILOG = """\
@@ -40,7 +40,7 @@ class ServeSettings:
     max_seconds : float
         Length of a recording.
     max_concurrent : int
-        How many are recognised at a time; the others wait in a queue.
+        How many are recognized at a time; the others wait in a queue.
     abstain_below : float | None
         A confidence below is no answer; None leaves it to the model.
     window_s : float
@@ -110,7 +110,7 @@ def add_serve(commands):
         (
             "max_concurrent",
             int,
-            "recordings recognised at a time, while others wait (%(default)d)",
+            "recordings recognized at a time, while others wait (%(default)d)",
         ),
         (
             "abstain_below",
@@ -184,7 +184,7 @@ def _check_address(host, port):
 
 @contextmanager
 def serving(recognizer, settings, host="127.0.0.1", port=7860):
-    """Serves the page of a recogniser while the context lasts.
+    """Serves the page of a recognizer while the context lasts.
 
     Uploads lie in a folder of its own, for this user alone, until they are
     answered; the folder goes with the server.

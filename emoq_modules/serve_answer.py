@@ -22,7 +22,7 @@ class RefusedError(ValueError):
 
 @dataclass(frozen=True)
 class Answer:
-    """What was recognised in an upload.
+    """What was recognized in an upload.
 
     Attributes
     ----------
@@ -51,7 +51,7 @@ class Answer:
 
 
 def answer(recognizer, settings, path, text="", speaker=""):
-    """Recognises the emotion in an upload, if there is nothing against it.
+    """Recognizes the emotion in an upload, if there is nothing against it.
 
     Arguments
     ---------

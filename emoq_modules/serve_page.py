@@ -5,7 +5,7 @@ from html import escape
 import gradio as gr
 
 from emoq_modules.serve_answer import RefusedError, answer
-from emoq_modules.serve_plots import label_colours, plot_timeline
+from emoq_modules.serve_plots import label_colors, plot_timeline
 
 # Fonts that are on the visitor's machine: none is fetched.
 THEME = gr.themes.Default(
@@ -59,7 +59,7 @@ async (recording, ...others) => {
 """
 _MAX_WAITING = 100
 _API_DESCRIPTION = (
-    "Recognises the emotion in a recording. Give the transcript and the "
+    "Recognizes the emotion in a recording. Give the transcript and the "
     'speaker as far as they are known, else "". Returns label (null where the '
     "model abstains), confidence, abstained, posteriors, start and end in "
     "seconds, the same of each window of a long recording, and the prompt."
@@ -95,7 +95,7 @@ def build_page(recognizer, settings, uploads):
         with gr.Row():
             with gr.Column():
                 inputs = _inputs(recognizer, settings)
-                button = gr.Button("Recognise", variant="primary")
+                button = gr.Button("Recognize", variant="primary")
             with gr.Column():
                 verdict = gr.HTML(_WAITING, container=True)
                 prompt = gr.Textbox(
@@ -209,7 +209,7 @@ def _heading(recognizer):
 
 _WAITING = (
     '<div class="emoq"><p class="note">Upload a recording, or record one, and '
-    "press <b>Recognise</b>.</p></div>"
+    "press <b>Recognize</b>.</p></div>"
 )
 
 
@@ -221,7 +221,7 @@ def _refusal(error):
 
 
 def _verdict(whole, recognizer):
-    colours = label_colours(recognizer.hparams.labels)
+    colors = label_colors(recognizer.hparams.labels)
     if whole.abstained:
         word = "no answer"
         note = "the model abstains: it is not sure enough"
@@ -233,7 +233,7 @@ def _verdict(whole, recognizer):
     note = f"{note}; confidence {100 * whole.confidence:.0f} %, {how}"
     rows = "".join(
         f'<li><span>{escape(label)}</span><span class="track"><div class="bar" '
-        f'style="width: {100 * value:.1f}%; background: {colours[label]}">'
+        f'style="width: {100 * value:.1f}%; background: {colors[label]}">'
         f'</div></span><span class="percent">{100 * value:.1f} %</span></li>'
         for label, value in whole.posteriors.items()
     )

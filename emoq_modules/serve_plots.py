@@ -8,7 +8,7 @@ from matplotlib.ticker import PercentFormatter
 
 from emoq_modules.audio_files import SAMPLE_RATE
 
-# Okabe and Ito's palette, which colour-blind readers can tell apart, by how an
+# Okabe and Ito's palette, which color-blind readers can tell apart, by how an
 # emotion's name begins: anger or angry, happy or happiness.
 _EXPECTED = {
     "ang": "#D55E00",
@@ -24,13 +24,13 @@ _COLUMNS = 1500  # of the drawn waveform: more than the figure has pixels
 _INK, _FAINT = "#374151", "#9ca3af"
 
 
-def label_colours(labels):
-    """A colour for each emotion, the same on the page and in the picture.
+def label_colors(labels):
+    """A color for each emotion, the same on the page and in the picture.
 
     Arguments
     ---------
     labels : list of str
-        The emotion words. One that is not expected gets a colour that no
+        The emotion words. One that is not expected gets a color that no
         other has, as long as there are any.
 
     Returns
@@ -39,15 +39,15 @@ def label_colours(labels):
 
     Example
     -------
-    >>> label_colours(["anger", "bored", "sad"])
+    >>> label_colors(["anger", "bored", "sad"])
     {'anger': '#D55E00', 'bored': '#E69F00', 'sad': '#0072B2'}
     """
     expected = [_EXPECTED.get(label[:3].lower()) for label in labels]
     palette = list(dict.fromkeys(_EXPECTED.values()))
     free = cycle([c for c in palette if c not in expected] or palette)
     return {
-        label: colour or next(free)
-        for label, colour in zip(labels, expected, strict=True)
+        label: color or next(free)
+        for label, color in zip(labels, expected, strict=True)
     }
 
 
@@ -67,8 +67,8 @@ def plot_timeline(samples, windows, labels):
     Returns
     -------
     matplotlib.figure.Figure
-        The waveform is in the colour of the emotion recognised at that time,
-        and grey where there is none, since the model abstained.
+        The waveform is in the color of the emotion recognized at that time,
+        and gray where there is none, since the model abstained.
 
     Example
     -------
@@ -83,7 +83,7 @@ def plot_timeline(samples, windows, labels):
     """
     samples = np.asarray(samples, dtype=float)
     duration = len(samples) / SAMPLE_RATE
-    colours = label_colours(labels)
+    colors = label_colors(labels)
     edges = _edges(windows, duration)
 
     figure = Figure(figsize=(11, 3.8), layout="constrained")
@@ -95,7 +95,7 @@ def plot_timeline(samples, windows, labels):
         color=_INK,
     )
     wave, shares = figure.subplots(2, sharex=True, height_ratios=[1.2, 1])
-    _draw_waveform(wave, samples, windows, edges, colours)
+    _draw_waveform(wave, samples, windows, edges, colors)
     for start, end, label in _runs(windows, edges):
         wave.text(
             (start + end) / 2,
@@ -105,7 +105,7 @@ def plot_timeline(samples, windows, labels):
             ha="center",
             fontsize=10,
             weight="bold",
-            color=colours.get(label, _FAINT),
+            color=colors.get(label, _FAINT),
         )
     bottom = np.zeros(len(windows))
     for label in labels:
@@ -116,7 +116,7 @@ def plot_timeline(samples, windows, labels):
             edges,
             baseline=bottom,
             fill=True,
-            color=colours[label],
+            color=colors[label],
             label=label,
         )
         bottom = top
@@ -133,7 +133,7 @@ def plot_timeline(samples, windows, labels):
     return figure
 
 
-def _draw_waveform(axes, samples, windows, edges, colours):
+def _draw_waveform(axes, samples, windows, edges, colors):
     step = max(1, len(samples) // _COLUMNS)
     columns = samples[: len(samples) // step * step].reshape(-1, step)
     times = np.arange(len(columns)) * step / SAMPLE_RATE
@@ -144,7 +144,7 @@ def _draw_waveform(axes, samples, windows, edges, colours):
             times[here],
             low[here],
             high[here],
-            color=colours.get(label, _FAINT),
+            color=colors.get(label, _FAINT),
             linewidth=0.6,
         )
     loudest = max(np.abs(samples).max(), 1e-3)

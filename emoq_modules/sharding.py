@@ -2,8 +2,8 @@
 
 FSDP2 keeps a part of each layer's frozen weights on each rank, and brings a
 layer together for as long as it computes. What trains is small and stays whole:
-``DistributedDataParallel`` averages its gradients, and the optimiser, the
-checkpoints and the recogniser see what they see in one process.
+``DistributedDataParallel`` averages its gradients, and the optimizer, the
+checkpoints and the recognizer see what they see in one process.
 """
 
 import os
@@ -43,7 +43,7 @@ def shard_llm(decoder, device):
     ------
     ConfigurationError
         If there is no other rank, or if the layers are not to be found or are
-        quantised.
+        quantized.
     """
     if world_size() == 1:
         raise ConfigurationError(
@@ -64,8 +64,8 @@ def shard_llm(decoder, device):
     }
     if not all(parameter.is_floating_point() for parameter in shared_out):
         raise ConfigurationError(
-            "shard_llm cannot share out quantised weights: leave it out, or "
-            "the quantisation."
+            "shard_llm cannot share out quantized weights: leave it out, or "
+            "the quantization."
         )
     if not shared_out:
         raise ConfigurationError(

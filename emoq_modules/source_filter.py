@@ -78,7 +78,7 @@ def vocal_tract(source, tract, formant_scale, tilt_db, rng):
         (T,), from ``glottal_source``.
     tract : numpy.ndarray
         (F, 6), the movements: three formants (Hz), amplitudes of voicing and
-        of frication, centre of the frication noise (Hz).
+        of frication, center of the frication noise (Hz).
     formant_scale : float
         Places the formants above the third; 1 is an adult man.
     tilt_db : float
@@ -91,7 +91,7 @@ def vocal_tract(source, tract, formant_scale, tilt_db, rng):
     speech : numpy.ndarray
         (T + the last frame's ringing,), of unit root mean square.
     """
-    formants, (voicing, frication, centre) = tract[:, :3], tract[:, 3:].T
+    formants, (voicing, frication, center) = tract[:, :3], tract[:, 3:].T
     higher = np.multiply.outer(np.ones(len(tract)), _HIGHER_FORMANTS)
     formants = np.hstack([formants, higher * formant_scale])
 
@@ -99,7 +99,7 @@ def vocal_tract(source, tract, formant_scale, tilt_db, rng):
     voiced = _spectra(source) * _resonances(formants)
     voiced *= voicing[:, None] * 10 ** (tilt_db * octaves / 20)
 
-    distance = (_BIN_HZ - centre[:, None]) / (0.35 * centre[:, None])
+    distance = (_BIN_HZ - center[:, None]) / (0.35 * center[:, None])
     noise = _spectra(rng.standard_normal(len(source)))
     noise *= 0.3 * frication[:, None] * np.exp(-0.5 * distance**2)
 
@@ -127,7 +127,7 @@ def _resonances(hz):
 
 
 def _spectra(signal):
-    """Short-time spectra, complex (F, bins); frame i is centred on hop i."""
+    """Short-time spectra, complex (F, bins); frame i is centered on hop i."""
     padded = np.pad(signal, _WINDOW // 2)
     frames = sliding_window_view(padded, _WINDOW)[: len(signal) : _HOP]
     return np.fft.rfft(frames * _HANN, _TRANSFORM)

@@ -144,7 +144,7 @@ def _check_folder(folder, hparams_file):
     inside = folder / RECOGNIZER_FOLDER
     if (inside / hparams_file).is_file():
         raise SourceError(
-            f"{folder} is the folder of a run; its recogniser is in {inside}."
+            f"{folder} is the folder of a run; its recognizer is in {inside}."
         )
     if not path.is_file():
         raise SourceError(

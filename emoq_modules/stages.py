@@ -1,4 +1,4 @@
-"""What each of EmoQ's two stages computes and minimises.
+"""What each of EmoQ's two stages computes and minimizes.
 
 How they train is in ``EmoQBrain``, which both are.
 """
@@ -74,7 +74,7 @@ class Stage1Brain(EmoQBrain):
         embeddings : torch.Tensor
             ``(B, d_h)``
         logits : torch.Tensor
-            Unnormalised log-probabilities, ``(B, C)``.
+            Unnormalized log-probabilities, ``(B, C)``.
         """
         batch = batch.to(self.device, non_blocking=True)
         embeddings = self.embeddings(batch, stage)

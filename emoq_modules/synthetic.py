@@ -1,4 +1,4 @@
-"""Synthesised emotional voices: speech-like sound without recordings.
+"""Synthesized emotional voices: speech-like sound without recordings.
 
 Who speaks, which syllables, with which intonation and emotion is decided here;
 ``source_filter`` makes the sound of it. The voices speak nonsense syllables,
@@ -24,7 +24,7 @@ Example
 -------
 >>> import numpy as np
 >>> voice = draw_voice("woman", np.random.default_rng(1))
->>> speech = synthesise(voice, "happy", 9, np.random.default_rng(2))
+>>> speech = synthesize(voice, "happy", 9, np.random.default_rng(2))
 >>> speech.dtype, 1.0 < len(speech) / SAMPLE_RATE < 4.0
 (dtype('float32'), True)
 """
@@ -142,7 +142,7 @@ _VOWELS = np.array(
 )
 
 # Consonants as a sequence of sounds, each: share of the duration, formants
-# (Hz), voicing, frication, and the centre of the frication noise (Hz).
+# (Hz), voicing, frication, and the center of the frication noise (Hz).
 _CONSONANTS = (
     ((1.0, 250, 1000, 2200, 0.35, 0.0, 1000),),  # m
     ((1.0, 250, 1500, 2500, 0.35, 0.0, 1000),),  # n
@@ -191,7 +191,7 @@ def draw_voice(kind, rng):
     )
 
 
-def synthesise(voice, emotion, num_syllables, rng):
+def synthesize(voice, emotion, num_syllables, rng):
     """Speaks nonsense syllables with an emotion in the voice.
 
     Arguments
@@ -244,7 +244,7 @@ def _articulate(voice, style, num_syllables, rng):
     -------
     tract : numpy.ndarray
         (F, 6), one row each 5 ms: three formants (Hz), voicing and frication
-        (amplitudes), centre of the frication noise (Hz).
+        (amplitudes), center of the frication noise (Hz).
     nuclei : numpy.ndarray
         (num_syllables,), the middle of each vowel, in frames.
     stress : numpy.ndarray

@@ -1,7 +1,7 @@
 """The demo corpus before it sounds: who says what to whom, and how.
 
 Dialogues of two speakers in which an emotion shows in the voice of some
-utterances and in the words of others, so that a recogniser needs both. What
+utterances and in the words of others, so that a recognizer needs both. What
 an utterance says depends on its words' emotion only, how it sounds on its
 voice's emotion and on its number of syllables: neither modality knows anything
 of what the other one carries. Speakers of a split speak in no other.
@@ -21,7 +21,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from emoq_modules.synthetic import Voice, draw_voice, synthesise
+from emoq_modules.synthetic import Voice, draw_voice, synthesize
 
 # One deal of forty cards: (emotion of the voice, emotion of the words). An
 # emotion shows in the voice four times, in the words four times, in both once.
@@ -179,7 +179,7 @@ class CorpusPlan:
         It depends on nothing but the plan and the utterance, so that
         utterances can be spoken in any order and by several workers.
         """
-        return synthesise(
+        return synthesize(
             self.voices[utterance.speaker],
             utterance.voice_emotion,
             count_syllables(utterance.text),

@@ -1,6 +1,6 @@
 """Speech recognition for recordings whose words nobody has written down.
 
-Any model of SpeechBrain's or transformers' will do. What is recognised wrongly
+Any model of SpeechBrain's or transformers' will do. What is recognized wrongly
 misleads EmoQ as a wrong transcript does.
 """
 
@@ -95,7 +95,7 @@ def _of_speechbrain(model):
                 samples[None].to(model.device),
                 torch.ones(1, device=model.device),
             )
-        # WhisperASR splits what it normalises.
+        # WhisperASR splits what it normalizes.
         return words[0] if isinstance(words[0], str) else " ".join(words[0])
 
     return transcribe

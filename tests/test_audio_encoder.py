@@ -70,7 +70,7 @@ def folder_of(tmp_path_factory):
 
 
 def speech(*lengths, seed=0):
-    """Waveforms of these lengths, neither centred nor of unit variance."""
+    """Waveforms of these lengths, neither centered nor of unit variance."""
     generator = torch.Generator().manual_seed(seed)
     return [
         0.05 * torch.randn(length, generator=generator) + 0.01 * (index + 1)
@@ -125,7 +125,7 @@ def test_frames_are_those_of_transformers(folder_of, family, norm):
     model = AutoModel.from_pretrained(folder).eval()
     extract = AutoFeatureExtractor.from_pretrained(folder)
     (wav,) = speech(9000)
-    wav = wav * 0.01  # so quiet that the epsilon of normalising it counts
+    wav = wav * 0.01  # so quiet that the epsilon of normalizing it counts
     inputs = extract(wav.numpy(), sampling_rate=16000, return_tensors="pt")
     with torch.no_grad():
         expected = model(inputs.input_values, output_hidden_states=True)

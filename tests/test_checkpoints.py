@@ -22,7 +22,7 @@ from emoq_modules.checkpoints import (
 
 
 class Run:
-    """A little of what a brain has: a model half frozen, and its optimiser."""
+    """A little of what a brain has: a model half frozen, and its optimizer."""
 
     def __init__(self, folder, width=3):
         torch.manual_seed(width)
@@ -65,7 +65,7 @@ class Run:
         return {k: v.clone() for k, v in self.model.state_dict().items()}
 
     def has_moments(self):
-        """Whether the optimiser remembers anything."""
+        """Whether the optimizer remembers anything."""
         return bool(self.optimizer.state_dict()["state"])
 
 
@@ -305,7 +305,7 @@ def test_full_disk_leaves_the_checkpoint_before(run, monkeypatch):
 # --- Earlier checkpoints ------------------------------------------------------
 
 
-def test_only_the_newest_checkpoint_keeps_the_optimisers_moments(run):
+def test_only_the_newest_checkpoint_keeps_the_optimizers_moments(run):
     run.step()
     first = run.save()
     full = (first / "optimizer.ckpt").stat().st_size
@@ -317,7 +317,7 @@ def test_only_the_newest_checkpoint_keeps_the_optimisers_moments(run):
     assert load_file(first / "model.ckpt").keys() == {"1.weight", "1.bias"}
 
 
-def test_a_run_that_falls_back_starts_its_optimiser_anew(run, caplog):
+def test_a_run_that_falls_back_starts_its_optimizer_anew(run, caplog):
     run.step()
     run.save()
     at_first, rates = run.weights(), run.schedule.get_last_lr()
@@ -329,7 +329,7 @@ def test_a_run_that_falls_back_starts_its_optimiser_anew(run, caplog):
     # Not those of the very first step.
     assert [g["lr"] for g in other.optimizer.param_groups] == rates
     assert rates == [0.05, 0.1]
-    assert "the optimiser starts anew" in caplog.text
+    assert "the optimizer starts anew" in caplog.text
     other.step()
     assert other.has_moments()
 

@@ -122,7 +122,7 @@ def test_prepare_program_makes_the_manifests_of_a_fold():
         text=True,
     )
     assert done.returncode == 0, done.stderr
-    assert "left out, labelled 'bored': 1 (x)" in done.stderr
+    assert "left out, labeled 'bored': 1 (x)" in done.stderr
     assert "left out, unusable audio file: 1 (lost)" in done.stderr
     splits = read_splits(arguments[1])
     assert all_rows(arguments[1])["happy11"] == {

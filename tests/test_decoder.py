@@ -189,7 +189,7 @@ def test_words_of_several_tokens_score_by_their_mean_log_probability(
     torch.testing.assert_close(loss, decoder.loss(*arguments, targets))
 
 
-def test_only_labelled_positions_meet_the_vocabulary(decoder, embeddings):
+def test_only_labeled_positions_meet_the_vocabulary(decoder, embeddings):
     seen = []
     hook = decoder.llm.get_output_embeddings().register_forward_hook(
         lambda module, inputs, output: seen.append(output.shape[:-1].numel())

@@ -136,7 +136,7 @@ def test_a_tensor_left_behind_is_found(monkeypatch):
             there + torch.ones(2)
 
 
-def test_recordings_are_recognised_where_the_model_is(
+def test_recordings_are_recognized_where_the_model_is(
     recognizer_folder, monkeypatch
 ):
     recognizer = EmotionRecognizer.from_hparams(recognizer_folder)

@@ -122,7 +122,7 @@ def test_citation_has_what_its_format_requires(citation):
     assert paper["year"] > 2000 and 1 <= paper["month"] <= 12
 
 
-def test_version_and_licence_are_the_same_everywhere(citation):
+def test_version_and_license_are_the_same_everywhere(citation):
     setup = read(ROOT / "setup.py")
     for text in (str(citation["version"]), emoq_modules.__version__):
         assert f'version="{text}"' in setup

@@ -15,11 +15,11 @@ from emoq_modules.embedding_map import (
 from emoq_modules.plots import plot_map
 
 
-def on_the_sphere(n, centres, spread):
-    """Unit vectors around random centres, and which centre is whose."""
+def on_the_sphere(n, centers, spread):
+    """Unit vectors around random centers, and which center is whose."""
     rng = np.random.default_rng(3)
-    middle = rng.standard_normal((centres, 32))
-    targets = np.arange(n) % centres
+    middle = rng.standard_normal((centers, 32))
+    targets = np.arange(n) % centers
     points = middle[targets] + spread * rng.standard_normal((n, 32))
     return points / np.linalg.norm(points, axis=1, keepdims=True), targets
 
@@ -58,8 +58,8 @@ def test_there_is_one_embedding_an_utterance(shape):
         embeddings_as_bytes(["a", "b"], torch.zeros(shape))
 
 
-def test_neighbours_stay_neighbours_on_the_map():
-    embeddings, targets = on_the_sphere(120, centres=4, spread=0.3)
+def test_neighbors_stay_neighbors_on_the_map():
+    embeddings, targets = on_the_sphere(120, centers=4, spread=0.3)
     points = to_plane(embeddings)
     assert points.shape == (120, 2)
     assert trustworthiness(embeddings, points, metric="cosine") > 0.9
@@ -68,13 +68,13 @@ def test_neighbours_stay_neighbours_on_the_map():
 
 
 def test_the_same_embeddings_give_the_same_map():
-    embeddings, _ = on_the_sphere(60, centres=3, spread=0.5)
+    embeddings, _ = on_the_sphere(60, centers=3, spread=0.5)
     np.testing.assert_array_equal(to_plane(embeddings), to_plane(embeddings))
 
 
 @pytest.mark.parametrize("n, drawn", [(1, False), (4, False), (5, True)])
 def test_a_few_utterances_are_enough_for_a_map(n, drawn):
-    embeddings, _ = on_the_sphere(n, centres=2, spread=0.5)
+    embeddings, _ = on_the_sphere(n, centers=2, spread=0.5)
     assert (to_plane(embeddings) is not None) == drawn
 
 

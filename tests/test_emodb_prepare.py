@@ -102,11 +102,11 @@ def test_without_validation_speakers_eight_train_and_a_tenth_validates(
     prepare(corpus, tmp_path / "save", fold=2, valid_speakers=0)
     splits = read_splits(tmp_path / "save")
     tested = {row["speaker"] for row in splits["test"].values()}
-    learnt = {row["speaker"] for row in splits["train"].values()}
+    learned = {row["speaker"] for row in splits["train"].values()}
     heard = {row["speaker"] for row in splits["valid"].values()}
     assert tested == set(recipe.FOLDS[1])
-    assert len(learnt) == 8 and not learnt & tested
-    assert heard <= learnt
+    assert len(learned) == 8 and not learned & tested
+    assert heard <= learned
     share = len(splits["valid"]) / (len(splits["train"]) + len(splits["valid"]))
     assert abs(share - 0.1) < 0.02
 
@@ -146,7 +146,7 @@ def test_strange_and_damaged_files_are_left_out_and_named(
     assert "not a name of EMO-DB: 2 (._03a05Fb.wav, notes.wav)" in text
     assert "left out, unusable audio file: 2 (03a05Nb, 03a05Wb)" in text
     assert "03a05Wb.wav is truncated" in text
-    assert "left out, labelled 'bored': 10" in text
+    assert "left out, labeled 'bored': 10" in text
     assert "535 files are expected, 70 found" in text
 
 

@@ -428,7 +428,7 @@ def test_export_that_fails_leaves_the_earlier_one(run, export, tmp_path):
     assert sorted(p.name for p in tmp_path.iterdir()) == ["broken", "export"]
 
 
-def test_export_that_would_recognise_otherwise_is_not_kept(
+def test_export_that_would_recognize_otherwise_is_not_kept(
     run, tmp_path, monkeypatch
 ):
     from emoq_modules import export as module

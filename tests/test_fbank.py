@@ -41,8 +41,8 @@ def log_mel(wav, n_mels, n_fft=512):
     edges = 700 * (10 ** (np.linspace(0, top, n_mels + 2) / 2595) - 1)
     bins = np.linspace(0, 8000, n_fft // 2 + 1)
     filters = []
-    for low, centre in zip(edges[:-2], edges[1:-1], strict=True):
-        slope = (bins - centre) / (centre - low)
+    for low, center in zip(edges[:-2], edges[1:-1], strict=True):
+        slope = (bins - center) / (center - low)
         filters.append(np.maximum(0, np.minimum(1 + slope, 1 - slope)))
     energy = 10 * np.log10(np.maximum(power @ np.array(filters).T, 1e-10))
     return np.maximum(energy, energy.max() - 80)
@@ -87,7 +87,7 @@ def test_derivatives_follow_the_energies():
     torch.testing.assert_close(slopes[t], expected, atol=1e-4, rtol=1e-4)
 
 
-def test_normalisation_is_over_the_frames_of_the_utterance():
+def test_normalization_is_over_the_frames_of_the_utterance():
     wavs = padded(speech(16000, 4000))
     frames, lens = FbankEncoder(normalize="mean_std")(*wavs)
     short = frames[1, : round(lens[1].item() * frames.shape[1])]
@@ -121,7 +121,7 @@ def test_fbank_has_nothing_to_train():
     assert not encoder.train().training
 
 
-def test_an_unknown_normalisation_is_refused():
+def test_an_unknown_normalization_is_refused():
     with pytest.raises(ValueError, match="'sentence'.* mean_std"):
         FbankEncoder(normalize="sentence")
 

@@ -165,7 +165,7 @@ def test_what_is_left_out_is_counted_by_reason(release, tmp_path, caplog):
     assert "left out, no majority ('xxx'): 15 (Ses01F_impro01_M000" in (
         caplog.text
     )
-    assert "left out, labelled 'fru': 15" in caplog.text
+    assert "left out, labeled 'fru': 15" in caplog.text
     assert "5531 utterances expected, 75 found" in caplog.text
     assert "angry 1103 expected, 15 found" in caplog.text
     assert "Ses05 1241 expected, 15 found" in caplog.text

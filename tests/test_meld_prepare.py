@@ -264,7 +264,7 @@ def test_four_classes_after_seven_extract_nothing(
     assert Counter(
         row["emotion"] for row in all_rows(tmp_path / "four").values()
     ) == {"neutral": 1, "angry": 2, "sadness": 1, "joy": 2}
-    assert "left out, labelled 'surprise': 1 (dev/dia0_utt0)" in caplog.text
+    assert "left out, labeled 'surprise': 1 (dev/dia0_utt0)" in caplog.text
     assert "the clip has no sound track: 1 (test/dia38_utt6)" in caplog.text
 
 

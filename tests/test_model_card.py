@@ -85,10 +85,10 @@ def test_unknown_corpus_has_no_language_and_its_name_is_no_markup():
     assert r"my\`own\`\*corpus\*" in text
 
 
-def test_licence_that_is_given_is_stated():
-    text = model_card(RESULTS, FITTED, PARTS, PROMPT, licence="cc-by-nc-4.0")
+def test_license_that_is_given_is_stated():
+    text = model_card(RESULTS, FITTED, PARTS, PROMPT, license="cc-by-nc-4.0")
     assert ModelCard(text).data.license == "cc-by-nc-4.0"
-    assert "The licence is cc-by-nc-4.0" in text
+    assert "The license is cc-by-nc-4.0" in text
     assert "not settled" in card_of()
 
 

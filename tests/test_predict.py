@@ -35,7 +35,7 @@ def folder(tiny_results, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def expected(recognizer_folder, folder):
-    """What is recognised in the three."""
+    """What is recognized in the three."""
     recognizer = EmotionRecognizer.from_hparams(recognizer_folder)
     return list(recognizer.recognize(find_recordings([str(folder)])))
 

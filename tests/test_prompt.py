@@ -102,7 +102,7 @@ def test_no_transcript_changes_the_template_around_it(prompt, hostile):
         assert before.count(NEWLINE) == plain_before.count(NEWLINE)
 
 
-def test_plain_text_is_tokenised_as_the_tokenizer_would(qwen, prompt):
+def test_plain_text_is_tokenized_as_the_tokenizer_would(qwen, prompt):
     text = "It's 10:30 — très bien, don't you think?"
     expected = qwen(f" {text}", add_special_tokens=False)["input_ids"]
     before, _ = prompt.encode(text)
@@ -130,7 +130,7 @@ def with_context(qwen, **options):
     return template.bind(qwen, ["happy", "sad"])
 
 
-def test_context_has_the_ids_of_the_whole_chat_tokenised_in_place(qwen):
+def test_context_has_the_ids_of_the_whole_chat_tokenized_in_place(qwen):
     # No field ends in a full stop: Qwen2.5 makes one token of it and a newline.
     before, after = with_context(qwen).encode("What is it", "Ross", CONTEXT)
     chat = (

@@ -73,7 +73,7 @@ def test_every_projection_of_the_llm_is_in_four_bits(llm, from_file):
     for name, parameter in packed(decoder).items():
         assert parameter.dtype == torch.uint8, name
         assert parameter.quant_state.quant_type == "nf4"
-        assert parameter.quant_state.nested  # its scales are quantised too
+        assert parameter.quant_state.nested  # its scales are quantized too
         assert not parameter.requires_grad
     embeddings = decoder.llm.get_input_embeddings().weight
     assert embeddings.dtype == torch.float32
@@ -81,7 +81,7 @@ def test_every_projection_of_the_llm_is_in_four_bits(llm, from_file):
 
 
 def test_both_ways_give_the_same_numbers(llm, tmp_path):
-    """Quantised in memory, a model is what it is when read from a file."""
+    """Quantized in memory, a model is what it is when read from a file."""
     plain = make_decoder(QWEN, quantized=False, lora=None, tokenizer=llm)
     plain.llm.save_pretrained(tmp_path)
     read = make_decoder(str(tmp_path), lora=None, tokenizer=llm)
@@ -181,7 +181,7 @@ def results(tmp_path_factory):
     return results
 
 
-def test_run_leaves_a_recogniser_of_the_same_posteriors(results):
+def test_run_leaves_a_recognizer_of_the_same_posteriors(results):
     run = results / RUN
     recognizer = EmotionRecognizer.from_hparams(str(run / "recognizer"))
     assert packed(recognizer.mods.decoder)
@@ -245,7 +245,7 @@ def test_export_names_the_base_in_four_bits(results, tmp_path):
     export = export_recognizer(results / RUN, tmp_path / "emoq")
     tree = YAML().load((export / "hyperparams.yaml").read_text())
     assert tree["decoder"]["quantization"] == "nf4"
-    # The base goes along as it is, and is quantised when it is loaded.
+    # The base goes along as it is, and is quantized when it is loaded.
     base = load_file(Path(export, "llm/model.safetensors"))
     assert not any(t.dtype == torch.uint8 for t in base.values())
     recognizer = EmotionRecognizer.from_hparams(str(export))

@@ -146,7 +146,7 @@ def test_batch_gives_what_each_recording_alone_does(recognizer):
     torch.testing.assert_close(together[1:], alone, atol=1e-4, rtol=0)
 
 
-def test_recording_without_a_transcript_is_recognised_too(recognizer, rows):
+def test_recording_without_a_transcript_is_recognized_too(recognizer, rows):
     row = next(iter(rows.values()))
     posteriors, *_ = recognizer.classify_file(row["wav"])
     assert posteriors.sum().item() == pytest.approx(1, abs=1e-5)
@@ -201,7 +201,7 @@ def test_bad_recordings_are_errors_and_the_rest_goes_on(
         "there is no file": tmp_path / "missing.wav",
         "cannot be read as audio": tmp_path / "text.wav",
         "too short: 10 ms": tmp_path / "short.wav",
-        "loud.wav is not recognised": tmp_path / "loud.wav",
+        "loud.wav is not recognized": tmp_path / "loud.wav",
         "trained without the turns": Recording(path, context=[("A", "B")]),
         "5 is given": Recording(path, text=5),
     }
@@ -309,7 +309,7 @@ def test_batch_that_is_too_large_for_the_memory_is_cut_up(
         assert ours.path == theirs.path and ours.label == theirs.label
 
 
-def test_timeline_recognises_each_window_as_a_file_of_its_own(
+def test_timeline_recognizes_each_window_as_a_file_of_its_own(
     recognizer, tmp_path
 ):
     torch.manual_seed(0)
@@ -332,7 +332,7 @@ def test_timeline_recognises_each_window_as_a_file_of_its_own(
         assert window.label == label[0] and window.path == str(path)
 
 
-def test_windows_without_sound_are_not_recognised(recognizer, tmp_path):
+def test_windows_without_sound_are_not_recognized(recognizer, tmp_path):
     samples = np.zeros(16000 * 3)
     samples[:16000] = 0.1 * np.sin(np.arange(16000))
     samples[16000:32000] = 0.0005 * np.sin(np.arange(16000))  # -69 dB

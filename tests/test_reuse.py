@@ -87,7 +87,7 @@ def train(tmp_path, data):
 
 
 def error_rate(log):
-    """The share of test utterances that were not recognised; by chance 2/3."""
+    """The share of test utterances that were not recognized; by chance 2/3."""
     return float(re.search(r"test error: ([^\s,]+)", log)[1])
 
 

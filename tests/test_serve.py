@@ -105,7 +105,7 @@ def upload(url, name, content):
 # --- What programs get ---
 
 
-def test_programs_get_what_the_recogniser_says(client, recognizer, tmp_path):
+def test_programs_get_what_the_recognizer_says(client, recognizer, tmp_path):
     path = recording(tmp_path / "hello.wav")
     found = client.predict(
         handle_file(path), TEXT, "Ross", api_name="/recognize"
@@ -164,7 +164,7 @@ def too_long(path):
         (recording, "no " * 1000, "transcript has 2,999 characters"),
     ],
 )
-def test_what_cannot_be_recognised_is_refused(
+def test_what_cannot_be_recognized_is_refused(
     client, folder, tmp_path, write, text, message
 ):
     path = tmp_path / "secret-name.wav"
@@ -377,7 +377,7 @@ def test_page_shows_posteriors_prompt_and_time_line(
 
     # None of it is here any more, but the page has it, to ask again.
     page.get_by_label("Transcript").fill("great yes")
-    page.get_by_role("button", name="Recognise").click()
+    page.get_by_role("button", name="Recognize").click()
     page.wait_for_function(
         "document.querySelector('#prompt textarea').value.includes('great')"
     )
@@ -399,7 +399,7 @@ def test_page_says_what_is_wrong_with_a_file(page, folder, tmp_path):
     path.write_text("not audio")
     page.set_input_files("input[type=file]", path)
     page.get_by_label("Clear").wait_for()
-    page.get_by_role("button", name="Recognise").click()
+    page.get_by_role("button", name="Recognize").click()
     error = page.locator(".emoq [class=refused]")
     error.wait_for()
     assert "cannot be read as audio" in error.inner_text()
@@ -420,7 +420,7 @@ def test_page_takes_what_the_microphone_hears(page, folder):
     page.wait_for_timeout(1000)
     page.get_by_role("button", name="Stop").click()
     page.get_by_role("button", name="Play", exact=True).wait_for()
-    page.get_by_role("button", name="Recognise").click()
+    page.get_by_role("button", name="Recognize").click()
     page.locator(".emoq .word").wait_for()
     assert sum(percentages(page)) == pytest.approx(100, abs=0.3)
     assert kept_in(folder) == []

@@ -74,12 +74,12 @@ def test_shared_out_llm_gives_the_same_losses_and_gradients(
         torch.testing.assert_close(gradients, means, rtol=1e-4, atol=1e-5)
 
 
-def test_quantised_weights_are_refused(start_ranks, llm):
+def test_quantized_weights_are_refused(start_ranks, llm):
     def work():
         decoder = make_decoder(llm)
         layer = decoder.llm.model.layers[0].self_attn.q_proj.base_layer
         layer.weight = torch.nn.Parameter(layer.weight.to(torch.uint8), False)
-        with pytest.raises(ConfigurationError, match="quantised"):
+        with pytest.raises(ConfigurationError, match="quantized"):
             shard_llm(decoder, "cpu")
 
     assert start_ranks(2, work) == [0, 0]

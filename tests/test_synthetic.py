@@ -1,4 +1,4 @@
-"""The synthesised voices and the dialogues they speak."""
+"""The synthesized voices and the dialogues they speak."""
 
 import re
 from collections import Counter
@@ -19,7 +19,7 @@ from emoq_modules.synthetic import (
     STYLES,
     VOICE_KINDS,
     draw_voice,
-    synthesise,
+    synthesize,
 )
 from emoq_modules.synthetic_corpus import (
     compose,
@@ -74,7 +74,7 @@ def test_resonances_equal_a_cascade_of_second_order_filters():
 def test_spectra_that_are_not_changed_overlap_to_the_same_signal():
     signal = rng(1).standard_normal(80 * 50)
     again = source_filter._overlap_add(source_filter._spectra(signal))
-    delay = 160  # half a window, the place of the first frame's centre
+    delay = 160  # half a window, the place of the first frame's center
     middle = slice(400, -400)
     np.testing.assert_allclose(
         again[delay : delay + len(signal)][middle], signal[middle]
@@ -87,7 +87,7 @@ def test_spectra_that_are_not_changed_overlap_to_the_same_signal():
 @cache
 def speak(emotion, kind="woman", syllables=14, seed=0):
     voice = draw_voice(kind, rng(seed))
-    return voice, synthesise(voice, emotion, syllables, rng(seed, 1))
+    return voice, synthesize(voice, emotion, syllables, rng(seed, 1))
 
 
 def pitch_hz(signal):
@@ -287,13 +287,13 @@ def log_mel_statistics(signal, num_mels=80):
     frames = sliding_window_view(signal, 400)[::320] * np.hamming(400)
     power = np.abs(np.fft.rfft(frames, 512)) ** 2
     mels = np.linspace(0, 2595 * np.log10(1 + 8000 / 700), num_mels + 2)
-    low, centre, high = sliding_window_view(
+    low, center, high = sliding_window_view(
         700 * (10 ** (mels / 2595) - 1) * 512 / SAMPLE_RATE, 3
     ).T
     bins = np.arange(257)[:, None]
     rising, falling = (
-        (bins - low) / (centre - low),
-        (high - bins) / (high - centre),
+        (bins - low) / (center - low),
+        (high - bins) / (high - center),
     )
     filters = np.maximum(0, np.minimum(rising, falling))
     mel = np.log(power @ filters + 1e-6)

@@ -266,7 +266,7 @@ def _read(files, data_folder, labels):
         emotion = EMOTIONS[letter]
         found[emotion] += 1
         if emotion not in labels:
-            left_out[f"labelled '{emotion}'"].append(path.stem)
+            left_out[f"labeled '{emotion}'"].append(path.stem)
             continue
         try:
             duration = audio_duration(path)

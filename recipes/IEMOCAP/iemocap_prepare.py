@@ -186,7 +186,7 @@ def _read(dialogues, spoken, wavs, data_folder, labels):
         for turn, (_, id_, code) in enumerate(turns):
             emotion = joined.get(code) or EMOTIONS.get(code)
             if emotion not in labels:
-                left_out[_REASONS.get(code, f"labelled '{code}'")].append(id_)
+                left_out[_REASONS.get(code, f"labeled '{code}'")].append(id_)
                 continue
             try:
                 duration = audio_duration(wavs[id_])

@@ -293,7 +293,7 @@ def _utterances(store, rows, labels):
         if key not in store.durations:
             left_out[store.faults.get(key, "the clip is missing")].append(key)
         elif row["Emotion"] not in labels:
-            left_out[f"labelled '{row['Emotion']}'"].append(key)
+            left_out[f"labeled '{row['Emotion']}'"].append(key)
         else:
             dialogue, turn = _place(key)
             season, episode = int(row["Season"]), int(row["Episode"])

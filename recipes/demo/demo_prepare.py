@@ -1,4 +1,4 @@
-"""The demo corpus: synthesised dialogues, and their manifests.
+"""The demo corpus: synthesized dialogues, and their manifests.
 
 ``python recipes/demo/demo_prepare.py DATA_FOLDER SAVE_FOLDER`` runs it alone.
 What the corpus holds is decided in ``emoq_modules.synthetic_corpus``; here it
@@ -43,7 +43,7 @@ def prepare_demo(
     num_dialogues: int = 72,
     num_turns: int = 10,
 ):
-    """Synthesise the demo corpus where it is not there yet, make manifests.
+    """Synthesize the demo corpus where it is not there yet, make manifests.
 
     Each seed and size has a folder of its own in ``data_folder``, so that
     none overwrites another. A corpus that was left half-made is completed; one
@@ -150,7 +150,7 @@ def _make_corpus(plan, wavs, settings):
         if not wav.exists()
     ]
     logger.info(
-        f"Synthesising {len(missing)} of {len(wavs)} utterances of "
+        f"Synthesizing {len(missing)} of {len(wavs)} utterances of "
         f"{len(plan.voices)} voices into {folder}."
     )
     with ThreadPoolExecutor(_NUM_THREADS) as pool:

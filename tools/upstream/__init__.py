@@ -1,1 +1,0 @@
-"""How the project becomes a contribution to speechbrain/speechbrain."""
