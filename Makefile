@@ -6,7 +6,7 @@ OFFLINE := --preset hparams/presets/offline.yaml
 EMODB ?= ../shared/data/emodb
 DATA ?= ../shared/data
 
-.PHONY: demo demo-modalities emodb bench upstream api test install
+.PHONY: demo demo-modalities emodb bench api test install
 
 # Stage 1, stage 2 and the evaluation on the synthesized corpus, on a CPU.
 demo: install
@@ -26,12 +26,6 @@ emodb: install
 # annotation and clip durations. Writes bench.json.
 bench: install
 	$(BIN)/python -m benchmarks.bench --data $(DATA)
-
-# Lays EmoQ over a clone of speechbrain/speechbrain and runs upstream's checks.
-upstream: install
-	$(if $(CHECKOUT),,$(error say where: make upstream CHECKOUT=DIR, a clone \
-	    of speechbrain/speechbrain, branch develop))
-	$(BIN)/python tools/check_upstream.py "$(CHECKOUT)"
 
 # The reference of emoq_modules as web pages, made of its docstrings.
 api: install

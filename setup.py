@@ -18,9 +18,10 @@ setup(
     license="Apache-2.0",
     packages=find_packages(include=["emoq_modules", "emoq_modules.*"]),
     package_data={
-        "emoq_modules": ["architectures/*.json", "paper_tables.yaml"]
+        "emoq_modules.commands": ["paper_tables.yaml"],
+        "emoq_modules.training": ["architectures/*.json"],
     },
-    entry_points={"console_scripts": ["emoq = emoq_modules.cli:main"]},
+    entry_points={"console_scripts": ["emoq = emoq_modules.commands.cli:main"]},
     python_requires=">=3.10,<3.14",
     install_requires=[
         # Lower bounds are what the tests have been run with. torch and

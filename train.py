@@ -15,10 +15,11 @@ import torch.distributed as dist
 from speechbrain.utils.distributed import ddp_init_group, if_main_process
 from transformers.utils import logging as transformers_logging
 
-from emoq_modules.command_line import exit_status, read_options
-from emoq_modules.describe import describe
-from emoq_modules.experiment import run_folds
-from emoq_modules.rank_watch import watch_ranks
+from emoq_modules.commands.options import exit_status
+from emoq_modules.training.configuration import read_options
+from emoq_modules.training.describe import describe
+from emoq_modules.training.experiment import run_folds
+from emoq_modules.training.rank_watch import watch_ranks
 
 
 def main(arguments=None):

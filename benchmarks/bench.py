@@ -47,8 +47,8 @@ from benchmarks.workload import (
     with_lengths_of_iemocap,
     write_audio,
 )
-from emoq_modules.command_line import exit_status
-from emoq_modules.configuration import ConfigurationError
+from emoq_modules.commands.options import exit_status
+from emoq_modules.errors import ConfigurationError
 
 
 @dataclass(frozen=True)

@@ -23,11 +23,12 @@ from speechbrain.utils.data_utils import batch_pad_right
 
 from benchmarks.machine import count_operations, operation_counter
 from benchmarks.memory import kept_for_backward
-from emoq_modules.backbones import load_tokenizer
-from emoq_modules.command_line import exit_status
-from emoq_modules.configuration import ConfigurationError, change
-from emoq_modules.describe import build_untrained, model_parts
-from emoq_modules.quantization import BYTES_PER_WEIGHT
+from emoq_modules.commands.options import exit_status
+from emoq_modules.errors import ConfigurationError
+from emoq_modules.lobes.backbones import load_tokenizer
+from emoq_modules.lobes.quantization import BYTES_PER_WEIGHT
+from emoq_modules.training.configuration import change
+from emoq_modules.training.describe import build_untrained, model_parts
 
 STAGES = {1: "hparams/emoq_stage1.yaml", 2: "hparams/emoq_stage2.yaml"}
 FRAMES_PER_SECOND = 50  # of HuBERT

@@ -10,11 +10,10 @@ from safetensors.torch import load_file
 from benchmarks.machine import count_operations
 from benchmarks.reference_audio import PlainEncoder, extract_plainly
 from benchmarks.rows import compare, share
-from emoq_modules import audio_encoder
-from emoq_modules.audio_files import SAMPLE_RATE
-from emoq_modules.dataio import read_audio
-from emoq_modules.feature_extraction import extract_features
-from emoq_modules.feature_store import FeatureStore
+from emoq_modules.dataio.audio import SAMPLE_RATE, read_audio
+from emoq_modules.dataio.feature_extraction import extract_features
+from emoq_modules.dataio.feature_store import FeatureStore
+from emoq_modules.lobes import audio_encoder
 
 _OTHER_BATCH_S = 60.0
 _COUNTED_S = 10  # of audio, whose operations are counted

@@ -30,16 +30,15 @@ import torch
 from speechbrain.dataio.dataloader import make_dataloader
 
 from benchmarks.rows import at_most, format_table
-from emoq_modules.audio_digests import (
+from emoq_modules.dataio.datasets import training_labels
+from emoq_modules.dataio.digests import (
     DIGESTS_FILE,
     AudioDigests,
     digest_of,
     stamp_of,
 )
-from emoq_modules.audio_encoder import FrozenEncoder
-from emoq_modules.dataio import training_labels
-from emoq_modules.feature_store import FeatureStore
-from emoq_modules.manifest import (
+from emoq_modules.dataio.feature_store import FeatureStore
+from emoq_modules.dataio.manifest import (
     DIALOGUES_FILE,
     SETTINGS_FILE,
     Utterance,
@@ -47,8 +46,9 @@ from emoq_modules.manifest import (
     is_prepared,
     write_manifests,
 )
-from emoq_modules.run_data import make_datasets, read_manifests
-from emoq_modules.sampler import ClassGroupSampler
+from emoq_modules.dataio.sampler import ClassGroupSampler
+from emoq_modules.lobes.audio_encoder import FrozenEncoder
+from emoq_modules.training.run_data import make_datasets, read_manifests
 
 _UTTERANCES = 1_000_000
 _UTTERANCE_S = 3.6

@@ -22,7 +22,7 @@ from transformers.utils import logging as transformers_logging
 from benchmarks.memory import kept_for_backward
 from benchmarks.rows import Row, compare, format_table
 from benchmarks.workload import build_stage, read_utterances, write_audio
-from emoq_modules.command_line import exit_status
+from emoq_modules.commands.options import exit_status
 
 _TRAINED = 8  # utterances in a batch
 

@@ -8,7 +8,7 @@ positions but the answer's ignored, and ``generate`` answers. Attention is what
 transformers chooses.
 
 The modules are the project's, so that both compute the same thing with the
-same parameters: tests/test_reference.py holds one against the other.
+same parameters: tests/docs/test_reference.py holds one against the other.
 """
 
 import torch
@@ -24,7 +24,7 @@ class PlainStage2(nn.Module):
 
     Arguments
     ---------
-    encoder : emoq_modules.audio_encoder.FrozenEncoder | None
+    encoder : emoq_modules.lobes.audio_encoder.FrozenEncoder | None
         Computes the audio frames in every step; None if frames are given.
     fusion : emoq_modules.EmoQFormer
         From frames and transcript to the embedding.
@@ -45,7 +45,7 @@ class PlainStage2(nn.Module):
     ...     PromptTemplate,
     ...     SoftPromptDecoder,
     ... )
-    >>> from emoq_modules.offline import build_llm
+    >>> from emoq_modules.lobes.small_backbones import build_llm
     >>> labels, texts = ["happy", "sad"], ["Good morning!"]
     >>> decoder = SoftPromptDecoder(
     ...     build_llm(getfixture("tmp_path"), texts, labels),

@@ -15,7 +15,7 @@ from safetensors.torch import save_file
 from torch import nn
 from transformers import AutoModel, Wav2Vec2FeatureExtractor
 
-from emoq_modules.audio_files import SAMPLE_RATE
+from emoq_modules.dataio.audio import SAMPLE_RATE
 
 
 class PlainEncoder(nn.Module):

@@ -34,8 +34,8 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 
 from benchmarks.expected_cost import GPUS, SHARE_OF_PEAK, STAGES
 from emoq_modules import EmoQFormer
-from emoq_modules.command_line import exit_status
-from emoq_modules.describe import build_untrained
+from emoq_modules.commands.options import exit_status
+from emoq_modules.training.describe import build_untrained
 
 _GPUS_PER_NODE = 8
 # The LLM's weights get no gradient: its backward pass costs what its forward

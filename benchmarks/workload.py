@@ -14,16 +14,17 @@ import soundfile
 import torch
 from speechbrain.utils.autocast import AMPConfig, TorchAutocast
 
-from emoq_modules.audio_files import SAMPLE_RATE
-from emoq_modules.backbones import load_tokenizer
-from emoq_modules.checkpoints import TrainableCheckpointer
-from emoq_modules.configuration import ConfigurationError, change, compose, load
-from emoq_modules.dataio import build_datasets, read_audio
-from emoq_modules.describe import build_untrained
-from emoq_modules.feature_extraction import extract_features
-from emoq_modules.feature_store import FeatureStore
-from emoq_modules.offline import build_llm, build_text_encoder
-from emoq_modules.sampler import ClassGroupSampler
+from emoq_modules.dataio.audio import SAMPLE_RATE, read_audio
+from emoq_modules.dataio.datasets import build_datasets
+from emoq_modules.dataio.feature_extraction import extract_features
+from emoq_modules.dataio.feature_store import FeatureStore
+from emoq_modules.dataio.sampler import ClassGroupSampler
+from emoq_modules.errors import ConfigurationError
+from emoq_modules.lobes.backbones import load_tokenizer
+from emoq_modules.lobes.small_backbones import build_llm, build_text_encoder
+from emoq_modules.training.checkpoints import TrainableCheckpointer
+from emoq_modules.training.configuration import change, compose, load
+from emoq_modules.training.describe import build_untrained
 
 _EXPERIMENTS = {
     1: "hparams/emoq_stage1.yaml",

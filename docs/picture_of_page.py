@@ -14,7 +14,7 @@ from pathlib import Path
 from playwright.sync_api import sync_playwright
 
 from emoq_modules import EmotionRecognizer
-from emoq_modules.serve import ServeSettings, serving
+from emoq_modules.commands.serve import ServeSettings, serving
 
 PICTURE = Path(__file__).with_name("page.png")
 # Without a sandbox it runs as root too, as in a container; the others keep

@@ -2,6 +2,6 @@
 
 import sys
 
-from emoq_modules.cli import main
+from emoq_modules.commands.cli import main
 
 sys.exit(main())

@@ -12,8 +12,8 @@ import torch.distributed as dist
 from huggingface_hub import constants
 
 import train
-from emoq_modules.offline import build_llm, build_text_encoder
-from emoq_modules.rank_watch import watch_ranks
+from emoq_modules.lobes.small_backbones import build_llm, build_text_encoder
+from emoq_modules.training.rank_watch import watch_ranks
 
 # The models are tiny: more threads would only get in each other's way.
 torch.set_num_threads(1)
@@ -21,7 +21,6 @@ torch.set_num_threads(1)
 ROOT = Path(__file__).parents[1]
 # Experiments and presets are named relative to the root, as users name them.
 os.chdir(ROOT)
-pytest_plugins = ["upstream_clone"]  # its fixtures
 # A recipe's scripts, to be run and not to be collected.
 collect_ignore = ["small_recipe"]
 SHARED_DATA = Path(__file__).parents[2] / "shared" / "data"

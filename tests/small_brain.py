@@ -9,8 +9,8 @@ from speechbrain.utils.train_logger import FileTrainLogger
 from torch import nn
 from torch.nn import functional as F
 
-from emoq_modules.checkpoints import History, TrainableCheckpointer
-from emoq_modules.stages import Stage1Brain
+from emoq_modules.training.checkpoints import History, TrainableCheckpointer
+from emoq_modules.training.stages import Stage1Brain
 
 DIM = 6
 LABELS = ["angry", "happy", "sad"]

@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 import soundfile
 
-from emoq_modules.corpus import Utterance, is_prepared, write_manifests
+from emoq_modules.dataio.prepare import Utterance, is_prepared, write_manifests
 
 WORDS = {"angry": "furious stop", "happy": "great yes", "sad": "sorry no"}
 SIZES = {"valid": 6, "test": 9}

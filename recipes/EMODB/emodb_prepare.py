@@ -24,9 +24,8 @@ from pathlib import Path, PurePosixPath
 
 from tqdm import tqdm
 
-from emoq_modules.audio_files import AudioError, audio_duration
-from emoq_modules.corpus import (
-    CorpusError,
+from emoq_modules.dataio.audio import audio_duration
+from emoq_modules.dataio.prepare import (
     Utterance,
     check_choice,
     is_prepared,
@@ -35,6 +34,7 @@ from emoq_modules.corpus import (
     split_by_dialogue,
     write_manifests,
 )
+from emoq_modules.errors import AudioError, CorpusError
 
 logger = logging.getLogger(__name__)
 

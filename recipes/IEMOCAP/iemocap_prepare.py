@@ -19,9 +19,8 @@ from collections import Counter, defaultdict
 from pathlib import Path
 from typing import Literal
 
-from emoq_modules.audio_files import AudioError, audio_duration
-from emoq_modules.corpus import (
-    CorpusError,
+from emoq_modules.dataio.audio import audio_duration
+from emoq_modules.dataio.prepare import (
     Turn,
     Utterance,
     check_choice,
@@ -33,6 +32,7 @@ from emoq_modules.corpus import (
     split_by_dialogue,
     write_manifests,
 )
+from emoq_modules.errors import AudioError, CorpusError
 
 logger = logging.getLogger(__name__)
 

@@ -23,10 +23,9 @@ import zlib
 from collections import defaultdict
 from pathlib import Path, PurePosixPath
 
-from emoq_modules.audio_files import write_atomically
-from emoq_modules.clip_store import ClipStore
-from emoq_modules.corpus import (
-    CorpusError,
+from emoq_modules.dataio.clip_store import ClipStore
+from emoq_modules.dataio.files import write_atomically
+from emoq_modules.dataio.prepare import (
     Turn,
     Utterance,
     check_choice,
@@ -37,6 +36,7 @@ from emoq_modules.corpus import (
     rooted,
     write_manifests,
 )
+from emoq_modules.errors import CorpusError
 
 logger = logging.getLogger(__name__)
 

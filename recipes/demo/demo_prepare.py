@@ -1,7 +1,7 @@
 """The demo corpus: synthesized dialogues, and their manifests.
 
 ``python recipes/demo/demo_prepare.py DATA_FOLDER SAVE_FOLDER`` runs it alone.
-What the corpus holds is decided in ``emoq_modules.synthetic_corpus``; here it
+What the corpus holds is decided in ``recipes.demo.dialogues``; here it
 becomes files.
 """
 
@@ -15,17 +15,18 @@ from pathlib import Path
 import soundfile
 from tqdm import tqdm
 
-from emoq_modules.audio_files import audio_duration, write_atomically
-from emoq_modules.corpus import (
-    CorpusError,
+from emoq_modules.dataio.audio import audio_duration
+from emoq_modules.dataio.files import write_atomically
+from emoq_modules.dataio.prepare import (
     Utterance,
     is_prepared,
     main,
     rooted,
     write_manifests,
 )
-from emoq_modules.synthetic import SAMPLE_RATE, VERSION
-from emoq_modules.synthetic_corpus import plan_corpus
+from emoq_modules.errors import CorpusError
+from recipes.demo.dialogues import plan_corpus
+from recipes.demo.voices import SAMPLE_RATE, VERSION
 
 logger = logging.getLogger(__name__)
 

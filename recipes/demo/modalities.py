@@ -11,7 +11,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from emoq_modules.report import read_predictions
+from emoq_modules.evaluation.results import read_predictions
 
 ROOT = Path(__file__).parents[2]
 RESULTS = "results"

@@ -1,0 +1,99 @@
+"""The ``emoq`` command: each of its commands has a module of its own."""
+
+import argparse
+import difflib
+import os
+import sys
+from functools import partial
+
+from emoq_modules import __version__
+from emoq_modules.commands.export import add_export
+from emoq_modules.commands.predict import add_predict
+from emoq_modules.commands.reproduce import add_reproduce
+from emoq_modules.commands.serve import add_serve
+
+
+def main(arguments=None):
+    """Does what a command line asks for.
+
+    Without any argument the overview goes to the standard error, as after a
+    mistake: a script that lost its arguments has not succeeded.
+
+    Returns
+    -------
+    int
+        Exit status: 0, 1 if some of the work could not be done, 2 after an
+        error message.
+    """
+    parser, commands = _make_parser()
+    if "_ARGCOMPLETE" in os.environ:  # the shell asks for completions
+        import argcomplete
+
+        argcomplete.autocomplete(parser, always_complete_options=False)
+    arguments = sys.argv[1:] if arguments is None else arguments
+    if not arguments:
+        parser.print_help(sys.stderr)
+        return 2
+    _check_command(parser, commands, arguments)
+    own, rest = parser.parse_known_args(arguments)
+    # Imports of seconds, which help and completion need not wait for.
+    from emoq_modules.commands.options import exit_status
+
+    return exit_status(partial(own.function, own), rest)
+
+
+def _make_parser():
+    """The parser, and its commands by name."""
+    parser = argparse.ArgumentParser(
+        prog="emoq",
+        description=(
+            "Speech emotion recognition with EmoQ. Models are trained by "
+            "train.py;\nthe rest is here."
+        ),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument(
+        "-V",
+        "--version",
+        action="version",
+        version=f"%(prog)s {__version__}",
+        help="show the version and exit",
+    )
+    commands = parser.add_subparsers(
+        title="commands", metavar="COMMAND", required=True
+    )
+    add_reproduce(commands)
+    add_predict(commands)
+    add_export(commands)
+    add_serve(commands)
+    examples = map(_first_example, commands.choices.values())
+    parser.epilog = "\n".join(
+        [
+            "examples:",
+            *(line for line in examples if line),
+            "",
+            "More of a command, and more examples: emoq COMMAND --help",
+        ]
+    )
+    return parser, commands.choices
+
+
+def _first_example(command):
+    """The first line of a command's epilogue that runs it, if there is one."""
+    lines = (command.epilog or "").splitlines()
+    return next((x for x in lines if x.strip().startswith("emoq ")), None)
+
+
+def _check_command(parser, commands, arguments):
+    """Ends the program if the command does not exist, and names the nearest."""
+    # What is before a command has no value that could be taken for it.
+    named = next((x for x in arguments if not x.startswith("-")), None)
+    if named is None or named in commands:
+        return
+    near = difflib.get_close_matches(named, commands, n=1)
+    hint = f"did you mean {near[0]!r}?" if near else "see emoq --help"
+    parser.error(f"there is no command {named!r}; {hint}")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

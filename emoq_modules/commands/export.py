@@ -1,0 +1,122 @@
+"""``emoq export``: a trained recognizer as a folder that loads anywhere."""
+
+import argparse
+import sys
+
+_DESCRIPTION = """\
+Makes of a trained stage 2 a folder that loads on another machine, offline, with
+EmotionRecognizer.from_hparams: weights, LoRA adapter (in peft's format),
+prompt, labels, a temperature fitted on the validation set, and a model card.
+Backbones from local folders are copied; those on the Hugging Face hub stay
+names, at the commit that is in the cache.
+"""
+_EXAMPLES = """\
+examples:
+  emoq export results/demo/emoq/fold1-seed1234 my-emoq
+  emoq export RUN my-emoq --merge --license cc-by-nc-4.0
+  emoq export RUN my-emoq --push_to_hub user/my-emoq --private
+"""
+
+
+def add_export(commands):
+    """Adds the command to argparse's subparsers."""
+    command = commands.add_parser(
+        "export",
+        help="make of a trained system a folder to pass on",
+        description=_DESCRIPTION,
+        epilog=_EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    command.add_argument(
+        "results_folder",
+        metavar="RESULTS_FOLDER",
+        help="stage 2's output folder, or the one above it",
+    )
+    command.add_argument(
+        "out",
+        metavar="OUT",
+        help="folder to make; an earlier export there is replaced",
+    )
+    command.add_argument(
+        "--merge",
+        action="store_true",
+        help="merge LoRA into the LLM, and put that into OUT/llm",
+    )
+    command.add_argument(
+        "--include_backbones",
+        action="store_true",
+        help="copy the backbones that are on the hub too",
+    )
+    command.add_argument(
+        "--license",
+        default="other",
+        metavar="ID",
+        help="license of the weights, for the model card (cc-by-nc-4.0, …)",
+    )
+    command.add_argument(
+        "--push_to_hub",
+        metavar="NAME",
+        help="upload to the Hugging Face hub as NAME (user/name)",
+    )
+    command.add_argument(
+        "--private",
+        action="store_true",
+        help="make a new repository on the hub private",
+    )
+    command.set_defaults(function=_export)
+
+
+def _export(own, rest):
+    # Here, as the help has no need of models.
+    from transformers.utils import logging as transformers_logging
+
+    from emoq_modules.errors import ConfigurationError
+    from emoq_modules.inference.export import export_recognizer
+    from emoq_modules.inference.hub import check_hub, push_folder
+
+    if not sys.stderr.isatty():
+        transformers_logging.disable_progress_bar()  # logs take lines
+    if rest:
+        raise ConfigurationError(f"emoq export knows no {' '.join(rest)}.")
+    if own.private and not own.push_to_hub:
+        raise ConfigurationError("--private goes with --push_to_hub NAME.")
+    if own.push_to_hub:
+        check_hub(own.push_to_hub, own.private)
+    out = export_recognizer(
+        own.results_folder,
+        own.out,
+        own.merge,
+        own.include_backbones,
+        own.license,
+    )
+    print(_listing(out))
+    if own.push_to_hub:
+        url = push_folder(out, own.push_to_hub, own.private)
+        print(f"\nPushed to\n  {url}")
+    return 0
+
+
+def _listing(folder):
+    """An export's files with their sizes, and how it is loaded."""
+    from emoq_modules.inference.recognizer_folder import SETTINGS_FILE
+    from emoq_modules.inference.safe_yaml import is_safe
+
+    files = sorted(path for path in folder.rglob("*") if path.is_file())
+    sizes = [f"{path.stat().st_size:,}" for path in files]
+    width = max(map(len, sizes))
+    lines = [
+        f"  {size:>{width}}  {path.relative_to(folder)}"
+        for size, path in zip(sizes, files, strict=True)
+    ]
+    text = (folder / SETTINGS_FILE).read_text(encoding="utf-8")
+    trust = "" if is_safe(text) else ", trust_source=True"
+    return "\n".join(
+        [
+            f"Export, sizes in bytes\n  {folder}",
+            *lines,
+            "",
+            "Load it with",
+            f'  EmotionRecognizer.from_hparams("{folder}"{trust})',
+        ]
+    )

@@ -1,0 +1,290 @@
+"""``emoq predict``: the emotion in audio files, as a table, CSV or JSON."""
+
+import argparse
+import csv
+import json
+import os
+import signal
+import sys
+from dataclasses import asdict
+
+from emoq_modules.commands.model_options import add_model_options
+
+_DESCRIPTION = """\
+Recognizes the emotion in recordings with a trained EmoQ, and prints a row for
+each, in the given order. Recordings may be of any rate and number of channels,
+in whatever libsndfile reads (wav, flac, mp3, ogg, ...), and with PyAV installed
+in whatever FFmpeg reads (m4a, mp4, webm, ...).
+"""
+_EXAMPLES = """\
+examples:
+  emoq predict --model RUN/recognizer hello.wav --text "Oh, hello!"
+  emoq predict --model RUN/recognizer calls/ --format csv > emotions.csv
+  emoq predict --model RUN/recognizer 'calls/*.mp3' --transcripts words.csv
+  find . -name '*.flac' | emoq predict --model RUN/recognizer - --format jsonl
+  emoq predict --model RUN/recognizer interview.mp4 --timeline --asr MODEL
+
+exit status: 0; 1 if a recording could not be recognized, whose row then has an
+error; 2 if the command is wrong.
+"""
+
+
+def add_predict(commands):
+    """Adds ``predict`` to the subcommands of ``emoq``.
+
+    Arguments
+    ---------
+    commands : argparse._SubParsersAction
+    """
+    command = commands.add_parser(
+        "predict",
+        help="recognize the emotion in audio files",
+        description=_DESCRIPTION,
+        epilog=_EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    command.add_argument(
+        "sources",
+        nargs="+",
+        metavar="SOURCE",
+        help="a file, a folder (with those in it), a quoted pattern such as "
+        "'**/*.wav', or - for a list of files on standard input",
+    )
+    add_model_options(command)
+    words = command.add_mutually_exclusive_group()
+    words.add_argument("--text", help="what is said, in all of the recordings")
+    words.add_argument(
+        "--transcripts",
+        metavar="CSV",
+        help="what is said in each: columns path (or id, the file's name "
+        "without its ending), text and, if you like, speaker",
+    )
+    command.add_argument(
+        "--asr",
+        metavar="MODEL",
+        help="transcribes recordings without a text: a speech recognition "
+        "model of transformers or SpeechBrain, a folder or a name on the hub",
+    )
+    command.add_argument("--speaker", help="who speaks, in all recordings")
+    command.add_argument(
+        "--format",
+        choices=("table", "csv", "jsonl"),
+        default="table",
+        help="table (the default) is printed at the end, csv and jsonl as "
+        "results come",
+    )
+    command.add_argument(
+        "--timeline",
+        action="store_true",
+        help="recognize windows of each recording, which may be hours long",
+    )
+    command.add_argument(
+        "--window_s",
+        type=float,
+        default=4.0,
+        metavar="S",
+        help="length of a window, in seconds (4)",
+    )
+    command.add_argument(
+        "--hop_s",
+        type=float,
+        default=2.0,
+        metavar="S",
+        help="from the start of a window to that of the next (2)",
+    )
+    command.add_argument(
+        "--vad",
+        metavar="MODEL",
+        help="for --timeline: recognize what this SpeechBrain VAD takes for "
+        "speech in the place of windows, e.g. speechbrain/vad-crdnn-libriparty",
+    )
+    command.add_argument(
+        "--abstain_below",
+        type=float,
+        metavar="P",
+        help="give no answer where the confidence is below, from 0 to 1",
+    )
+    command.add_argument(
+        "--batch_size",
+        type=int,
+        default=8,
+        metavar="N",
+        help="recordings that are recognized together (8)",
+    )
+    command.set_defaults(function=_predict)
+
+
+def _predict(own, rest):
+    try:
+        return _run(own, rest)
+    except BrokenPipeError:
+        # Nobody reads on, as after `| head`. Python would complain once more
+        # when it flushes its output in the end.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 128 + signal.SIGPIPE
+    except KeyboardInterrupt:
+        print("\nstopped", file=sys.stderr)
+        return 128 + signal.SIGINT
+
+
+def _run(own, rest):
+    # torch and the models' libraries take seconds to import.
+    from emoq_modules.commands.options import load_recognizer
+    from emoq_modules.commands.predict_inputs import (
+        Transcripts,
+        find_recordings,
+    )
+    from emoq_modules.dataio.recordings import fixed_windows
+    from emoq_modules.errors import ConfigurationError
+    from emoq_modules.inference.vad import load_vad
+
+    if rest:
+        raise ConfigurationError(
+            f"emoq predict knows no {' '.join(rest)}; emoq predict --help "
+            "lists what it knows."
+        )
+    if own.vad and not own.timeline:
+        raise ConfigurationError("--vad is for --timeline: give both.")
+    if own.timeline and (own.text or own.transcripts):
+        raise ConfigurationError(
+            "What is said in a recording is not said in each of its windows: "
+            "give --asr with --timeline, or no text."
+        )
+    transcripts = None
+    if own.transcripts is not None:
+        transcripts = Transcripts(own.transcripts)
+    recognizer = load_recognizer(own, asr=own.asr)
+    total = None
+    if sys.stderr.isatty() and "-" not in own.sources and not own.timeline:
+        total = sum(1 for _ in find_recordings(own.sources))
+    recordings = _recordings(find_recordings(own.sources), own, transcripts)
+    options = {
+        "batch_size": own.batch_size,
+        "abstain_below": own.abstain_below,
+    }
+    try:
+        if own.timeline:
+            fixed_windows(own.window_s, own.hop_s)
+            options |= {"window_s": own.window_s, "hop_s": own.hop_s}
+            if own.vad:
+                options["vad"] = load_vad(own.vad, recognizer.device)
+            results = _timelines(recognizer, recordings, options)
+        else:
+            results = recognizer.recognize(recordings, **options)
+    except ValueError as error:
+        raise ConfigurationError(str(error)) from error
+    failed = _write(_with_progress(results, total), own.format, recognizer)
+    if transcripts and transcripts.missing:
+        print(transcripts.complaint(), file=sys.stderr)
+    return 1 if failed else 0
+
+
+def _recordings(paths, own, transcripts):
+    from emoq_modules.dataio.recordings import Recording
+
+    for path in paths:
+        text, speaker = own.text or "", None
+        if transcripts is not None:
+            text, speaker = transcripts.find(path)
+        yield Recording(path, text, speaker or own.speaker)
+
+
+def _timelines(recognizer, recordings, options):
+    from emoq_modules.errors import AudioError
+    from emoq_modules.inference.batching import Recognition
+
+    for recording in recordings:
+        try:
+            yield from recognizer.timeline(
+                recording.path, speaker=recording.speaker, **options
+            )
+        except (AudioError, OSError) as error:
+            yield Recognition(str(recording.path), error=str(error))
+
+
+def _with_progress(results, total):
+    from tqdm import tqdm
+
+    # A bar on a terminal, and nothing elsewhere.
+    with tqdm(total=total, unit=" rows", disable=None) as bar:
+        for found in results:
+            with tqdm.external_write_mode(sys.stdout):
+                yield found
+            bar.update()
+
+
+def _write(results, form, recognizer):
+    """Prints the results; returns how many are errors."""
+    # A path may hold bytes that are no text; they come out as they were.
+    sys.stdout.reconfigure(encoding="utf-8", errors="surrogateescape")
+    failed = 0
+
+    def counted():
+        nonlocal failed
+        for found in results:
+            failed += found.error is not None
+            yield found
+
+    _FORMATS[form](counted(), recognizer.hparams.labels)
+    return failed
+
+
+def _write_jsonl(results, labels):
+    for found in results:
+        print(json.dumps(asdict(found)), flush=True)
+
+
+def _write_csv(results, labels):
+    writer = csv.writer(sys.stdout, lineterminator="\n")
+    writer.writerow(
+        ["path", "start", "end", "label", "confidence", "abstained"]
+        + [*labels, "text", "error"]
+    )
+    for found in results:
+        posteriors = [_digits(found.posteriors.get(label)) for label in labels]
+        writer.writerow(
+            [found.path, _digits(found.start), _digits(found.end)]
+            + [found.label, _digits(found.confidence), found.abstained]
+            + [*posteriors, found.text, found.error]
+        )
+        sys.stdout.flush()
+
+
+def _write_table(results, labels):
+    rows = [("recording", "from", "to", "emotion", "confidence", *labels)]
+    for found in results:
+        answer = found.error or found.label or "?"
+        if found.abstained and not found.posteriors:
+            answer = "(silence)"
+        rows.append(
+            (
+                *(found.path, _short(found.start), _short(found.end)),
+                *(answer, _short(found.confidence)),
+                *(_short(found.posteriors.get(label)) for label in labels),
+            )
+        )
+    # What is said of an error may be long, and stands last.
+    widths = [
+        max(len(row[column]) for row in rows if any(row[4:]) or column < 3)
+        for column in range(len(rows[0]))
+    ]
+    for row in rows:
+        cells = [
+            cell.ljust(width) if column in (0, 3) else cell.rjust(width)
+            for column, (cell, width) in enumerate(
+                zip(row, widths, strict=True)
+            )
+        ]
+        print("  ".join(cells).rstrip())
+
+
+def _digits(value):
+    return None if value is None else f"{value:.9g}"
+
+
+def _short(value):
+    return "" if value is None else f"{value:.2f}"
+
+
+_FORMATS = {"csv": _write_csv, "jsonl": _write_jsonl, "table": _write_table}

@@ -1,0 +1,146 @@
+"""Which recordings are meant, and what is said in them, from lists of files."""
+
+import csv
+import glob
+import os
+import sys
+from pathlib import Path
+
+from emoq_modules.errors import ConfigurationError
+
+# What is taken for audio in a folder; a file that is named may be anything.
+_AUDIO_SUFFIXES = tuple(
+    ".3gp .aac .aif .aifc .aiff .amr .au .caf .flac .m4a .mkv .mov .mp3 .mp4 "
+    ".oga .ogg .opus .sph .w64 .wav .webm .wma".split()
+)
+_PATH_COLUMNS = ("path", "file", "filename", "wav", "id")
+_NAMED = 3  # recordings without a row that are named in the end
+
+
+def find_recordings(sources):
+    """Names the audio files that some sources mean.
+
+    Arguments
+    ---------
+    sources : list of str
+        As of ``emoq predict``.
+
+    Yields
+    ------
+    str
+        A path. A source that stands for nothing is passed on as it is, for
+        whoever reads it to say what is wrong.
+
+    Example
+    -------
+    >>> folder = getfixture("tmp_path")
+    >>> for name in ("b.wav", "a.FLAC", "notes.txt", ".hidden.wav"):
+    ...     _ = (folder / name).write_bytes(b"")
+    >>> [Path(path).name for path in find_recordings([str(folder)])]
+    ['a.FLAC', 'b.wav']
+    """
+    for source in sources:
+        if source == "-":
+            lines = (line.rstrip(b"\r\n") for line in sys.stdin.buffer)
+            yield from (os.fsdecode(line) for line in lines if line.strip())
+        elif os.path.isdir(source):
+            yield from _or_itself(_in_folder(source), source)
+        elif not os.path.exists(source) and glob.has_magic(source):
+            found = sorted(glob.iglob(source, recursive=True))
+            files = (path for path in found if not os.path.isdir(path))
+            yield from _or_itself(files, source)
+        else:
+            yield source
+
+
+class Transcripts:
+    """What is said in recordings, from a CSV file.
+
+    A recording is looked for by its path, as it is given or in full, by its
+    file's name, and by that without its ending.
+
+    Arguments
+    ---------
+    file : str
+        With a header: a column ``path`` (or ``file``, ``filename``, ``wav``,
+        ``id``), ``text`` and, where the speakers are known, ``speaker``. A
+        relative path may be so from the folder of this file too.
+
+    Attributes
+    ----------
+    missing : int
+        How many of the recordings asked for have no row.
+
+    Raises
+    ------
+    ConfigurationError
+        If it cannot be read, a column is missing, or two rows of the same
+        recording differ.
+    """
+
+    def __init__(self, file):
+        self.file, self.missing, self._named = file, 0, []
+        self._rows = {}
+        try:
+            with open(file, encoding="utf-8-sig", newline="") as lines:
+                rows = list(csv.DictReader(lines, restval=""))
+        except (OSError, UnicodeDecodeError, csv.Error) as error:
+            raise ConfigurationError(
+                f"The transcripts in {file} cannot be read: {error}"
+            ) from error
+        columns = list(rows[0]) if rows else []
+        key = next((name for name in _PATH_COLUMNS if name in columns), None)
+        if key is None or "text" not in columns:
+            raise ConfigurationError(
+                f"The transcripts in {file} need the columns path and text, "
+                f"and perhaps speaker; there are {columns or 'no rows'}."
+            )
+        for row in rows:
+            found = row["text"] or "", row.get("speaker") or None
+            if self._rows.setdefault(row[key], found) != found:
+                raise ConfigurationError(
+                    f"{file} has two different rows for {row[key]}."
+                )
+            beside = os.path.abspath(Path(file).parent / row[key])
+            self._rows.setdefault(beside, found)
+
+    def find(self, path):
+        """Text and speaker of a recording, ``("", None)`` if it has no row."""
+        name = Path(path)
+        for key in (path, os.path.abspath(path), name.name, name.stem):
+            if key in self._rows:
+                return self._rows[key]
+        self.missing += 1
+        if len(self._named) < _NAMED:
+            self._named.append(path)
+        return "", None
+
+    def complaint(self):
+        """What to tell of the recordings without a row."""
+        dots = ", ..." if self.missing > len(self._named) else ""
+        return (
+            f"{self.missing} of the recordings have no row in {self.file}: "
+            f"{', '.join(self._named)}{dots}"
+        )
+
+
+def _in_folder(folder):
+    unread = []
+    for where, folders, names in os.walk(
+        folder, onerror=lambda error: unread.append(error.filename)
+    ):
+        folders[:] = sorted(name for name in folders if name[0] != ".")
+        for name in sorted(names):
+            # macOS puts a hidden "._a.wav" beside many an "a.wav".
+            if name.lower().endswith(_AUDIO_SUFFIXES) and name[0] != ".":
+                yield os.path.join(where, name)
+    yield from unread
+
+
+def _or_itself(paths, source):
+    empty = True
+    for path in paths:
+        empty = False
+        yield path
+    if empty:
+        yield source

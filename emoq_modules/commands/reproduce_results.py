@@ -1,0 +1,292 @@
+"""What the runs of a table measured, beside what the paper prints.
+
+Every figure comes from the runs' predictions, and the map of embeddings from
+those kept beside them: no model is needed.
+"""
+
+import json
+from dataclasses import dataclass
+
+import numpy as np
+
+from emoq_modules.errors import ResultsError
+from emoq_modules.evaluation.calibration import (
+    apply_temperature,
+    fit_temperature,
+)
+from emoq_modules.evaluation.embeddings import (
+    EMBEDDINGS_FILE,
+    read_embeddings,
+    to_plane,
+)
+from emoq_modules.evaluation.results import (
+    RESULTS_FILE,
+    VALID_PREDICTIONS_FILE,
+    pool_results,
+    read_predictions,
+)
+
+NOTHING = "–"  # where there is no figure
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """Of a row's first seed, all folds together.
+
+    Attributes
+    ----------
+    temperatures : list of float
+        Of each fold, fitted on its validation set.
+    given : np.ndarray
+        Posteriors of the test sets as they are, (N, C).
+    scaled : np.ndarray
+        The same by these temperatures.
+    targets : np.ndarray
+        Class indices of the reference, (N,).
+    """
+
+    temperatures: list
+    given: np.ndarray
+    scaled: np.ndarray
+    targets: np.ndarray
+
+
+@dataclass(frozen=True)
+class Row:
+    """A row of a table: the paper's figures, and what its runs measured.
+
+    Attributes
+    ----------
+    name : str
+        As in the paper.
+    source : str
+        Whose figures they are.
+    paper : dict
+        Figures by measure, None where the paper has none.
+    runs : list of Run
+        Those that the row is made of; none where the paper quotes another.
+    figures : list of dict
+        ``EmotionStats.summarize()`` of each run, if all are done.
+    pooled : dict
+        All folds together, ``EmotionStats`` by seed, if all runs are done.
+    calibration : Calibration | None
+        None where a run is missing, or its validation predictions.
+    points : np.ndarray | None
+        A map of the embeddings of the first run's test set, (N, 2), in the
+        order of its predictions; None where there are none.
+    """
+
+    name: str
+    source: str
+    paper: dict
+    runs: list
+    figures: list
+    pooled: dict
+    calibration: Calibration | None
+    points: np.ndarray | None
+
+    @property
+    def stats(self):
+        """Of the first seed, or None where a run is missing."""
+        return next(iter(self.pooled.values()), None)
+
+    @property
+    def state(self):
+        """How many runs there are, or which are missing."""
+        if not self.runs:
+            return NOTHING
+        missing = [run for run in self.runs if not run.is_done]
+        if not missing:
+            return str(len(self.runs))
+        if len(missing) == len(self.runs):
+            return "not run"
+        of = "folds" if len({run.seed for run in self.runs}) == 1 else "runs"
+        done = len(self.runs) - len(missing)
+        return (
+            f"incomplete: {done} of {len(self.runs)} {of}, missing "
+            f"{_places(missing)}"
+        )
+
+    @property
+    def lacks(self):
+        """What is missing, in words; empty where nothing is."""
+        if not self.runs:
+            return ""
+        if self.stats is None:
+            return self.state
+        if self.calibration is None:
+            without = [
+                run
+                for run in self.runs
+                if not (run.folder / VALID_PREDICTIONS_FILE).exists()
+            ]
+            return (
+                f"not calibrated, as there is no {VALID_PREDICTIONS_FILE} of "
+                f"{_places(without)}"
+            )
+        return ""
+
+    @property
+    def scope(self):
+        """Which part of the runs ``stats`` is of, after a comma."""
+        folds, seeds = {run.fold for run in self.runs}, list(self.pooled)
+        together = ", all folds together" if len(folds) > 1 else ""
+        alone = f", seed {seeds[0]} alone" if len(seeds) > 1 else ""
+        return together + alone
+
+    def mean(self, measure):
+        """A measure of all folds together; of several seeds their mean."""
+        return float(
+            np.mean(
+                [stats.summarize(measure) for stats in self.pooled.values()]
+            )
+        )
+
+
+def read_rows(table, runs):
+    """Reads what the runs of a table have left.
+
+    Arguments
+    ---------
+    table : dict
+        What ``reproduce.read_table`` returned.
+    runs : list of Run
+        What ``reproduce.plan`` returned, of all its folds. What is not done
+        yet leaves its row without figures.
+
+    Returns
+    -------
+    list of Row
+        All rows of the table, in its order.
+
+    Raises
+    ------
+    ResultsError
+        If predictions cannot be read, contradict each other, or are not those
+        of the run whose folder they are in.
+    """
+    stats = {run: _read_run(run) for run in runs if run.is_done}
+    _check_labels({run.folder: found for run, found in stats.items()})
+    return [
+        _read_row(
+            entry,
+            {measure: entry[measure] for measure in table["measures"]},
+            [run for run in runs if run.row == entry["name"]],
+            stats,
+        )
+        for entry in table["rows"]
+    ]
+
+
+def counted(values, name):
+    """Some values with what they are, such as ``folds 1, 2``."""
+    plural = "s" * (len(values) > 1)
+    return f"{name}{plural} {', '.join(map(str, values))}"
+
+
+def _read_run(run):
+    path = run.folder / RESULTS_FILE
+    try:
+        results = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ResultsError(f"{path} is no JSON file: {error}") from error
+    corpus, variant = run.stages[-1].key
+    expected = {"corpus": corpus, "variant": variant}
+    expected |= {"fold": run.fold, "seed": run.seed}
+    for key, value in expected.items():
+        if results.get(key) != value:
+            raise ResultsError(
+                f"{path} is of {key} {results.get(key)!r}, where {value!r} "
+                "belongs: was the folder copied?"
+            )
+    return read_predictions(run.folder)
+
+
+def _read_row(entry, paper, runs, stats):
+    if not runs or any(run not in stats for run in runs):
+        figures, pooled, calibration, points = [], {}, None, None
+    else:
+        figures = [stats[run].summarize() for run in runs]
+        seeds = {}
+        for run in runs:
+            seeds.setdefault(run.seed, []).append(run)
+        pooled = {
+            seed: pool_results([run.folder for run in folds])
+            for seed, folds in seeds.items()
+        }
+        first = next(iter(seeds.values()))
+        calibration = _calibrate({run: stats[run] for run in first})
+        points = _map(runs[0], stats[runs[0]])
+    return Row(
+        entry["name"],
+        entry["source"],
+        paper,
+        runs,
+        figures,
+        pooled,
+        calibration,
+        points,
+    )
+
+
+def _map(run, stats):
+    path = run.folder / EMBEDDINGS_FILE
+    if not path.exists():
+        return None
+    try:
+        return to_plane(read_embeddings(path, stats.ids))
+    except ValueError as error:
+        raise ResultsError(str(error)) from error
+
+
+def _calibrate(stats):
+    """Each fold with its own temperature, or None where one is not known."""
+    temperatures, given, scaled, targets = [], [], [], []
+    for run, test in stats.items():
+        path = run.folder / VALID_PREDICTIONS_FILE
+        if not path.exists():
+            return None
+        valid = read_predictions(path)
+        _check_labels({run.folder: test, path: valid})
+        try:
+            temperature = fit_temperature(_posteriors(valid), valid.targets)
+            scaled.append(apply_temperature(_posteriors(test), temperature))
+        except ValueError as error:
+            raise ResultsError(f"{run.folder}: {error}") from error
+        temperatures.append(temperature)
+        given.append(_posteriors(test))
+        targets += test.targets
+    return Calibration(
+        temperatures,
+        np.concatenate(given),
+        np.concatenate(scaled),
+        np.array(targets),
+    )
+
+
+def _posteriors(stats):
+    return np.array([row.tolist() for row in stats.posteriors])
+
+
+def _check_labels(stats):
+    """Whether all have the same classes; ``stats`` by the path to name."""
+    places = list(stats)
+    for place in places[1:]:
+        ours, first = stats[place].labels, stats[places[0]].labels
+        if ours != first:
+            raise ResultsError(
+                f"{place} has the classes {', '.join(ours)}, but {places[0]} "
+                f"has {', '.join(first)}: only runs with the same classes in "
+                "the same order can be compared"
+            )
+
+
+def _places(runs):
+    """Folds and seeds of some runs."""
+    seeds = {}
+    for run in runs:
+        seeds.setdefault(run.seed, []).append(run.fold)
+    return "; ".join(
+        f"{counted(folds, 'fold')} (seed {seed})"
+        for seed, folds in seeds.items()
+    )

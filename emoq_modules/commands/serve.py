@@ -1,0 +1,247 @@
+"""``emoq serve``: a trained model as a web page, and as a service."""
+
+import argparse
+import signal
+import socket
+import threading
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, fields
+from importlib.util import find_spec
+
+from emoq_modules.commands.model_options import add_model_options
+from emoq_modules.errors import ConfigurationError
+
+_LOOPBACK = ("127.0.0.1", "localhost", "::1")
+_DESCRIPTION = """\
+Serves a web page on which speech is uploaded or recorded, and which shows the
+emotion that a trained model recognizes in it. Programs get the same as JSON
+from its endpoint /recognize. Nothing that is sent is kept. Ctrl-C stops it.
+"""
+_EPILOG = """\
+examples:
+  emoq serve --model RUN/recognizer
+      for this machine alone, at http://127.0.0.1:7860/
+  emoq serve --model RUN/recognizer --host 0.0.0.0 --max_seconds 20
+      for whoever reaches this machine: there is no password. Browsers give a
+      page the microphone by https alone: put a proxy that speaks it before
+
+exit status: 0 when it was stopped; 2 if the command is wrong.
+"""
+
+
+@dataclass(frozen=True)
+class ServeSettings:
+    """What a server takes, and how it answers.
+
+    Attributes
+    ----------
+    max_mb : float
+        Size of an upload, in MB of 10^6 bytes.
+    max_seconds : float
+        Length of a recording.
+    max_concurrent : int
+        How many are recognized at a time; the others wait in a queue.
+    abstain_below : float | None
+        A confidence below is no answer; None leaves it to the model.
+    window_s : float
+        A longer recording gets a time line too, of windows this long.
+    hop_s : float
+        From the start of one window to the start of the next.
+
+    Raises
+    ------
+    ConfigurationError
+        If one of them is out of range.
+
+    Example
+    -------
+    >>> ServeSettings(max_seconds=30.0).max_mb
+    25.0
+    """
+
+    max_mb: float = 25.0
+    max_seconds: float = 60.0
+    max_concurrent: int = 1
+    abstain_below: float | None = None
+    window_s: float = 2.0
+    hop_s: float = 0.5
+
+    def __post_init__(self):
+        for name, value in asdict(self).items():
+            if name == "abstain_below":
+                if value is not None and not 0 <= value <= 1:
+                    raise ConfigurationError(
+                        f"--{name} is {value}; a confidence is from 0 to 1."
+                    )
+            elif not 0 < value < float("inf"):
+                raise ConfigurationError(
+                    f"--{name} is {value}; it has to be above 0."
+                )
+
+
+def add_serve(commands):
+    """Adds ``serve`` to the commands of ``emoq``.
+
+    Arguments
+    ---------
+    commands : argparse._SubParsersAction
+        What ``add_subparsers`` returned.
+    """
+    command = commands.add_parser(
+        "serve",
+        help="show a trained model as a web page",
+        description=_DESCRIPTION,
+        epilog=_EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    add_model_options(command)
+    command.add_argument(
+        "--host",
+        default=_LOOPBACK[0],
+        help="address to listen at (%(default)s, this machine alone)",
+    )
+    command.add_argument(
+        "--port", type=int, default=7860, help="port to listen at (%(default)s)"
+    )
+    for name, kind, text in (
+        ("max_mb", float, "largest upload, in MB (%(default)g)"),
+        ("max_seconds", float, "longest recording, in seconds (%(default)g)"),
+        (
+            "max_concurrent",
+            int,
+            "recordings recognized at a time, while others wait (%(default)d)",
+        ),
+        (
+            "abstain_below",
+            float,
+            "give no answer where the confidence is below, from 0 to 1",
+        ),
+        (
+            "window_s",
+            float,
+            "longer recordings get a time line, of windows of so many seconds "
+            "(%(default)g)",
+        ),
+        (
+            "hop_s",
+            float,
+            "from the start of a window to that of the next (%(default)g)",
+        ),
+    ):
+        command.add_argument(
+            f"--{name}",
+            type=kind,
+            default=getattr(ServeSettings, name),
+            metavar="N",
+            help=text,
+        )
+    command.set_defaults(function=_serve)
+
+
+def _serve(own, rest):
+    if rest:
+        raise ConfigurationError(
+            f"emoq serve knows no {' '.join(rest)}; emoq serve --help lists "
+            "what it knows."
+        )
+    if find_spec("gradio") is None:
+        raise ConfigurationError(
+            "The page is made with Gradio, which is not installed: "
+            "pip install -e '.[serve]'"
+        )
+    names = [field.name for field in fields(ServeSettings)]
+    settings = ServeSettings(**{name: getattr(own, name) for name in names})
+    _check_address(own.host, own.port)  # loading a model may take minutes
+
+    from emoq_modules.commands.options import load_recognizer
+
+    recognizer = load_recognizer(own)
+    stop = threading.Event()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, lambda *_: stop.set())
+    with serving(recognizer, settings, own.host, own.port) as url:
+        print(f"The page is at {url} until Ctrl-C.", flush=True)
+        if own.host not in _LOOPBACK:
+            print("Anybody who reaches this machine can use it.", flush=True)
+        stop.wait()
+    print("\nstopped")
+
+
+def _check_address(host, port):
+    try:
+        (family, *_), *_ = socket.getaddrinfo(host, None)
+        with socket.socket(family) as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            probe.bind((host, port))
+    except (OSError, OverflowError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise ConfigurationError(
+            f"No page can be served at {host}, port {port} ({reason}): give "
+            "another --port, or another --host."
+        ) from error
+
+
+@contextmanager
+def serving(recognizer, settings, host="127.0.0.1", port=7860):
+    """Serves the page of a recognizer while the context lasts.
+
+    Uploads lie in a folder of its own, for this user alone, until they are
+    answered; the folder goes with the server.
+
+    Arguments
+    ---------
+    recognizer : EmotionRecognizer
+        The trained system.
+    settings : ServeSettings
+        What it may take.
+    host : str
+        The address to listen at.
+    port : int
+        The port, which must be free.
+
+    Yields
+    ------
+    str
+        The page's address.
+
+    Raises
+    ------
+    OSError
+        If the port is taken.
+
+    Example
+    -------
+    >>> with serving(recognizer, ServeSettings()) as url:  # doctest: +SKIP
+    ...     input(f"Look at {url}, then press Enter")
+    """
+    from emoq_modules.commands.serve_page import CSS, THEME, build_page
+    from emoq_modules.commands.serve_uploads import Uploads, upload_folder
+
+    max_bytes = int(settings.max_mb * 1e6)
+    with upload_folder() as folder:
+        uploads = Uploads(folder, max_bytes)
+        page = build_page(recognizer, settings, uploads)
+        try:
+            _, url, _ = page.launch(
+                server_name=f"[{host}]" if ":" in host else host,
+                server_port=port,
+                max_file_size=max_bytes,
+                app_kwargs={"routes": uploads.routes},
+                theme=THEME,
+                css=CSS,
+                prevent_thread_lock=True,
+                quiet=True,
+                footer_links=["api"],
+                # Nothing leaves this machine, and nothing is kept on it or in
+                # the visitor's browser.
+                share=False,
+                run_history=False,
+                enable_monitoring=False,
+                ssr_mode=False,
+                mcp_server=False,
+                pwa=False,
+            )
+            yield url
+        finally:
+            page.close(verbose=False)

@@ -1,0 +1,240 @@
+"""A store of the sound of video clips, extracted once, a WAV file each.
+
+A corpus of clips is large and slow to decode; its sound is small. The store
+keeps the sound apart from the manifests, so that every label set shares it.
+Extraction runs in parallel and goes on where it was stopped.
+"""
+
+import io
+import json
+import logging
+import multiprocessing
+import os
+from collections import deque
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from importlib.util import find_spec
+from pathlib import Path
+
+from tqdm import tqdm
+
+from emoq_modules.dataio.audio import audio_duration, extract_audio
+from emoq_modules.dataio.files import write_atomically
+from emoq_modules.errors import AudioError, CorpusError
+
+logger = logging.getLogger(__name__)
+
+_RECORD = "clips.json"
+_LOG_EVERY = 1000
+
+
+class ClipStore:
+    """A folder of ``<group>/<name>.wav`` files and a record of their sources.
+
+    To be entered (``with``) for extraction, which takes several processes.
+
+    Arguments
+    ---------
+    folder : str or Path
+        Made by the first extraction.
+    max_duration_s : float
+        Longer clips are cut to it. A store has one such length.
+    num_workers : int, optional
+        Processes; one a core unless given.
+
+    Attributes
+    ----------
+    durations : dict[str, float]
+        Key (``group/name``) -> seconds, of the clips with audio in the store.
+    faults : dict[str, str]
+        Key -> why a clip gave no audio.
+
+    Raises
+    ------
+    CorpusError
+        The store was made with another ``max_duration_s``, or that is not
+        above zero.
+    """
+
+    def __init__(self, folder, max_duration_s, num_workers=None):
+        if not max_duration_s > 0:
+            raise CorpusError(
+                f"max_duration_s is {max_duration_s}: nothing would be kept."
+            )
+        self.folder = Path(folder)
+        self.max_duration_s = max_duration_s
+        self.num_workers = num_workers or os.cpu_count()
+        self._sources = self._read_record()
+        self.durations = self._measure()
+        self.faults = {}
+        for source in self._sources.values():
+            self.faults |= source["faults"]
+
+    def __enter__(self):
+        # PyAV holds the interpreter's lock for most of its work, so threads
+        # do not help; and a fork would copy the locks of torch's threads.
+        # None of the processes starts before there is something to extract.
+        self._processes = ProcessPoolExecutor(
+            self.num_workers, multiprocessing.get_context("spawn")
+        )
+        return self
+
+    def __exit__(self, *exception):
+        self._processes.shutdown(cancel_futures=True)
+
+    def path(self, key):
+        """Names the WAV file of a clip.
+
+        Arguments
+        ---------
+        key : str
+            ``group/name`` of the clip.
+
+        Returns
+        -------
+        Path
+            The file, whether it is there yet or not.
+        """
+        return self.folder / f"{key}.wav"
+
+    def add(self, name, stamp, clips, total=None):
+        """Extract the clips of a source that the store does not hold yet.
+
+        Arguments
+        ---------
+        name : str
+            The source's name in the record and on the progress bar.
+        stamp : list
+            Plain values that change when the source does. A source that was
+            gone through with this stamp, all of whose audio is there, is not
+            opened again.
+        clips : Iterable[tuple[str, Path or file object]]
+            Key and clip. Gone through once, in order; a file object is read
+            before the next pair is asked for, or not at all.
+        total : int, optional
+            Number of clips, where it is known.
+
+        Raises
+        ------
+        CorpusError
+            PyAV is not installed, or a process died.
+        """
+        if self._is_complete(name, stamp):
+            return
+        if find_spec("av") is None:
+            raise CorpusError(
+                "Audio comes out of clips by PyAV, which is not installed: "
+                "pip install 'av>=13'."
+            )
+        self.folder.mkdir(parents=True, exist_ok=True)
+        self._write_record()  # from now on the store has its length
+        keys, faults = [], {}
+        clips = _with_progress(clips, name, total)
+        try:
+            for key, damaged, fault in self._extract(clips, keys):
+                if fault is None:
+                    self.durations[key] = audio_duration(self.path(key))
+                    self.faults.pop(key, None)
+                else:
+                    faults[key] = fault
+                if damaged:
+                    logger.warning(
+                        f"{name}: {key} is kept, though {damaged} packets of "
+                        "its sound are damaged."
+                    )
+        except BrokenProcessPool as error:
+            raise CorpusError(
+                f"A process that extracts audio was killed, at {keys[-1]} or "
+                "just before: for want of memory, or by a clip that FFmpeg "
+                "cannot bear. Try fewer num_workers; what is done is kept."
+            ) from error
+        self.faults |= faults
+        self._sources[name] = {"stamp": stamp, "keys": keys, "faults": faults}
+        self._write_record()
+
+    def _is_complete(self, name, stamp):
+        known = self._sources.get(name)
+        return (
+            known is not None
+            and known["stamp"] == stamp
+            and self.durations.keys() | known["faults"] >= set(known["keys"])
+        )
+
+    def _extract(self, clips, keys):
+        """Key, damaged packets and fault of each clip without audio so far.
+
+        A few clips are under way at a time: an archive's do not fit in memory.
+        """
+        running = deque()
+        for key, clip in clips:
+            keys.append(key)
+            if key in self.durations:
+                continue
+            if not isinstance(clip, Path):
+                clip = io.BytesIO(clip.read())
+            wav = self.path(key)
+            wav.parent.mkdir(exist_ok=True)
+            job = self._processes.submit(
+                extract_audio, clip, wav, self.max_duration_s
+            )
+            running.append((key, job))
+            if len(running) > 4 * self.num_workers:
+                yield _outcome(*running.popleft())
+        for key, job in running:
+            yield _outcome(key, job)
+
+    def _measure(self):
+        durations = {}
+        for wav in sorted(self.folder.glob("*/*.wav")):
+            try:
+                duration = audio_duration(wav)
+            except AudioError as error:
+                logger.warning(f"Damaged audio will be made again: {error}.")
+            else:
+                durations[f"{wav.parent.name}/{wav.stem}"] = duration
+        return durations
+
+    def _read_record(self):
+        """The sources gone through, after a check of the store's length."""
+        path = self.folder / _RECORD
+        if not path.is_file():
+            return {}
+        try:
+            record = json.loads(path.read_bytes())
+            length, sources = record["max_duration_s"], record["sources"]
+        except (ValueError, KeyError, TypeError) as error:
+            raise CorpusError(
+                f"{path} is damaged: delete it, and the audio beside it is "
+                "checked against the clips again."
+            ) from error
+        if length != self.max_duration_s:
+            raise CorpusError(
+                f"The audio in {self.folder} is cut to {length} s, not to "
+                f"{self.max_duration_s} s: give another folder for it, or "
+                "delete that one."
+            )
+        return sources
+
+    def _write_record(self):
+        record = {
+            "max_duration_s": self.max_duration_s,
+            "sources": self._sources,
+        }
+        path = self.folder / _RECORD
+        write_atomically(path, json.dumps(record, indent=1).encode())
+
+
+def _outcome(key, job):
+    try:
+        return key, job.result(), None
+    except AudioError as error:
+        return key, 0, str(error)
+
+
+def _with_progress(clips, name, total):
+    """Pass the clips on: a bar on a terminal, a line now and then elsewhere."""
+    bar = tqdm(clips, desc=name, total=total, unit="clip", disable=None)
+    for number, item in enumerate(bar, start=1):
+        yield item
+        if bar.disable and number % _LOG_EVERY == 0:
+            logger.info(f"{name}: {number} of {total or 'the'} clips")

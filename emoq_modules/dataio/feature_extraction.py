@@ -1,0 +1,214 @@
+"""Fills a feature store: computes the frames that it does not hold yet."""
+
+import random
+from concurrent.futures import ThreadPoolExecutor
+from itertools import chain
+
+import torch
+from torch.nn.utils.rnn import pad_sequence
+from tqdm import tqdm
+
+from emoq_modules.lobes.frames import to_precision
+
+# A CPU is fastest where a batch stays near its caches; another device wants
+# more than a few utterances to be busy (how many, has not been measured).
+_BATCH_SECONDS_ON_CPU = 5.0
+_BATCH_SECONDS_ELSEWHERE = 240.0
+
+
+def extract_features(
+    rows,
+    encoder,
+    store,
+    read_audio,
+    device="cpu",
+    max_batch_seconds=None,
+    progressbar=True,
+    rank=0,
+    world_size=1,
+    shard_bytes=2**25,
+):
+    """Computes the frames that a store does not hold yet.
+
+    Utterances of similar length are batched. A shard is written whenever
+    there is enough for one, and when an error or an interrupt ends the work;
+    called again, it computes only what is still missing.
+
+    Arguments
+    ---------
+    rows : iterable of dict
+        Utterances, with ``wav`` (path) and ``duration`` (seconds).
+    encoder : FrozenEncoder
+        Is moved to ``device``.
+    store : FeatureStore
+        To be filled; made for ``encoder.identity``.
+    read_audio : callable
+        From a path to the samples at 16 kHz, ``(T,)``, float32. It is called
+        from several threads.
+    device : str or torch.device
+        Where to compute.
+    max_batch_seconds : float | None
+        Longest utterance of a batch times their number, at most; a longer
+        utterance is a batch of its own. None is what suits the device.
+    progressbar : bool
+        Whether to show one.
+    rank : int
+        Which part of the work is this process's, of ``world_size``.
+    world_size : int
+        Number of processes that share the work. It is also safe for others
+        to fill the store at the same time.
+    shard_bytes : int
+        Size of a shard, roughly.
+
+    Returns
+    -------
+    int
+        Number of utterances computed.
+
+    Raises
+    ------
+    FeatureStoreError
+        If the disk is full.
+    ValueError
+        If the encoder's frames do not fit the store's precision.
+
+    Example
+    -------
+    >>> from emoq_modules import FbankEncoder, FeatureStore
+    >>> wav = getfixture("tmp_path") / "a.wav"
+    >>> _ = wav.write_bytes(b"any bytes")
+    >>> encoder = FbankEncoder()
+    >>> store = FeatureStore(wav.parent / "store", encoder.identity)
+    >>> rows = [{"wav": str(wav), "duration": 1.0}]
+    >>> def read_audio(path):
+    ...     return torch.rand(16000)
+    >>> extract_features(rows, encoder, store, read_audio, progressbar=False)
+    1
+    >>> extract_features(rows, encoder, store, read_audio, progressbar=False)
+    0
+    """
+    durations = {row["wav"]: row["duration"] for row in rows}
+    todo = [
+        path
+        for path in store.missing(durations)
+        if int(store.key(path), 16) % world_size == rank
+    ]
+    if not todo:
+        return 0
+    encoder.to(device)
+    if max_batch_seconds is None:
+        on_cpu = torch.device(device).type == "cpu"
+        max_batch_seconds = (
+            _BATCH_SECONDS_ON_CPU if on_cpu else _BATCH_SECONDS_ELSEWHERE
+        )
+    seconds = sum(durations[path] for path in todo)
+    batches = _batches(todo, durations, max_batch_seconds)
+    bar = tqdm(
+        total=round(seconds),
+        desc="audio features",
+        unit="s",
+        disable=not progressbar,
+    )
+    with _ShardWriter(store, shard_bytes, seconds) as writer, bar:
+        for batch, wavs in _read_ahead(_unclaimed(batches, store), read_audio):
+            for path, frames in _encode(
+                encoder, batch, wavs, device, store.precision
+            ):
+                writer.add(path, frames, durations[path])
+            bar.update(round(writer.seconds_done) - bar.n)
+    return writer.count
+
+
+class _ShardWriter:
+    """Collects frames, and writes a shard whenever there are enough."""
+
+    def __init__(self, store, shard_bytes, seconds):
+        self.store = store
+        self.shard_bytes = shard_bytes
+        self.seconds = seconds
+        self.seconds_done = 0.0
+        self.count = 0
+        self._bytes_done = 0
+        self._shard, self._size = {}, 0
+
+    def add(self, path, frames, duration):
+        """Takes the frames of a recording.
+
+        Arguments
+        ---------
+        path : str
+            The recording.
+        frames : torch.Tensor
+            ``(T', dim)``
+        duration : float
+            Seconds.
+        """
+        self._shard[self.store.key(path)] = frames
+        self._size += frames.nbytes
+        self._bytes_done += frames.nbytes
+        self.seconds_done += duration
+        self.count += 1
+        if self._size >= self.shard_bytes:
+            self._write()
+
+    def _write(self):
+        # Not kept for another try, should this one fail.
+        shard, self._shard, self._size = self._shard, {}, 0
+        share_left = max(0, self.seconds / self.seconds_done - 1)
+        self.store.save(shard, round(self._bytes_done * share_left))
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *error):
+        # After an error too: what is computed need not be computed again.
+        if self._shard:
+            self._write()
+
+
+def _batches(paths, durations, max_batch_seconds):
+    """Groups paths by length, within a budget of padded seconds."""
+    batches = []
+    for path in sorted(paths, key=lambda path: durations[path], reverse=True):
+        # The first of a batch is its longest.
+        if batches and max_batch_seconds >= durations[batches[-1][0]] * (
+            len(batches[-1]) + 1
+        ):
+            batches[-1].append(path)
+        else:
+            batches.append([path])
+    return batches
+
+
+def _unclaimed(batches, store):
+    """Leaves out what other processes have stored in the meantime."""
+    # Each process goes its own way, or they would meet and stay together.
+    for batch in random.Random().sample(batches, len(batches)):
+        store.refresh()
+        batch = [path for path in batch if path not in store]
+        if batch:
+            yield batch
+
+
+def _read_ahead(batches, read_audio):
+    """Reads the audio of the next batch while this one is computed."""
+    with ThreadPoolExecutor(max_workers=4) as pool:
+        ready = None
+        for batch in chain(batches, [None]):
+            coming = [pool.submit(read_audio, path) for path in batch or ()]
+            if ready:
+                yield ready[0], [wav.result() for wav in ready[1]]
+            ready = batch, coming
+
+
+def _encode(encoder, batch, wavs, device, precision):
+    lengths = torch.tensor([len(wav) for wav in wavs])
+    frames, lens = encoder(
+        pad_sequence(wavs, batch_first=True).to(device),
+        (lengths / lengths.max()).to(device),
+    )
+    counts = (lens * frames.shape[1]).round().long().tolist()
+    # All at once: a GPU would be waited for with each utterance.
+    frames = to_precision(frames, precision).cpu()
+    for path, utterance, count in zip(batch, frames, counts, strict=True):
+        yield path, utterance[:count]

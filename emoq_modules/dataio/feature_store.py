@@ -1,0 +1,379 @@
+"""Frames of a frozen encoder, computed once and kept on disk.
+
+::
+
+    folder/audio_digests.npy              so as not to read all audio each time
+    folder/<hash of encoder and precision>/encoder.json      for people
+    folder/<hash of encoder and precision>/shard-*.safetensors
+
+A shard is written whole or not at all and never changed, and what the store
+holds is what its shards' headers say. So it may be filled by several
+processes at once, and goes on where one was killed. Frames are kept under a
+digest of the audio file's content: folds, stages and runs share them, and a
+changed file is not taken for what it was.
+"""
+
+import contextlib
+import errno
+import json
+import math
+import os
+import re
+import shutil
+import time
+import uuid
+from pathlib import Path
+
+import numpy as np
+import safetensors.torch
+import torch
+from speechbrain.utils.logger import get_logger
+
+from emoq_modules.dataio.digest_table import DigestTable
+from emoq_modules.dataio.digests import DIGESTS_FILE, AudioDigests, digest_of
+from emoq_modules.dataio.files import write_atomically
+from emoq_modules.errors import FeatureStoreError
+from emoq_modules.lobes.frames import DTYPES, dtype_of, to_precision
+
+logger = get_logger(__name__)
+
+# Where frames are: in which shard, from which byte on, and their shape.
+_PLACE = np.dtype(
+    [("shard", "i4"), ("begin", "i8"), ("frames", "i4"), ("dim", "i4")]
+)
+_NOWHERE = np.array((-1, 0, 0, 0), _PLACE)
+# Changes whenever what is stored gets another meaning.
+_FORMAT = 1
+_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+# Nobody needs this long to write a shard: who left it is dead.
+_ABANDONED_S = 3600
+# Of the time between two looks at the folder, which takes the longer the more
+# shards there are.
+_LISTING_SHARE = 0.02
+
+
+class FeatureStore:
+    """A store of the frames of audio files, for one encoder and precision.
+
+    May be sent to data loader workers, forked or spawned.
+
+    Arguments
+    ---------
+    folder : str or Path
+        Where all stores are; may be shared by any experiments.
+    encoder_identity : dict
+        Plain values that determine the frames (``FrozenEncoder.identity``).
+        Other values, other features: they are never mixed.
+    precision : str
+        What frames are rounded to: fp16, bf16 or fp32.
+
+    Raises
+    ------
+    ValueError
+        If the precision is none of these.
+
+    Example
+    -------
+    >>> wav = getfixture("tmp_path") / "a.wav"
+    >>> _ = wav.write_bytes(b"any bytes")
+    >>> store = FeatureStore(wav.parent / "store", {"class": "Mine"})
+    >>> store.missing([wav]) == [wav]
+    True
+    >>> store.save({store.key(wav): torch.ones(3, 2)})
+    >>> wav in store, len(store), store.load(wav).shape
+    (True, 1, torch.Size([3, 2]))
+    """
+
+    def __init__(self, folder, encoder_identity, precision="fp16"):
+        dtype_of(precision)
+        self.precision = precision
+        self._description = json.dumps(
+            {
+                "format": _FORMAT,
+                "encoder": encoder_identity,
+                "precision": precision,
+            },
+            indent=2,
+            sort_keys=True,
+        )
+        self.folder = Path(folder) / digest_of(self._description.encode())
+        self._digests = AudioDigests(Path(folder) / DIGESTS_FILE)
+        self._next_look = 0.0
+        self._forget()
+        self._look()
+
+    def _forget(self):
+        self._shards = {}  # name -> bytes
+        self._names = []  # of these, in the order of their numbers
+        self._places = DigestTable.empty(_PLACE)
+
+    def __len__(self):
+        return len(self._places)
+
+    def __contains__(self, path):
+        return self._place_of(self.key(path)) is not None
+
+    def key(self, path):
+        """Digest of an audio file's bytes, under which its frames are kept.
+
+        Arguments
+        ---------
+        path : str or Path
+            The audio file.
+
+        Returns
+        -------
+        str
+            32 hexadecimal digits.
+
+        Raises
+        ------
+        OSError
+            If the file is missing or cannot be read.
+        """
+        return self._digests.of(path)
+
+    def missing(self, paths):
+        """Finds what is still to be computed.
+
+        Arguments
+        ---------
+        paths : iterable of str or Path
+            Audio files.
+
+        Returns
+        -------
+        list
+            Those whose frames are not in the store, in the order given; of
+            files with the same content only the first.
+        """
+        self._look()
+        missing = {}
+        for path in paths:
+            key = self.key(path)
+            if self._place_of(key) is None:
+                missing.setdefault(key, path)
+        self._digests.save()
+        return list(missing.values())
+
+    def holds(self, digests):
+        """Tells of many files whether their frames are in the store.
+
+        Arguments
+        ---------
+        digests : np.ndarray
+            What ``AudioDigests.known`` says of the files, ``(N,)``, S16.
+
+        Returns
+        -------
+        np.ndarray
+            ``(N,)``, bool; False for a file whose digest is not known.
+        """
+        places = self._places.get_all(digests, _NOWHERE)
+        return places["shard"] != _NOWHERE["shard"]
+
+    def load(self, path):
+        """Reads the frames of an audio file.
+
+        Arguments
+        ---------
+        path : str or Path
+            The audio file.
+
+        Returns
+        -------
+        torch.Tensor
+            Frames ``(T', dim)``, float32.
+
+        Raises
+        ------
+        FeatureStoreError
+            If they are not in the store, or their shard is damaged.
+        """
+        key = self.key(path)
+        place = self._place_of(key)
+        if place is None:
+            self._look()  # another process may have written them
+            place = self._place_of(key)
+        if place is None:
+            raise FeatureStoreError(
+                f"The feature store {self.folder} has no frames of {path}. "
+                "Start the run again, which computes what is missing."
+            )
+        shard, begin, *shape = place
+        name, dtype = self._names[shard], DTYPES[self.precision]
+        frames = bytearray(math.prod(shape) * dtype.itemsize)
+        try:
+            with (self.folder / name).open("rb") as file:
+                _check_size(file, self._shards[name])
+                file.seek(begin)
+                file.readinto(frames)
+        except (ValueError, FileNotFoundError) as error:
+            self._set_aside(name, error)
+            raise FeatureStoreError(
+                f"The shard {self.folder / name} with the frames of {path} "
+                f"cannot be read ({error}). Start the run again, which "
+                "computes what is missing."
+            ) from error
+        return torch.frombuffer(frames, dtype=dtype).view(shape).float()
+
+    def save(self, features, still_to_come=0):
+        """Writes a shard: all of it, or nothing.
+
+        Arguments
+        ---------
+        features : dict
+            Frames ``(T', dim)`` by key.
+        still_to_come : int
+            Bytes that will be wanted after these, for the message when the
+            disk is full.
+
+        Raises
+        ------
+        FeatureStoreError
+            If the disk is full; the shards before are unharmed.
+        """
+        content = safetensors.torch.save(
+            {
+                key: to_precision(frames, self.precision).cpu().contiguous()
+                for key, frames in features.items()
+            }
+        )
+        name = f"shard-{uuid.uuid4().hex}.safetensors"
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            if not (self.folder / "encoder.json").exists():
+                write_atomically(
+                    self.folder / "encoder.json", self._description.encode()
+                )
+            write_atomically(self.folder / name, content)
+        except OSError as error:
+            if error.errno not in _FULL:
+                raise
+            needed = len(content) + still_to_come
+            there = next(p for p in self.folder.parents if p.exists())
+            free = shutil.disk_usage(there).free
+            raise FeatureStoreError(
+                f"No space left in {self.folder} ({error.strerror}): "
+                f"{_megabytes(free)} are free, and the feature store needs "
+                f"about {_megabytes(needed)} more. Make room and start the run "
+                "again, which goes on from here; or give a --feature_store on "
+                "another disk, or null to compute features on the fly."
+            ) from error
+        self._add([name])
+
+    def refresh(self):
+        """Takes notice of shards that others have written or removed.
+
+        Does nothing if it was done so lately that, done as often as this, it
+        would take a share of the time that matters.
+        """
+        if time.monotonic() >= self._next_look:
+            self._look()
+
+    def _look(self):
+        started = time.monotonic()
+        names = set()
+        if self.folder.exists():
+            for name in os.listdir(self.folder):
+                if re.fullmatch(r"shard-.*\.safetensors", name):
+                    names.add(name)
+                elif re.fullmatch(r"\.shard-.*\.partial", name):
+                    self._tidy(name)
+        if self._shards.keys() - names:
+            self._forget()
+        self._add(sorted(names - self._shards.keys()))
+        now = time.monotonic()
+        self._next_look = now + (now - started) / _LISTING_SHARE
+
+    def _add(self, names):
+        """Takes in shards."""
+        # One growing piece of memory each: many small ones would leave holes.
+        digests, places = bytearray(), bytearray()
+        for name in names:
+            try:
+                size, keys, where = _index(self.folder / name, self.precision)
+            except FileNotFoundError:
+                continue  # another process has just set it aside
+            except (ValueError, TypeError, KeyError, AttributeError) as error:
+                self._set_aside(name, error)
+                continue
+            where["shard"] = len(self._names)
+            digests += keys
+            places += where.tobytes()
+            self._names.append(name)
+            self._shards[name] = size
+        self._places.update(
+            np.frombuffer(digests, "S16"), np.frombuffer(places, _PLACE)
+        )
+
+    def _place_of(self, key):
+        place = self._places.get(bytes.fromhex(key))
+        # What was added last is a tuple already.
+        return place if place is None else tuple(place)
+
+    def _set_aside(self, name, error):
+        damaged = self.folder / f"{name}.damaged"
+        try:
+            os.replace(self.folder / name, damaged)
+        except FileNotFoundError:
+            return  # another process was faster
+        logger.warning(
+            f"A shard of the feature store is damaged ({error}). It is set "
+            f"aside as {damaged}, which you may delete; its features are "
+            "computed again."
+        )
+
+    def _tidy(self, name):
+        """Removes what a process that was killed has left."""
+        partial = self.folder / name
+        # Another process may write it or remove it, or this one only read.
+        with contextlib.suppress(OSError):
+            if time.time() - partial.stat().st_mtime > _ABANDONED_S:
+                partial.unlink()
+
+
+def _index(path, precision):
+    """What a shard holds, by its header.
+
+    It is read here rather than by safetensors, which reads all of it for each
+    utterance, and where keeping shards open takes memory for each.
+
+    Returns
+    -------
+    size : int
+        Bytes of the shard.
+    digests : bytes
+        Keys, one after the other.
+    places : np.ndarray
+        ``_PLACE`` of each, but for the shard.
+
+    Raises
+    ------
+    ValueError, TypeError, KeyError, AttributeError
+        If the shard is damaged.
+    """
+    with path.open("rb") as file:
+        start = 8 + int.from_bytes(file.read(8), "little")
+        _check_size(file, start, or_more=True)
+        header = json.loads(file.read(start - 8))
+        where = [(*e["shape"], *e["data_offsets"]) for e in header.values()]
+        frames, dim, begin, stop = np.array(where, "i8").reshape(-1, 4).T
+        if (stop - begin != frames * dim * DTYPES[precision].itemsize).any():
+            raise ValueError("its header contradicts itself")
+        size = start + int(stop.max(initial=0))
+        _check_size(file, size)
+    places = np.empty(len(where), _PLACE)
+    places["begin"] = start + begin
+    places["frames"], places["dim"] = frames, dim
+    return size, bytes.fromhex("".join(header)), places
+
+
+def _check_size(file, size, or_more=False):
+    there = os.fstat(file.fileno()).st_size
+    if there < size or (there > size and not or_more):
+        raise ValueError(f"it has {there} bytes instead of {size}")
+
+
+def _megabytes(size):
+    return f"{size / 1e6:.1f} MB"

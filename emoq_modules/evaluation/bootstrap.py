@@ -1,0 +1,234 @@
+"""How far results can be trusted: confidence intervals and comparisons.
+
+Utterances of a dialogue share speakers, topic and mood, so they are not
+independent: what is resampled are whole dialogues.
+"""
+
+from typing import NamedTuple
+
+import numpy as np
+from scipy.stats import bootstrap
+
+from emoq_modules.evaluation.metrics import MEASURES, confusion_metrics
+
+_BATCH = 256  # resamples at a time: 20 MB where there are 10,000 dialogues
+
+
+class Interval(NamedTuple):
+    """A measure and its confidence interval, in percent."""
+
+    value: float
+    low: float
+    high: float
+
+
+class Comparison(NamedTuple):
+    """How much better the first system is, in percent; is it by chance?"""
+
+    difference: float
+    low: float
+    high: float
+    p_value: float
+
+
+def bootstrap_interval(
+    stats, measure="UA", confidence=0.95, resamples=9999, seed=0
+):
+    """Percentile interval of a measure over resampled dialogues.
+
+    The interval is that of other dialogues of the same kind, with this very
+    system: what other speakers or another seed would change is not in it.
+
+    Arguments
+    ---------
+    stats : EmotionStats
+        Such as ``read_predictions`` returns. A class that a resample lacks has
+        no part in its UA.
+    measure : str
+        ``WA``, ``UA`` or ``WF1``.
+    confidence : float
+        The share of resamples inside the interval.
+    resamples : int
+        How many are drawn.
+    seed : int
+        Of the draw.
+
+    Returns
+    -------
+    Interval
+        ``value``, that of all utterances, ``low`` and ``high``.
+
+    Raises
+    ------
+    ValueError
+        If there is no such measure, or fewer than two dialogues.
+
+    Example
+    -------
+    >>> import torch
+    >>> from emoq_modules import EmotionStats
+    >>> stats = EmotionStats(["no", "yes"])
+    >>> ids, targets = map(str, range(100)), torch.arange(100) % 2
+    >>> stats.append(ids, torch.eye(2)[[0, 1, 0, 1, 1] * 20], targets)
+    >>> value, low, high = bootstrap_interval(stats, "WA")
+    >>> round(value), round(low), round(high)
+    (50, 40, 60)
+    """
+    _check_measure(measure)
+    value, resampled = _resample(
+        _dialogue_confusions(stats),
+        lambda confusions: confusion_metrics(confusions)[measure],
+        confidence,
+        resamples,
+        seed,
+    )
+    return Interval(value, *map(float, resampled.confidence_interval))
+
+
+def paired_bootstrap(
+    a, b, measure="UA", confidence=0.95, resamples=9999, seed=0
+):
+    """Compares two systems on the same utterances, by resampled dialogues.
+
+    Both are measured on each resample (Koehn, 2004, "Statistical significance
+    tests for machine translation evaluation"). The p-value inverts the
+    percentile interval (Efron and Tibshirani, 1993, "An introduction to the
+    bootstrap"), so that it is below 0.05 where the interval of 95 % leaves out
+    0: of the share of resamples in which ``a`` is not better and that in which
+    ``b`` is not, it is twice the smaller. A share is (k + 1) / (n + 1): no
+    number of resamples proves that a probability is 0.
+
+    Arguments
+    ---------
+    a, b : EmotionStats
+        The systems, in any order of the utterances.
+    measure : str
+        ``WA``, ``UA`` or ``WF1``.
+    confidence : float
+        The share of resamples inside the interval.
+    resamples : int
+        How many are drawn.
+    seed : int
+        Of the draw.
+
+    Returns
+    -------
+    Comparison
+        ``difference``, of ``a`` minus ``b``, its ``low`` and ``high``, and
+        ``p_value``, two-sided.
+
+    Raises
+    ------
+    ValueError
+        If the systems were not measured on the same utterances with the same
+        labels, there is no such measure, or there are fewer than two dialogues.
+
+    Example
+    -------
+    >>> import torch
+    >>> from emoq_modules import EmotionStats
+    >>> systems = EmotionStats(["no", "yes"]), EmotionStats(["no", "yes"])
+    >>> targets = torch.arange(100) % 2
+    >>> for stats, right in zip(systems, (90, 60)):
+    ...     answers = torch.where(torch.arange(100) < right, targets, 0)
+    ...     stats.append(map(str, range(100)), torch.eye(2)[answers], targets)
+    >>> found = paired_bootstrap(*systems, "WA")
+    >>> found.difference, found.p_value < 0.01
+    (15.0, True)
+    """
+    _check_measure(measure)
+    _check_same_utterances(a, b)
+
+    def difference(confusions):
+        values = confusion_metrics(confusions)[measure]
+        # Rounded, so that what is equal but for the order of sums is a tie.
+        return (values[..., 0] - values[..., 1]).round(9)
+
+    both = np.stack([_dialogue_confusions(a), _dialogue_confusions(b)], axis=1)
+    value, resampled = _resample(both, difference, confidence, resamples, seed)
+    differences = resampled.bootstrap_distribution
+    fewer = min((differences <= 0).sum(), (differences >= 0).sum())
+    p_value = min(1.0, float(2 * (fewer + 1) / (resamples + 1)))
+    interval = map(float, resampled.confidence_interval)
+    return Comparison(value, *interval, p_value)
+
+
+def _dialogue_confusions(stats):
+    """Confusion counts of each dialogue, by name, ``(D, C, C)``."""
+    names, dialogue = np.unique(stats.dialogues, return_inverse=True)
+    if len(names) < 2:
+        raise ValueError(
+            f"dialogues are resampled, and there is {len(names)} in "
+            f"{len(stats.ids)} utterances: at least two are needed"
+        )
+    classes = len(stats.labels)
+    counts = np.zeros((len(names), classes, classes))
+    np.add.at(counts, (dialogue, stats.targets, stats.predictions), 1)
+    return counts
+
+
+def _resample(counts, statistic, confidence, resamples, seed):
+    """The statistic of all counts ``(D, …)`` summed, and SciPy's bootstrap.
+
+    ``statistic`` takes sums of R resamples, ``(R, …)``, and returns ``(R,)``.
+    """
+    dialogues = len(counts)
+
+    def of_resamples(chosen, axis):
+        # How often each dialogue is in each resample: (R, D). One product with
+        # the counts is then their sum over each resample.
+        rows = np.arange(len(chosen))[:, None]
+        flat = (dialogues * rows + chosen.astype(int)).ravel()
+        times = np.bincount(flat, minlength=len(chosen) * dialogues)
+        times = times.reshape(-1, dialogues).astype(float)
+        return statistic(np.tensordot(times, counts, axes=1))
+
+    resampled = bootstrap(
+        [np.arange(dialogues)],
+        of_resamples,
+        n_resamples=resamples,
+        batch=_BATCH,
+        vectorized=True,
+        confidence_level=confidence,
+        method="percentile",
+        rng=np.random.default_rng(seed),
+    )
+    return float(statistic(counts.sum(axis=0))), resampled
+
+
+def _check_measure(measure):
+    if measure not in MEASURES:
+        raise ValueError(
+            f"there is no measure {measure!r}; it can be {', '.join(MEASURES)}"
+        )
+
+
+def _check_same_utterances(a, b):
+    if a.labels != b.labels:
+        raise ValueError(
+            f"the first system has the classes {', '.join(a.labels)}, the "
+            f"second {', '.join(b.labels)}: only systems with the same classes "
+            "in the same order can be compared"
+        )
+    known_a, known_b = _what_is_known(a), _what_is_known(b)
+    for utterance in sorted(known_a.keys() | known_b.keys()):
+        in_a, in_b = known_a.get(utterance), known_b.get(utterance)
+        if in_a is None or in_b is None:
+            raise ValueError(
+                f"only the {'first' if in_b is None else 'second'} system was "
+                f"measured on '{utterance}': compare systems on the same "
+                "corpus, fold and split"
+            )
+        if in_a != in_b:
+            raise ValueError(
+                f"'{utterance}' is '{in_a[0]}' in dialogue '{in_a[1]}' for "
+                f"the first system, '{in_b[0]}' in dialogue '{in_b[1]}' for "
+                "the second: evaluate both on the same manifest"
+            )
+
+
+def _what_is_known(stats):
+    """Reference label and dialogue of each utterance, by its id."""
+    labels = [stats.labels[target] for target in stats.targets]
+    facts = zip(labels, stats.dialogues, strict=True)
+    return dict(zip(stats.ids, facts, strict=True))

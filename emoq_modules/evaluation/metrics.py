@@ -1,0 +1,318 @@
+"""Metrics of emotion recognition: WA, UA and WF1.
+
+``EmotionStats`` collects posteriors over a data set, as a SpeechBrain metric;
+``emotion_metrics`` measures class indices, ``confusion_metrics`` counts.
+"""
+
+from collections import Counter
+
+import numpy as np
+import torch
+from speechbrain.utils.metric_stats import MetricStats
+
+MEASURES = ("WA", "UA", "WF1")
+
+
+class EmotionStats(MetricStats):
+    """Accuracies, F1 and confusion over a set of utterances.
+
+    - **WA**, weighted accuracy: the share of utterances recognized.
+    - **UA**, unweighted accuracy: the mean of the class recalls.
+    - **WF1**: the mean of the class F1 scores, weighted by class size.
+
+    All in percent. What is measured is a set: an utterance that comes twice is
+    refused. The utterances seen so far stand side by side in ``ids`` and
+    ``dialogues`` (str), ``targets`` and ``predictions`` (class indices) and
+    ``posteriors`` (float32 tensors, (C,)).
+
+    Arguments
+    ---------
+    labels : list of str
+        Names of the classes, in the order of the posteriors.
+
+    Raises
+    ------
+    ValueError
+        If there are no labels, or one occurs twice.
+
+    Example
+    -------
+    >>> stats = EmotionStats(["angry", "happy", "sad"])
+    >>> posteriors = torch.tensor(
+    ...     [[0.8, 0.1, 0.1], [0.6, 0.3, 0.1], [0.2, 0.3, 0.5]]
+    ... )
+    >>> stats.append(["a", "b", "c"], posteriors, torch.tensor([0, 0, 1]))
+    >>> stats.summarize("UA")
+    50.0
+    >>> stats.summarize("recall")
+    {'angry': 100.0, 'happy': 0.0, 'sad': None}
+    >>> stats.summarize("confusion")
+    [[2, 0, 0], [0, 0, 1], [0, 0, 0]]
+    """
+
+    def __init__(self, labels):
+        self.labels = list(labels)
+        if not self.labels:
+            raise ValueError("labels is empty: name at least one class")
+        repeated = _repeated(self.labels)
+        if repeated:
+            raise ValueError(f"labels holds {_listed(repeated)} more than once")
+        self.clear()
+
+    def clear(self):
+        """Forgets all utterances."""
+        self.ids = []
+        self.dialogues = []
+        self.targets = []
+        self.predictions = []
+        self.posteriors = []
+        self.summary = {}
+
+    def append(self, ids, posteriors, targets, dialogues=None):
+        """Adds the utterances of a batch, or none of them if one is faulty.
+
+        Arguments
+        ---------
+        ids : list of str
+            Names of the utterances, B of them.
+        posteriors : torch.Tensor
+            A score for each class, (B, C). The highest is the prediction.
+        targets : torch.Tensor
+            Class indices of the reference, (B,).
+        dialogues : list of str | None
+            The dialogue of each utterance; None makes each a dialogue of its
+            own.
+
+        Raises
+        ------
+        ValueError
+            If an id has come before, a target is not one of the classes, a
+            posterior is not finite, or the shapes do not agree.
+        """
+        ids = list(ids)
+        dialogues = ids if dialogues is None else list(dialogues)
+        posteriors = posteriors.detach().to("cpu", torch.float32)
+        targets = torch.as_tensor(targets).cpu()
+        self._check(ids, posteriors, targets, dialogues)
+        self.ids += ids
+        self.dialogues += dialogues
+        self.posteriors += posteriors.unbind()
+        self.predictions += posteriors.argmax(dim=1).tolist()
+        self.targets += targets.tolist()
+
+    def summarize(self, field=None):
+        """Computes all measures over the utterances appended so far.
+
+        Arguments
+        ---------
+        field : str | None
+            The one measure to return; None returns all.
+
+        Returns
+        -------
+        dict or object
+            What :func:`emotion_metrics` returns, or its ``field``.
+
+        Raises
+        ------
+        ValueError
+            If nothing has been appended.
+        """
+        self.summary = emotion_metrics(
+            self.targets, self.predictions, self.labels
+        )
+        return self.summary if field is None else self.summary[field]
+
+    def write_stats(self, filestream):
+        """Writes the measures and the confusion counts as text.
+
+        Arguments
+        ---------
+        filestream : file object
+            A text stream.
+
+        Raises
+        ------
+        ValueError
+            If nothing has been appended.
+        """
+        summary = self.summarize()
+        for name in MEASURES:
+            filestream.write(f"{name}: {summary[name]:.2f} %\n")
+        filestream.write(f"utterances: {summary['n']}\n\n")
+        filestream.write("Confusion (rows: reference, columns: recognized)\n")
+        filestream.write(format_confusion(self.labels, summary) + "\n")
+
+    def _check(self, ids, posteriors, targets, dialogues):
+        batch, classes = len(ids), len(self.labels)
+        if posteriors.shape != (batch, classes) or targets.shape != (batch,):
+            raise ValueError(
+                f"{batch} utterances of {classes} classes need posteriors of "
+                f"shape ({batch}, {classes}) and targets of shape ({batch},), "
+                f"not {tuple(posteriors.shape)} and {tuple(targets.shape)}"
+            )
+        if len(dialogues) != batch:
+            raise ValueError(
+                f"{batch} utterances need as many dialogues, not "
+                f"{len(dialogues)}"
+            )
+        repeated = _repeated(ids) or sorted(set(self.ids).intersection(ids))
+        if repeated:
+            raise ValueError(
+                f"{_listed(repeated)} measured more than once: the data set "
+                "repeats ids, or the metric was not cleared before a new pass"
+            )
+        for utterance, target, row in zip(
+            ids, targets.tolist(), posteriors, strict=True
+        ):
+            if not 0 <= target < classes:
+                raise ValueError(
+                    f"target {target} of utterance '{utterance}' is not one "
+                    f"of the {classes} classes 0 to {classes - 1} "
+                    f"({', '.join(self.labels)}): the data set has another "
+                    "label set"
+                )
+            if not row.isfinite().all():
+                raise ValueError(
+                    f"posteriors of utterance '{utterance}' are not finite: "
+                    f"{row.tolist()}. Its audio may be faulty, or the model "
+                    "may have diverged."
+                )
+
+
+def emotion_metrics(targets, predictions, labels):
+    """WA, UA, WF1, recalls and confusion counts from class indices.
+
+    Arguments
+    ---------
+    targets : list of int
+        Class indices of the reference, (N,).
+    predictions : list of int
+        Class indices recognized, (N,).
+    labels : list of str
+        Names of the classes.
+
+    Returns
+    -------
+    dict
+        Plain Python values, fit for JSON and for checkpoint metadata:
+        ``WA``, ``UA`` and ``WF1`` in percent; ``recall``, in percent by class
+        name, None for a class that does not occur in the reference and has no
+        part in UA; ``confusion``, counts by reference (row) and prediction
+        (column); ``n``, the number of utterances.
+
+    Raises
+    ------
+    ValueError
+        If there are no utterances.
+
+    Example
+    -------
+    >>> metrics = emotion_metrics([0, 0, 0, 1], [0, 0, 1, 1], ["no", "yes"])
+    >>> metrics["WA"], round(metrics["UA"], 2), round(metrics["WF1"], 2)
+    (75.0, 83.33, 76.67)
+    """
+    if not len(targets):
+        raise ValueError(
+            "no utterances to measure: nothing was appended to the metric"
+        )
+    confusion = np.zeros((len(labels), len(labels)), dtype=int)
+    np.add.at(confusion, (targets, predictions), 1)
+    metrics = confusion_metrics(confusion)
+    return {
+        **{measure: float(metrics[measure]) for measure in MEASURES},
+        "recall": {
+            label: None if np.isnan(value) else float(value)
+            for label, value in zip(labels, metrics["recall"], strict=True)
+        },
+        "confusion": confusion.tolist(),
+        "n": len(targets),
+    }
+
+
+def confusion_metrics(confusion):
+    """WA, UA, WF1 and recalls from confusion counts.
+
+    Arguments
+    ---------
+    confusion : np.ndarray
+        Counts by reference (row) and prediction (column), of any number of
+        sets at once, (..., C, C); none of them is empty.
+
+    Returns
+    -------
+    dict
+        ``WA``, ``UA`` and ``WF1``, (...), and ``recall``, (..., C), in percent.
+        The recall of a class that does not occur in the reference is NaN, and
+        has no part in UA.
+
+    Example
+    -------
+    >>> confusion_metrics(np.array([[[2, 1], [0, 1]], [[4, 0], [0, 0]]]))["UA"]
+    array([ 83.33333333, 100.        ])
+    """
+    hits = np.diagonal(confusion, axis1=-2, axis2=-1)
+    members, recognized = confusion.sum(axis=-1), confusion.sum(axis=-2)
+    total = members.sum(axis=-1)
+    # Where a class has no members there are no hits either: 0 / 1 is its
+    # F1, as in scikit-learn, and what its recall adds to UA.
+    recall = 100 * hits / np.maximum(members, 1)
+    f1 = 200 * hits / np.maximum(members + recognized, 1)
+    present = members > 0
+    return {
+        "WA": 100 * hits.sum(axis=-1) / total,
+        "UA": recall.sum(axis=-1) / present.sum(axis=-1),
+        "WF1": (f1 * members).sum(axis=-1) / total,
+        "recall": np.where(present, recall, np.nan),
+    }
+
+
+def format_confusion(labels, metrics):
+    """A table of confusion counts and recalls, for a terminal or a log.
+
+    Arguments
+    ---------
+    labels : list of str
+        Names of the classes.
+    metrics : dict
+        As :func:`emotion_metrics` returns them.
+
+    Returns
+    -------
+    str
+        One line a class under a header, without a final newline.
+
+    Example
+    -------
+    >>> labels = ["no", "yes"]
+    >>> metrics = emotion_metrics([0, 0, 0, 1], [0, 0, 1, 1], labels)
+    >>> print(format_confusion(labels, metrics))
+            no    yes  recall
+     no      2      1    66.7
+    yes      0      1   100.0
+    """
+    first = max(len(label) for label in labels)
+    # A column is as wide as its name, or as a count of five digits.
+    widths = [max(len(label) + 2, 7) for label in labels]
+
+    def line(*cells):
+        """Cells in the columns."""
+        pairs = zip(cells, [first, *widths, 8], strict=True)
+        return "".join(f"{cell:>{width}}" for cell, width in pairs)
+
+    lines = [line("", *labels, "recall")]
+    for label, counts in zip(labels, metrics["confusion"], strict=True):
+        recall = metrics["recall"][label]
+        percent = "-" if recall is None else f"{recall:.1f}"
+        lines.append(line(label, *counts, percent))
+    return "\n".join(lines)
+
+
+def _repeated(values):
+    return [value for value, count in Counter(values).items() if count > 1]
+
+
+def _listed(values, shown=3):
+    names = ", ".join(f"'{value}'" for value in values[:shown])
+    more = len(values) - shown
+    return f"{names} and {more} more" if more > 0 else names

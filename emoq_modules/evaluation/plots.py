@@ -1,0 +1,375 @@
+"""Pictures: confusion, training, reliability, map of embeddings, attention.
+
+Figures are made without ``pyplot``, hence without a display and without state
+that a notebook or another library would share.
+"""
+
+import io
+
+import numpy as np
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator, PercentFormatter
+
+from emoq_modules.evaluation.calibration import (
+    expected_calibration_error,
+    reliability,
+)
+
+# Okabe and Ito's palette, which color-blind readers can tell apart.
+_BLUE, _ORANGE, _GREEN = "#0072B2", "#D55E00", "#009E73"
+_PURPLE, _GRAY = "#CC79A7", "#666666"
+_COLORS = (
+    *(_BLUE, _ORANGE, _GREEN, _PURPLE),
+    *("#E69F00", "#56B4E9", "#000000", "#F0E442"),
+)
+_MARKERS = "o^sDvPX*"
+# How far the frames of an encoder may end from the end of the sound.
+_WINDOW_S = 0.03
+
+
+def plot_confusion(labels, metrics, title):
+    """Draws a confusion matrix, each row in percent of its class.
+
+    Arguments
+    ---------
+    labels : list of str
+        Names of the classes.
+    metrics : dict
+        As :func:`emoq_modules.evaluation.metrics.emotion_metrics` returns them.
+    title : str
+        What was measured; the measures stand below it.
+
+    Returns
+    -------
+    matplotlib.figure.Figure
+        One cell a pair of classes, with percent and count.
+
+    Example
+    -------
+    >>> from emoq_modules.evaluation.metrics import emotion_metrics
+    >>> metrics = emotion_metrics([0, 0, 1], [0, 1, 1], ["no", "yes"])
+    >>> figure = plot_confusion(["no", "yes"], metrics, "toy corpus")
+    >>> [text.get_text() for text in figure.axes[0].texts]
+    ['50 %\\n1', '50 %\\n1', '0 %\\n0', '100 %\\n1']
+    """
+    counts = np.array(metrics["confusion"])
+    members = counts.sum(axis=1)
+    percent = 100 * counts / np.maximum(members, 1)[:, None]
+
+    side = 2.4 + 0.75 * len(labels)  # inches: a cell holds "100 %"
+    figure = Figure(figsize=(side, side), layout="constrained")
+    axes = figure.add_subplot()
+    axes.imshow(percent, cmap="Blues", vmin=0, vmax=100)
+    for (row, column), value in np.ndenumerate(percent):
+        text = f"{value:.0f} %\n{counts[row, column]}"
+        axes.text(
+            column,
+            row,
+            text if members[row] else "–",
+            ha="center",
+            va="center",
+            fontsize=9,
+            color="white" if value > 55 else "black",
+        )
+
+    rows = [f"{x}\n({n})" for x, n in zip(labels, members, strict=True)]
+    places = range(len(labels))
+    slanted = max(map(len, labels)) > 9  # wider than a cell
+    axes.set_xticks(
+        places,
+        labels,
+        rotation=35 if slanted else 0,
+        ha="right" if slanted else "center",
+    )
+    axes.set_yticks(places, rows)
+    axes.tick_params(length=0)
+    axes.set_xlabel("recognized")
+    axes.set_ylabel("reference (utterances)")
+    axes.spines[:].set_visible(False)
+    measures = [f"{x} {metrics[x]:.1f} %" for x in ("WA", "UA", "WF1")]
+    axes.set_title(f"{title}\n{'   '.join(measures)}", fontsize=10)
+    return figure
+
+
+def plot_training_curves(history, best_epoch, title):
+    """Draws losses, validation measures and learning rate over epochs.
+
+    Arguments
+    ---------
+    history : list of dict
+        As ``results.write_results`` takes it. A value that an epoch lacks
+        leaves a gap.
+    best_epoch : int
+        The epoch to mark, if any.
+    title : str
+        What was trained.
+
+    Returns
+    -------
+    matplotlib.figure.Figure
+        Three panels over a common axis.
+
+    Example
+    -------
+    >>> history = [{"epoch": 1, "train_loss": 2.0}, {"epoch": 2}]
+    >>> figure = plot_training_curves(history, 2, "toy corpus")
+    >>> [axes.get_ylabel() for axes in figure.axes]
+    ['loss', 'validation (%)', 'learning rate']
+    """
+    figure = Figure(figsize=(7, 6.5), layout="constrained")
+    loss, measures, rate = figure.subplots(
+        3, sharex=True, height_ratios=[3, 3, 1.2]
+    )
+    _curve(loss, history, "train_loss", "training", _BLUE, "o-")
+    _curve(loss, history, "valid_loss", "validation", _ORANGE, "s--")
+    _curve(measures, history, "valid_WA", "WA", _BLUE, "o-")
+    _curve(measures, history, "valid_UA", "UA", _ORANGE, "s--")
+    _curve(measures, history, "valid_WF1", "WF1", _GREEN, "^:")
+    _curve(rate, history, "lr", "learning rate", _PURPLE, "o-")
+    loss.set_ylabel("loss")
+    measures.set_ylabel("validation (%)")
+    rate.set_ylabel("learning rate")
+    rate.set_xlabel("epoch")
+
+    for axes in (loss, measures, rate):
+        axes.grid(color="0.9")
+        axes.set_axisbelow(True)
+        axes.spines[["top", "right"]].set_visible(False)
+        if best_epoch is not None:
+            axes.axvline(
+                best_epoch,
+                color=_GRAY,
+                linestyle=(0, (4, 3)),
+                linewidth=1,
+                label=f"best epoch ({best_epoch})",
+            )
+    for axes in (loss, measures):
+        axes.legend(
+            fontsize=8,
+            loc="center left",
+            bbox_to_anchor=(1, 0.5),
+            frameon=False,
+        )
+    epochs = [row["epoch"] for row in history]
+    rate.set_xlim(min(epochs) - 0.5, max(epochs) + 0.5)
+    rate.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
+    rate.set_ylim(bottom=0)
+    figure.suptitle(title, fontsize=11)
+    return figure
+
+
+def plot_reliability(systems, targets, title, bins=15):
+    """Draws a reliability diagram, say before and after temperature scaling.
+
+    Arguments
+    ---------
+    systems : dict
+        One or two posteriors of the test set, each (N, C), by name.
+    targets : array_like
+        Class indices of the reference, (N,).
+    title : str
+        What was measured.
+    bins : int
+        Into how many the confidences from 0 to 1 are put.
+
+    Returns
+    -------
+    matplotlib.figure.Figure
+        Accuracy over confidence, with the expected calibration error (ECE) of
+        each, and below it how the utterances spread over the confidences.
+
+    Example
+    -------
+    >>> posteriors = [[0.95, 0.05], [0.85, 0.15], [0.3, 0.7]]
+    >>> figure = plot_reliability({"T = 1": posteriors}, [0, 1, 1], "toy")
+    >>> [text.get_text() for text in figure.axes[0].get_legend().get_texts()]
+    ['perfect', 'T = 1, ECE 0.400']
+    """
+    figure = Figure(figsize=(5.5, 6.5), layout="constrained")
+    diagram, spread = figure.subplots(2, sharex=True, height_ratios=[3, 1])
+    diagram.plot([0, 1], [0, 1], "--", color=_GRAY, lw=1, label="perfect")
+    edges = np.linspace(0, 1, bins + 1)
+    styles = [(_BLUE, "o-"), (_ORANGE, "s-")][: len(systems)]
+    for (name, values), (color, style) in zip(
+        systems.items(), styles, strict=True
+    ):
+        confidence, accuracy, count = reliability(values, targets, bins)
+        error = expected_calibration_error(values, targets, bins)
+        filled = count > 0  # the line goes on over a bin without utterances
+        diagram.plot(
+            confidence[filled],
+            accuracy[filled],
+            style,
+            color=color,
+            label=f"{name}, ECE {error:.3f}",
+            ms=5,
+        )
+        share = 100 * count / count.sum()
+        spread.stairs(share, edges, color=color, fill=True, alpha=0.2)
+        spread.stairs(share, edges, color=color, lw=1.5)
+    diagram.set_ylabel("accuracy")
+    diagram.set_ylim(-0.02, 1.02)  # a marker at the edge is whole
+    diagram.legend(fontsize=9, loc="best", frameon=False)
+    spread.set_ylabel("utterances")
+    spread.yaxis.set_major_formatter(PercentFormatter(decimals=0))
+    spread.set_xlabel("confidence (highest posterior)")
+    spread.set_xlim(0, 1.02)
+    for axes in (diagram, spread):
+        axes.grid(color="0.9")
+        axes.set_axisbelow(True)
+        axes.spines[["top", "right"]].set_visible(False)
+    diagram.set_title(title, fontsize=11)
+    return figure
+
+
+def plot_map(points, targets, labels, title):
+    """Draws where utterances lie in a plane, colored by emotion.
+
+    Arguments
+    ---------
+    points : np.ndarray
+        ``(N, 2)``, as ``embeddings.to_plane`` returns.
+    targets : array_like
+        Class indices of the reference, ``(N,)``.
+    labels : list of str
+        Names of the classes. Colors repeat after the eighth, in another size.
+    title : str
+        What was measured.
+
+    Returns
+    -------
+    matplotlib.figure.Figure
+        A class has a color and a marker of its own; axes have no units.
+
+    Example
+    -------
+    >>> points = np.array([[0.0, 0.0], [1.0, 2.0], [1.5, 2.0]])
+    >>> figure = plot_map(points, [0, 1, 1], ["no", "yes"], "toy corpus")
+    >>> [text.get_text() for text in figure.legends[0].get_texts()]
+    ['no (1)', 'yes (2)']
+    """
+    points, targets = np.asarray(points), np.asarray(targets)
+    figure = Figure(figsize=(6.5, 5), layout="constrained")
+    axes = figure.add_subplot()
+    size = float(np.clip(4000 / len(points), 6, 36))  # points², crowded or not
+    for number, label in enumerate(labels):
+        members = targets == number
+        again, color = divmod(number, len(_COLORS))
+        axes.scatter(
+            *points[members].T,
+            s=size * (1 + again),
+            color=_COLORS[color],
+            marker=_MARKERS[color],
+            alpha=0.7,
+            linewidths=0,
+            label=f"{label} ({members.sum()})",
+        )
+    axes.set_xticks([])
+    axes.set_yticks([])
+    axes.set_aspect("equal", adjustable="datalim")
+    axes.spines[:].set_color("0.8")
+    axes.set_title(title, fontsize=11)
+    figure.legend(loc="outside right center", frameon=False, markerscale=1.5)
+    return figure
+
+
+def plot_attention(weights, wav, hop_s, title, sample_rate=16000):
+    """Draws when in a recording each query of the EmoQ-Former listens.
+
+    Arguments
+    ---------
+    weights : array_like
+        Of one recording, ``(N_q, T)``: of what
+        :meth:`emoq_modules.EmoQFormer.record_attention` yields, a layer and a
+        head, or a mean over them.
+    wav : array_like
+        The waveform, ``(samples,)``.
+    hop_s : float
+        Seconds from one frame to the next: the audio encoder's ``hop_s``.
+    title : str
+        What is heard.
+    sample_rate : int
+        Of the waveform, in Hz.
+
+    Returns
+    -------
+    matplotlib.figure.Figure
+        The waveform, and below it the weights over the same time, as multiples
+        of those that attend to all frames alike.
+
+    Raises
+    ------
+    ValueError
+        If the weights are not those of one recording, or of another length.
+
+    Example
+    -------
+    >>> weights = np.full((4, 25), 1 / 25)
+    >>> wav = np.sin(np.arange(32000) / 20)
+    >>> figure = plot_attention(weights, wav, 0.08, "a tone of 2 s")
+    >>> [axes.get_ylabel() for axes in figure.axes]
+    ['amplitude', 'query', 'attention (1: to all frames alike)']
+    """
+    weights, wav = np.asarray(weights), np.asarray(wav)
+    duration = len(wav) / sample_rate  # s
+    if weights.ndim != 2 or abs(weights.shape[1] * hop_s - duration) > (
+        hop_s + _WINDOW_S
+    ):
+        raise ValueError(
+            f"Weights {weights.shape} at {hop_s} s a frame are not those of a "
+            f"recording of {duration:.2f} s: give (queries, frames), without "
+            "padding."
+        )
+    queries, frames = weights.shape
+    figure = Figure(figsize=(7.5, 4.5), layout="constrained")
+    above, below = figure.subplots(2, sharex=True, height_ratios=[1, 2.5])
+    above.plot(np.arange(len(wav)) / sample_rate, wav, color=_BLUE, lw=0.4)
+    above.set_ylabel("amplitude")
+    above.set_yticks([])
+    above.tick_params(length=0)
+    above.spines[:].set_visible(False)
+    shades = weights * frames
+    mesh = below.pcolormesh(
+        np.arange(frames + 1) * hop_s,
+        np.arange(queries + 1) + 0.5,  # query 1 is the row around 1
+        shades,
+        cmap="Blues",
+        vmin=0,
+        vmax=np.percentile(shades, 99),  # a few peaks would hide the others
+    )
+    below.invert_yaxis()
+    below.yaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
+    below.set_ylabel("query")
+    below.set_xlabel("time (s)")
+    below.set_xlim(0, duration)
+    figure.colorbar(
+        mesh,
+        ax=(above, below),
+        extend="max",
+        label="attention (1: to all frames alike)",
+    )
+    above.set_title(title, fontsize=11)
+    return figure
+
+
+def as_png(figure):
+    """A figure as the bytes of a PNG file; the same figure, the same bytes.
+
+    Arguments
+    ---------
+    figure : matplotlib.figure.Figure
+        Such as the others here return.
+
+    Returns
+    -------
+    bytes
+    """
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=150)
+    return buffer.getvalue()
+
+
+def _curve(axes, history, key, label, color, style):
+    epochs = [row["epoch"] for row in history]
+    values = [row.get(key, np.nan) for row in history]
+    axes.plot(epochs, values, style, color=color, label=label, ms=4)

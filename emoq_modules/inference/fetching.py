@@ -1,0 +1,181 @@
+"""Where a trained system is loaded from, looked at before it is executed.
+
+A source is a folder, a name on the Hugging Face hub or a web address. Whatever
+it is, its YAML becomes a local file first, is checked, and only then goes to
+SpeechBrain, which executes it.
+"""
+
+from fnmatch import fnmatch
+from pathlib import Path
+
+from huggingface_hub import try_to_load_from_cache
+from huggingface_hub.errors import HFValidationError
+from ruamel.yaml import YAML, YAMLError
+from speechbrain.utils.fetching import (
+    FetchConfig,
+    FetchFrom,
+    LocalStrategy,
+    fetch,
+    guess_source,
+)
+
+from emoq_modules.dataio.files import find_fault
+from emoq_modules.errors import SourceError
+from emoq_modules.inference.recognizer_folder import (
+    FORMAT_VERSION,
+    RECOGNIZER_FOLDER,
+)
+from emoq_modules.inference.safe_yaml import check_yaml
+from emoq_modules.lobes.backbones import download
+
+# Nothing else of a repository on the hub is fetched: no code and no pickles.
+_PATTERNS = ("*.yaml", "*.json", "*.safetensors", "*.txt", "*.model", "*.jinja")
+
+
+def open_source(
+    source,
+    hparams_file,
+    overrides=None,
+    trust_source=False,
+    savedir=None,
+    local_strategy=LocalStrategy.SYMLINK,
+    fetch_config=None,
+):
+    """Brings a trained system onto this machine, and checks it.
+
+    Arguments
+    ---------
+    source : str or Path or speechbrain.utils.fetching.FetchSource
+        A folder, a name on the hub or a web address.
+    hparams_file : str
+        Name of the YAML file in it.
+    overrides : dict | str | None
+        Values that replace those of the YAML.
+    trust_source : bool
+        Whether to leave out the check of what the YAML would execute.
+    savedir : str or Path | None
+        Where SpeechBrain collects files; a web address needs it.
+    local_strategy : speechbrain.utils.fetching.LocalStrategy
+        How it does.
+    fetch_config : speechbrain.utils.fetching.FetchConfig | None
+        SpeechBrain's options of downloads, for instance the revision.
+
+    Returns
+    -------
+    folder : str
+        Where the YAML is now.
+    overrides : dict
+        The overrides, and ``pretrained_path``: where the weights are.
+
+    Raises
+    ------
+    BackboneError
+        If a name is not to be had from the hub.
+    SourceError
+        If there is no such YAML, a file is missing or was cut off, or a later
+        version has written it.
+    UnsafeYAMLError
+        If the YAML would execute what no trained EmoQ needs.
+    """
+    fetch_config = fetch_config or FetchConfig()
+    if isinstance(source, Path):
+        source = str(source)
+    kind, place = guess_source(source)
+    if kind == FetchFrom.HUGGING_FACE:
+        kind, place = (
+            FetchFrom.LOCAL,
+            _snapshot(place, hparams_file, fetch_config),
+        )
+    if kind == FetchFrom.LOCAL:
+        _check_folder(Path(place), hparams_file)
+    # As SpeechBrain will do it: what is in savedir goes before the source.
+    path = fetch(
+        hparams_file, place, savedir, None, local_strategy, fetch_config
+    )
+    text = path.read_text(encoding="utf-8")
+    _read(text, path)
+    if isinstance(overrides, str):
+        overrides = YAML().load(overrides)
+    overrides = {"pretrained_path": str(place), **(overrides or {})}
+    if not trust_source:
+        check_yaml(text, overrides, origin=path)
+    # What was checked is executed, even if a web address answers otherwise now.
+    folder = place if kind == FetchFrom.LOCAL else path.parent
+    return str(folder), overrides
+
+
+def _snapshot(name, hparams_file, config):
+    """The folder of a repository on the hub, from the cache if it is whole."""
+    where = {
+        "revision": config.revision,
+        "cache_dir": config.huggingface_cache_dir,
+    }
+    try:
+        file = try_to_load_from_cache(name, hparams_file, **where)
+    except HFValidationError:
+        raise SourceError(
+            f"There is no folder {name}, and a name on the Hugging Face hub "
+            "it cannot be either."
+        ) from None
+    folder = Path(file).parent if isinstance(file, str) else None
+    if not config.allow_network:
+        if folder is None:
+            raise SourceError(
+                f"{name} is no local folder and not in the cache, and "
+                "fetch_config has allow_network=False."
+            )
+        return folder
+    # Less is there after a download that was interrupted.
+    if folder and not config.allow_updates and find_fault(folder) is None:
+        return folder
+    return download(
+        name,
+        lambda files: [
+            file for file in files if any(fnmatch(file, p) for p in _PATTERNS)
+        ],
+        token=config.token,
+        **where,
+    )
+
+
+def _check_folder(folder, hparams_file):
+    """Refuses folders that are not whole, or of a later version."""
+    path = folder / hparams_file
+    inside = folder / RECOGNIZER_FOLDER
+    if (inside / hparams_file).is_file():
+        raise SourceError(
+            f"{folder} is the folder of a run; its recognizer is in {inside}."
+        )
+    if not path.is_file():
+        raise SourceError(
+            f"{folder} holds no {hparams_file}, so there is no trained system "
+            "in it. Give the folder `recognizer` that stage 2 leaves, or one "
+            "that `emoq export` has made."
+        )
+    tree = _read(path.read_text(encoding="utf-8"), path)
+    if "format_version" not in tree:
+        return  # stage 2's own folder
+    fault = find_fault(folder)
+    if fault is not None:
+        raise SourceError(
+            f"{folder} is not whole: {fault}. Copy or download it again, or "
+            "export it anew."
+        )
+
+
+def _read(text, path):
+    """A YAML's tree, of which nothing is executed."""
+    try:
+        tree = YAML().load(text)
+    except YAMLError as error:
+        raise SourceError(f"{path} is no YAML file: {error}") from None
+    if not isinstance(tree, dict):
+        raise SourceError(f"{path} has no keys: it is no trained system.")
+    version = tree.get("format_version", FORMAT_VERSION)
+    if version not in range(FORMAT_VERSION + 1):
+        raise SourceError(
+            f"{path} is of format {version}, and this version of EmoQ reads "
+            f"formats up to {FORMAT_VERSION}: install the version that wrote "
+            "it (README.md beside it tells which), or a later one."
+        )
+    return tree

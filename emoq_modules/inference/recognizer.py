@@ -1,0 +1,430 @@
+"""The trained system at work: from a recording to posteriors of emotions."""
+
+import torch
+from speechbrain.inference.interfaces import Pretrained
+from speechbrain.utils.autocast import AMPConfig, TorchAutocast
+from speechbrain.utils.data_utils import batch_pad_right
+
+from emoq_modules.dataio.audio import SAMPLE_RATE
+from emoq_modules.dataio.datasets import encode_text, latest_turns
+from emoq_modules.dataio.recordings import (
+    Recording,
+    cut,
+    fixed_windows,
+    level_dbfs,
+    read_recording,
+)
+from emoq_modules.errors import AudioError
+from emoq_modules.inference.asr import load_transcriber, with_texts
+from emoq_modules.inference.batching import Piece, Recognizing, calibrated
+from emoq_modules.inference.fetching import open_source
+from emoq_modules.inference.vad import speech_spans
+from emoq_modules.lobes.frames import round_trip
+from emoq_modules.lobes.prompt import without_speakers
+
+
+class EmotionRecognizer(Pretrained):
+    """Recognizes emotion with a trained EmoQ, in SpeechBrain's conventions.
+
+    Made by ``from_hparams``. Stage 2 leaves what it needs in the folder
+    ``recognizer`` of its output folder.
+
+    Example
+    -------
+    >>> recognizer = EmotionRecognizer.from_hparams(
+    ...     "results/demo/emoq/fold1-seed1234/stage2/recognizer"
+    ... )  # doctest: +SKIP
+    >>> posteriors, score, index, label = recognizer.classify_file(
+    ...     "hello.wav", text="Oh, hello!"
+    ... )  # doctest: +SKIP
+    """
+
+    HPARAMS_NEEDED = ["labels", "text_tokenizer", "max_text_tokens"]
+    MODULES_NEEDED = ["decoder"]
+
+    def __init__(self, modules, hparams, asr=None, **kwargs):
+        # A system that has not been calibrated is taken at its word.
+        defaults = {"temperature": 1.0, "abstain_below": 0.0}
+        hparams = {**defaults, "eval_precision": "fp32", **hparams}
+        super().__init__(modules, hparams, **kwargs)
+        self.mods.decoder.keeps_beginning = True
+        # As in the evaluation of the training run.
+        self.precision = TorchAutocast(
+            device_type=torch.device(self.device).type,
+            dtype=AMPConfig.from_name(self.hparams.eval_precision).dtype,
+        )
+        self.asr = None if asr is None else load_transcriber(asr, self.device)
+
+    @classmethod
+    def from_hparams(
+        cls,
+        source,
+        hparams_file="hyperparams.yaml",
+        overrides=None,
+        trust_source=False,
+        **kwargs,
+    ):
+        """Loads a trained system.
+
+        SpeechBrain executes the YAML in ``source``, with all that you are
+        allowed to do on this machine. It is read first, and refused if it names
+        code that no trained EmoQ needs.
+
+        Arguments
+        ---------
+        source : str or Path
+            Folder that stage 2 or ``emoq export`` has written, or its name on
+            the Hugging Face hub.
+        hparams_file : str
+            Name of the YAML file in it.
+        overrides : dict | str | None
+            Values that replace those of the YAML.
+        trust_source : bool
+            Whether the YAML may name any code.
+        **kwargs : dict
+            As ``speechbrain.inference.interfaces.Pretrained`` takes them, for
+            instance ``run_opts={"device": "cuda"}``; and ``asr``, as of
+            ``load_transcriber``, which transcribes recordings without a text.
+
+        Returns
+        -------
+        EmotionRecognizer
+
+        Raises
+        ------
+        BackboneError, CheckpointError, SourceError
+            If the source, or something in it, is missing or damaged.
+        UnsafeYAMLError
+            If the YAML names other code, and the source is not trusted.
+        """
+        fetching = ("savedir", "local_strategy", "fetch_config")
+        folder, overrides = open_source(
+            source,
+            hparams_file,
+            overrides,
+            trust_source,
+            **{key: kwargs[key] for key in fetching if key in kwargs},
+        )
+        return super().from_hparams(
+            folder, hparams_file, overrides=overrides, **kwargs
+        )
+
+    def classify_batch(
+        self, wavs, wav_lens=None, texts=None, speakers=None, contexts=None
+    ):
+        """Recognizes the emotion in a batch of recordings.
+
+        Arguments
+        ---------
+        wavs : torch.Tensor
+            Waveforms at 16 kHz, ``(B, T)``.
+        wav_lens : torch.Tensor | None
+            Relative lengths, ``(B,)``; None if all are equally long.
+        texts : list of str | None
+            What was said, as far as it is known.
+        speakers : list of str | None
+            Who said it, as far as it is known.
+        contexts : list of list of tuple | None
+            Speaker and text of the turns before each recording, oldest first;
+            the latest are read, as many as in training.
+
+        Returns
+        -------
+        posteriors : torch.Tensor
+            ``(B, C)``, in the order of ``hparams.labels``.
+        score : torch.Tensor
+            The confidence in each, ``(B,)``: the highest posterior, calibrated
+            by ``hparams.temperature``.
+        index : torch.Tensor
+            The class that has the highest posterior, ``(B,)``.
+        label : list of str
+            The emotion word of that class.
+
+        Raises
+        ------
+        ValueError
+            If there are turns before, and the system was trained without.
+        """
+        posteriors = self._posteriors(wavs, wav_lens, texts, speakers, contexts)
+        score = calibrated(posteriors, self.hparams.temperature)
+        index = posteriors.argmax(dim=-1)
+        label = [self.hparams.labels[i] for i in index.tolist()]
+        return posteriors, score, index, label
+
+    def classify_file(self, path, text=None, speaker=None, context=None):
+        """Recognizes the emotion in an audio file.
+
+        Arguments
+        ---------
+        path : str
+            Any file that libsndfile reads, of any rate, and with PyAV
+            installed any that FFmpeg reads.
+        text : str | None
+            What was said, if it is known.
+        speaker : str | None
+            Who said it, if it is known.
+        context : list of tuple | None
+            Speaker and text of the turns before, oldest first.
+
+        Returns
+        -------
+        tuple
+            As of ``classify_batch``, of a batch of one.
+
+        Raises
+        ------
+        AudioError
+            If the file holds no audio that can be read.
+        """
+        return self.classify_batch(
+            read_recording(path)[None],
+            texts=[text or ""],
+            speakers=[speaker],
+            contexts=[context or ()],
+        )
+
+    def recognize(
+        self,
+        recordings,
+        batch_size=8,
+        asr=None,
+        abstain_below=None,
+        max_seconds=60.0,
+    ):
+        """Recognizes the emotion in any number of recordings.
+
+        Posteriors are those that ``classify_file`` gives. Recordings of
+        similar length are batched, a few batches ahead, so that memory does
+        not grow with their number and results come while others are read.
+
+        Arguments
+        ---------
+        recordings : iterable of Recording
+            Paths will do too, of recordings of which nothing else is known.
+        batch_size : int
+            Recordings that are recognized together, at most.
+        asr : str | callable | None
+            As of ``load_transcriber``; transcribes the recordings without a
+            text. None is the one that the recognizer was made with, if any.
+        abstain_below : float | None
+            Confidence below which no answer is given; None is
+            ``hparams.abstain_below``.
+        max_seconds : float
+            Longer recordings are not recognized.
+
+        Returns
+        -------
+        iterator of Recognition
+            In the given order. What is wrong with a recording is in its
+            ``error``, and the rest goes on.
+
+        Raises
+        ------
+        ValueError
+            If an argument is out of its range.
+        BackboneError
+            If the ``asr`` is not to be had.
+
+        Example
+        -------
+        >>> for found in recognizer.recognize(
+        ...     [Recording("hello.wav", "Oh, hello!")]
+        ... ):  # doctest: +SKIP
+        ...     print(found.path, found.label, found.confidence)
+        """
+        pieces = (
+            self._read(
+                item if isinstance(item, Recording) else Recording(item),
+                max_seconds,
+            )
+            for item in recordings
+        )
+        return self._recognizing(batch_size, abstain_below).stream(
+            self._transcribed(pieces, asr)
+        )
+
+    def timeline(
+        self,
+        path,
+        window_s=4.0,
+        hop_s=2.0,
+        speaker=None,
+        vad=None,
+        asr=None,
+        batch_size=8,
+        abstain_below=None,
+        silence_dbfs=-60.0,
+    ):
+        """Recognizes the emotion over the course of a recording of any length.
+
+        The recording is read as a stream. The last window ends where the
+        recording does, and is as long as the others if the recording is.
+
+        Arguments
+        ---------
+        path : str or Path
+            As of ``classify_file``.
+        window_s : float
+            Length of a window, in seconds.
+        hop_s : float
+            From the start of a window to the start of the next.
+        speaker : str | None
+            Who speaks, if it is one and is known.
+        vad : str | speechbrain.inference.VAD.VAD | None
+            As of ``speech_spans``: what SpeechBrain's VAD takes for speech is
+            recognized, in the place of windows.
+        asr : str | callable | None
+            As of ``recognize``; transcribes each window.
+        batch_size : int
+            Windows that are recognized together, at most.
+        abstain_below : float | None
+            As of ``recognize``.
+        silence_dbfs : float
+            A window whose root mean square is below, in dB of full scale, is
+            without sound: it is not recognized, but abstained from.
+
+        Returns
+        -------
+        list of Recognition
+            In the order of their ``start``; of a window without sound label
+            and error are None.
+
+        Raises
+        ------
+        AudioError
+            If the file is missing, no audio, or damaged.
+        ValueError
+            If an argument is out of its range.
+        BackboneError
+            If the ``asr`` or ``vad`` is not to be had.
+        """
+        recognizing = self._recognizing(batch_size, abstain_below)
+        spans = fixed_windows(window_s, hop_s)
+        if vad is not None:
+            spans = speech_spans(vad, path, self.device)
+        recording = Recording(path, speaker=speaker)
+        pieces = (
+            Piece(recording, start, end, samples, fault)
+            if samples is None or level_dbfs(samples) >= silence_dbfs
+            else Piece(recording, start, end)
+            for start, end, samples, fault in cut(path, spans)
+        )
+        return list(recognizing.stream(self._transcribed(pieces, asr)))
+
+    def prompt_text(self, text=None, speaker=None, context=None):
+        """The prompt as the LLM sees it, with ``<AUDIO>`` for the voice.
+
+        Arguments
+        ---------
+        text : str | None
+            As of ``classify_file``; so are the others.
+        speaker : str | None
+            Who said it.
+        context : list of tuple | None
+            Speaker and text of the turns before.
+
+        Returns
+        -------
+        str
+        """
+        speakers, contexts = self._told([speaker], [context or ()])
+        prompt = self.mods.decoder.prompt
+        parts = prompt.encode(text, speakers and speakers[0], contexts[0])
+        before, after = map(prompt.tokenizer.decode, parts)
+        return (
+            f"{before}<AUDIO>{after}" if prompt.template.has_audio else before
+        )
+
+    def _recognizing(self, batch_size, abstain_below):
+        def classify(wavs, wav_lens, recordings):
+            return self._posteriors(
+                wavs,
+                wav_lens,
+                [recording.text or "" for recording in recordings],
+                [recording.speaker for recording in recordings],
+                [recording.context for recording in recordings],
+            )
+
+        if abstain_below is None:
+            abstain_below = self.hparams.abstain_below
+        return Recognizing(
+            classify,
+            self.hparams.labels,
+            batch_size,
+            self.hparams.temperature,
+            abstain_below,
+        )
+
+    def _read(self, recording, max_seconds):
+        try:
+            recording = recording.readable()
+            self._latest([recording.context])
+            samples = read_recording(recording.path, max_seconds)
+        except (AudioError, OSError, ValueError) as error:
+            return Piece(recording, fault=str(error))
+        end = len(samples) / SAMPLE_RATE
+        return Piece(recording, 0.0, end, samples)
+
+    def _transcribed(self, pieces, asr):
+        """The pieces, those that lack a text with what was heard in them."""
+        transcribe = self.asr
+        if asr is not None:
+            transcribe = load_transcriber(asr, self.device)
+        return pieces if transcribe is None else with_texts(pieces, transcribe)
+
+    def _posteriors(self, wavs, wav_lens, texts, speakers, contexts):
+        if wav_lens is None:
+            wav_lens = torch.ones(len(wavs))
+        texts = texts or [""] * len(wavs)
+        speakers, contexts = self._told(speakers, contexts or [()] * len(wavs))
+        with torch.inference_mode(), self.precision:
+            embeddings = self._embeddings(wavs, wav_lens, texts)
+            return self.mods.decoder.posteriors(
+                embeddings, texts, speakers, contexts
+            )
+
+    def _told(self, speakers, contexts):
+        """Of speakers and turns before what the prompt told in training."""
+        contexts = self._latest(contexts)
+        if not self.hparams.speaker_in_prompt:
+            return None, without_speakers(contexts)
+        return speakers, contexts
+
+    def _latest(self, contexts):
+        """Of the turns before each recording those that training would show."""
+        if not any(contexts):
+            return contexts
+        if not self.hparams.context_turns:
+            raise ValueError(
+                "This system was trained without the turns before an utterance "
+                "(context_turns: 0): give no context."
+            )
+        return [
+            latest_turns(context, self.hparams.context_turns)
+            for context in contexts
+        ]
+
+    def _embeddings(self, wavs, wav_lens, texts):
+        if "fusion" not in self.mods:
+            return None
+        frames, frame_lens = self.mods.encoder(
+            wavs.to(self.device), wav_lens.to(self.device)
+        )
+        # As in training: the frames were rounded on their way to the store.
+        frames = round_trip(frames, self.hparams.store_precision)
+        tokens, token_lens = batch_pad_right(
+            [
+                encode_text(
+                    self.hparams.text_tokenizer,
+                    text,
+                    self.hparams.max_text_tokens,
+                )
+                for text in texts
+            ]
+        )
+        return self.mods.fusion(
+            frames,
+            frame_lens,
+            tokens.to(self.device),
+            token_lens.to(self.device),
+        )

@@ -1,0 +1,169 @@
+"""What a folder holds that ``EmotionRecognizer`` is loaded from.
+
+Stage 2 leaves one, ``recognizer``, that refers to backbones in its output
+folder, or wherever they are on this machine; ``emoq export`` makes one that is
+whole.
+"""
+
+import os
+from dataclasses import dataclass
+from io import StringIO
+from pathlib import Path
+
+from hyperpyyaml import dump_hyperpyyaml
+from hyperpyyaml.core import RefTag
+from ruamel.yaml import YAML
+from speechbrain.utils.logger import get_logger
+
+from emoq_modules.dataio.files import write_atomically
+from emoq_modules.lobes.weights import save_trainable
+
+logger = get_logger(__name__)
+
+RECOGNIZER_FOLDER = "recognizer"  # in stage 2's output folder
+SETTINGS_FILE = "hyperparams.yaml"
+# Of an export, its key format_version; what is read of later ones is unknown.
+FORMAT_VERSION = 1
+
+# What of a training configuration recognition needs.
+_KEYS = (
+    "labels",
+    "store_precision",
+    "eval_precision",
+    "max_text_tokens",
+    "speaker_in_prompt",
+    "context_turns",
+    "audio_encoder",
+    "text_tokenizer",
+    "fusion",
+    "decoder",
+)
+_INFERENCE = """
+modules:{modules}
+pretrained_path: {folder}
+pretrainer: !new:speechbrain.utils.parameter_transfer.Pretrainer
+    loadables:{loadables}
+    paths:{paths}
+    custom_hooks:{hooks}
+"""
+
+
+@dataclass(frozen=True)
+class Weights:
+    """A file of weights, and what it is loaded into.
+
+    Attributes
+    ----------
+    name : str
+        What to call it.
+    module : str
+        The key of the object that it is loaded into.
+    file : str
+        Where it is, relative to the folder.
+    hook : str
+        The function that loads it, as ``hook(object, path)``.
+    """
+
+    name: str
+    module: str
+    file: str
+    hook: str = "emoq_modules.lobes.weights.load_trainable"
+
+
+def save_recognizer(folder, resolved, hparams):
+    """Writes what ``EmotionRecognizer`` needs of a trained stage 2.
+
+    Where a frozen part was given as a configuration, its weights are random and
+    in no file: nothing is written then, and a warning says so.
+
+    Arguments
+    ---------
+    folder : str or Path
+        Where to.
+    resolved : str
+        The composed configuration of the stage.
+    hparams : dict
+        Its objects, with the weights to keep.
+    """
+    folder = Path(folder)
+    training = YAML().load(resolved)
+    tree = {key: training[key] for key in _KEYS}
+    for key in ("text_encoder", "llm", "llm_tokenizer"):
+        # A backbone built on the spot is there now, and not built again.
+        if training[key] != hparams[key]:
+            # Named from here, so that the run may be moved.
+            built = os.path.relpath(hparams[key], folder)
+            _replace(tree, training[key], RefTag(f"<pretrained_path>/{built}"))
+    for key in ("decoder", "audio_encoder"):
+        source = (tree[key] or {}).get("source")
+        # A node with a tag is a call, whose value may well be a folder.
+        if isinstance(source, dict) and source.tag.value is None:
+            logger.warning(
+                f"No recognizer is written to {folder}: the {key} has a "
+                "configuration in the place of a source, so that its weights "
+                "are random, and in no file."
+            )
+            return
+
+    folder.mkdir(parents=True, exist_ok=True)
+    names = [name for name, m in hparams["modules"].items() if m is not None]
+    for name in names:
+        partial = folder / f"{name}.partial"
+        save_trainable(hparams[name], partial)
+        os.replace(partial, folder / f"{name}.safetensors")
+    weights = [Weights(name, name, f"{name}.safetensors") for name in names]
+    text = settings_text(tree, folder, weights)
+    write_atomically(folder / SETTINGS_FILE, text.encode())
+
+
+def settings_text(tree, folder, weights):
+    """The YAML that SpeechBrain's ``Pretrained`` loads.
+
+    Arguments
+    ---------
+    tree : dict
+        The objects and values of a recognizer, as YAML nodes.
+    folder : str or Path
+        What ``pretrained_path`` is until ``from_hparams`` sets it.
+    weights : list of Weights
+        The files to load into the objects.
+
+    Returns
+    -------
+    str
+    """
+    text = StringIO()
+    dump_hyperpyyaml(tree, text)
+    modules = {
+        name: name for name in ("fusion", "decoder") if tree[name] is not None
+    }
+    if "fusion" in modules:
+        modules["encoder"] = "audio_encoder"
+
+    def lines(pattern):
+        return "".join(
+            f"\n        {pattern.format(**vars(item))}" for item in weights
+        )
+
+    text.write(
+        _INFERENCE.format(
+            folder=folder,
+            modules="".join(
+                f"\n    {name}: !ref <{key}>" for name, key in modules.items()
+            ),
+            loadables=lines("{name}: !ref <{module}>"),
+            paths=lines("{name}: !ref <pretrained_path>/{file}"),
+            hooks=lines("{name}: !name:{hook}"),
+        )
+    )
+    return text.getvalue()
+
+
+def _replace(node, old, new):
+    """Puts ``new`` wherever a tree refers to the node ``old``."""
+    items = node.items() if isinstance(node, dict) else enumerate(node)
+    for key, value in list(items):
+        if value is old:
+            node[key] = new
+        elif isinstance(value, dict | list):
+            _replace(value, old, new)

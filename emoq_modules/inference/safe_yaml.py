@@ -1,0 +1,145 @@
+"""Refuses a YAML that would run other code than a trained EmoQ needs.
+
+HyperPyYAML executes what it reads: ``!apply:os.system`` calls a shell. What a
+trained system is described by needs a dozen names and no more, so the YAML is
+read for its tags first, with nothing executed, and any other name is refused.
+"""
+
+import re
+from io import StringIO
+
+import ruamel.yaml
+import yaml
+from hyperpyyaml import resolve_references
+
+from emoq_modules import MOVED
+from emoq_modules.errors import UnsafeYAMLError
+
+_STANDARD = {
+    f"tag:yaml.org,2002:{kind}"
+    for kind in ("bool", "float", "int", "map", "null", "seq", "str")
+}
+# Exact names: a whole package of functions would be as good as a shell.
+_NOW = {
+    "!new:emoq_modules.EmoQFormer",
+    "!new:emoq_modules.FbankEncoder",
+    "!new:emoq_modules.HuggingFaceEncoder",
+    "!new:emoq_modules.LayerMeanEncoder",
+    "!new:emoq_modules.MeanPooledAudio",
+    "!new:emoq_modules.PromptTemplate",
+    "!new:emoq_modules.SoftPromptDecoder",
+    "!new:speechbrain.utils.parameter_transfer.Pretrainer",
+    "!apply:emoq_modules.lobes.backbones.load_configuration",
+    "!apply:emoq_modules.lobes.backbones.load_tokenizer",
+    "!name:emoq_modules.lobes.weights.load_trainable",
+    "!name:emoq_modules.lobes.weights.load_adapter",
+    "!name:emoq_modules.lobes.weights.load_projector",
+}
+# The same by where they were in version 0.1.
+_NAMES = (
+    _NOW
+    | {
+        name.replace(f".{now}.", f".{before}.")
+        for name in _NOW
+        for before, now in MOVED.items()
+    }
+    | {"!name:emoq_modules.checkpoints.load_trainable"}
+)
+# !applyref calls functions while references are resolved, !include reads other
+# files; neither is here.
+_REFERENCES = {"!copy", "!ref", "!PLACEHOLDER"}
+# HyperPyYAML reads a scalar in parentheses as a tuple, with PyYAML's loader
+# that executes tags inside it.
+_TUPLE = re.compile(r"\s*\(.*\)\s*", re.DOTALL)
+
+
+def check_yaml(text, overrides=None, origin="the YAML"):
+    """Refuses a YAML for HyperPyYAML that names code outside the list.
+
+    It is read as HyperPyYAML reads it: as it stands, and then with its
+    references resolved, which may make tags of what was text before. Nothing
+    of it is executed.
+
+    Arguments
+    ---------
+    text : str
+        The YAML.
+    overrides : dict | str | None
+        As ``load_hyperpyyaml`` takes them.
+    origin : str
+        What to call it in the message.
+
+    Raises
+    ------
+    UnsafeYAMLError
+        If it names other code, or uses what could hide a name.
+    ValueError
+        If a reference leads nowhere.
+
+    Example
+    -------
+    >>> check_yaml("prompt: !new:emoq_modules.PromptTemplate {user: hello}")
+    >>> check_yaml("labels: !apply:os.system [reboot]")
+    Traceback (most recent call last):
+    ...
+    emoq_modules.errors.UnsafeYAMLError: the YAML names code ...
+    """
+    reader = ruamel.yaml.YAML()
+    _refuse(_faults(reader.parse(text), _NAMES | _REFERENCES), origin)
+    # Safe from here on: of the tags that this step executes there are none.
+    resolved = resolve_references(StringIO(text), overrides).getvalue()
+    # The very parser that will read it then.
+    events = yaml.parse(resolved, Loader=ruamel.yaml.Loader)
+    _refuse(_faults(events, _NAMES), origin)
+
+
+def is_safe(text):
+    """Tells whether a YAML may be loaded without being trusted.
+
+    Arguments
+    ---------
+    text : str
+        The YAML.
+
+    Returns
+    -------
+    bool
+        Whether ``check_yaml`` has nothing against it.
+
+    Example
+    -------
+    >>> is_safe("labels: !apply:os.system [reboot]")
+    False
+    """
+    try:
+        check_yaml(text)
+    except UnsafeYAMLError:
+        return False
+    return True
+
+
+def _faults(events, allowed):
+    """What stands in a YAML that must not, and in which line."""
+    for event in events:
+        line = event.start_mark.line + 1
+        # In full, whatever %TAG has shortened it to.
+        tag = getattr(event, "tag", None)
+        if tag is not None and tag not in allowed | _STANDARD:
+            yield f"{tag.replace('tag:yaml.org,2002:', '!!')} in line {line}"
+        value = getattr(event, "value", None) or ""
+        if _TUPLE.fullmatch(value) and "!" in value:
+            yield f"{value} in line {line}, a tuple with a tag in it"
+
+
+def _refuse(faults, origin):
+    faults = list(faults)
+    if not faults:
+        return
+    others = f" (and {len(faults) - 3} more)" if len(faults) > 3 else ""
+    raise UnsafeYAMLError(
+        f"{origin} names code that no trained EmoQ needs: "
+        f"{'; '.join(faults[:3])}{others}. Loading it would run that code with "
+        "your rights. If you know who wrote it, for instance because your own "
+        "training names a module of yours there, load it with "
+        "trust_source=True (--trust_source)."
+    )

@@ -1,0 +1,390 @@
+"""Frozen audio encoders: waveforms in, frames out, the same in any batch.
+
+An encoder of this file never trains and is never in train mode, and the
+frames of an utterance do not depend on what else is in its batch: they may be
+computed once, stored, and used in any other batch.
+"""
+
+import math
+import uuid
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError
+from speechbrain.integrations.huggingface.hubert import HuBERT
+from speechbrain.integrations.huggingface.wav2vec2 import Wav2Vec2
+from speechbrain.integrations.huggingface.wavlm import WavLM
+from torch import nn
+from torch.nn.utils.rnn import pad_sequence
+from transformers import AutoConfig, AutoModel
+
+from emoq_modules.errors import BackboneError
+from emoq_modules.lobes.backbones import (
+    check_complete,
+    fingerprint,
+    local_folder,
+)
+
+
+class FrozenEncoder(nn.Module):
+    """Base class of the frozen audio encoders.
+
+    A subclass computes frames in ``encode``; here what it is made of is frozen,
+    lengths become counts, and counts become lengths again.
+
+    Arguments
+    ---------
+    dim : int
+        Size of a frame.
+    identity : dict
+        Plain values that determine the frames: with the same identity the
+        same audio gives the same frames. A feature store is keyed by it.
+    """
+
+    sample_rate = 16000
+    # Seconds from one frame to the next: frame k stands for those from
+    # k * hop_s on. None where a "frame" is a layer and no instant.
+    hop_s = None
+    # How many layers there are where each is a "frame".
+    num_layers = None
+
+    def __init__(self, dim, identity):
+        super().__init__()
+        self.dim = dim
+        self.identity = identity
+        super().train(False)
+
+    def __setattr__(self, name, value):
+        """Sets an attribute; a part with weights is frozen before."""
+        if isinstance(value, nn.Module):
+            value.eval()
+        if isinstance(value, nn.Module | nn.Parameter):
+            value.requires_grad_(False)
+        super().__setattr__(name, value)
+
+    def encode(self, wavs, samples):
+        """Computes the frames of each utterance.
+
+        Arguments
+        ---------
+        wavs : torch.Tensor
+            Waveforms at 16 kHz, ``(B, T)``, float32, zero past their ends.
+        samples : list of int
+            Length of each in samples, at least 1.
+
+        Returns
+        -------
+        list of torch.Tensor
+            Frames ``(T', dim)`` of each, at least one.
+        """
+        raise NotImplementedError
+
+    def forward(self, wavs, wav_lens):
+        """Computes the frames of a batch.
+
+        Arguments
+        ---------
+        wavs : torch.Tensor
+            Waveforms at 16 kHz, ``(B, T)``, in [-1, 1].
+        wav_lens : torch.Tensor
+            Relative lengths, ``(B,)``.
+
+        Returns
+        -------
+        frames : torch.Tensor
+            ``(B, T', dim)``, float32, zero past the end of each utterance.
+        frame_lens : torch.Tensor
+            Relative lengths, ``(B,)``.
+
+        Raises
+        ------
+        ValueError
+            If an utterance has no sample, or samples that are not finite.
+        """
+        samples = (wav_lens * wavs.shape[1]).round().long().tolist()
+        wavs = wavs[:, : max(samples)].float()
+        past = torch.arange(wavs.shape[1], device=wavs.device) >= torch.tensor(
+            samples, device=wavs.device
+        ).unsqueeze(1)
+        wavs = wavs.masked_fill(past, 0.0)
+        sound = torch.isfinite(wavs).all(dim=1).tolist()
+        for index, (count, is_sound) in enumerate(
+            zip(samples, sound, strict=True)
+        ):
+            if not count or not is_sound:
+                raise ValueError(
+                    f"Utterance {index} of the batch "
+                    + ("holds NaN or infinity" if count else "has 0 samples")
+                    + "; leave it out of the corpus."
+                )
+        # Whatever precision the model around it trains in, an encoder works
+        # in its own: stored frames are computed outside of any training.
+        with torch.no_grad(), torch.autocast(wavs.device.type, enabled=False):
+            frames = self.encode(wavs, samples)
+        counts = torch.tensor([len(f) for f in frames], device=wavs.device)
+        return pad_sequence(frames, batch_first=True), counts / counts.max()
+
+    def train(self, mode=True):
+        """Stays in eval mode: ``Brain`` calls this on all its modules.
+
+        Arguments
+        ---------
+        mode : bool
+            Without effect.
+
+        Returns
+        -------
+        FrozenEncoder
+            The encoder itself.
+        """
+        return super().train(False)
+
+
+class HuggingFaceEncoder(FrozenEncoder):
+    """HuBERT, WavLM or wav2vec 2.0, from Hugging Face through SpeechBrain.
+
+    Of SpeechBrain's wrapper the loading is used and not the ``forward``, which
+    normalizes the waveforms of a batch with their padding. Here each is
+    normalized by itself, and models whose first convolution is normalized over
+    time (HuBERT-base, for one) take the utterances one by one.
+
+    Arguments
+    ---------
+    source : str | dict
+        Name on the Hugging Face hub, or a local folder with the weights and
+        ``preprocessor_config.json``; or the values of a configuration, with
+        ``model_type``, which gives random weights.
+    layer : int
+        Whose output to take: -1 the model's output, k > 0 the k-th transformer
+        layer's (those above are dropped), 0 what the first layer gets.
+    revision : str | None
+        Branch, tag or commit on the hub.
+    save_path : str | None
+        Where downloads are kept; None is Hugging Face's own cache.
+    precision : str
+        What to compute in: fp32, or bf16, which a GPU does many times faster,
+        and which rounds more than a store of half precision does.
+
+    Raises
+    ------
+    BackboneError
+        If the source is neither a folder, nor cached, nor reachable; if it is
+        of another family; if weights are missing in it.
+    ValueError
+        If there is no such layer or precision.
+
+    Example
+    -------
+    >>> encoder = HuggingFaceEncoder(
+    ...     {
+    ...         "model_type": "hubert",
+    ...         "hidden_size": 32,
+    ...         "num_hidden_layers": 2,
+    ...         "num_attention_heads": 4,
+    ...         "intermediate_size": 64,
+    ...         "conv_dim": [32] * 7,
+    ...     }
+    ... )
+    >>> frames, lens = encoder(torch.rand(2, 16000), torch.tensor([1.0, 0.5]))
+    >>> frames.shape
+    torch.Size([2, 49, 32])
+    >>> [round(count) for count in (49 * lens).tolist()]
+    [49, 24]
+    """
+
+    def __init__(
+        self,
+        source,
+        layer=-1,
+        revision=None,
+        save_path=None,
+        precision="fp32",
+    ):
+        if precision not in _DTYPES:
+            raise ValueError(
+                f"The precision of an audio encoder is {' or '.join(_DTYPES)}; "
+                f"it is {precision!r}."
+            )
+        if isinstance(source, dict):
+            model, do_normalize, origin = _build(source)
+        else:
+            model, do_normalize, origin = _load(source, revision, save_path)
+        config = model.config
+        if not -1 <= layer <= config.num_hidden_layers:
+            raise ValueError(
+                f"There is no layer {layer} in {origin['source']}: it has "
+                f"{config.num_hidden_layers}. -1 is the model's output."
+            )
+        identity = {"class": type(self).__name__, "version": 1, **origin}
+        if precision != "fp32":
+            identity["precision"] = precision
+        super().__init__(config.hidden_size, {**identity, "layer": layer})
+        if layer >= 0:
+            model.encoder.layers = model.encoder.layers[:layer]
+            if config.do_stable_layer_norm:  # it follows the last layer
+                model.encoder.layer_norm = nn.Identity()
+        self.model = model.to(_DTYPES[precision])
+        for part in self.model.modules():
+            if type(part) is nn.Linear:
+                part.__class__ = _Linear
+        self.do_normalize = do_normalize
+        # A group norm's statistics run over time, so also over padding.
+        self.one_by_one = config.feat_extract_norm == "group"
+        self.hop_s = math.prod(config.conv_stride) / self.sample_rate
+        # Samples that one frame is made of: 25 ms.
+        self.receptive_field = 1
+        for kernel, stride in zip(
+            reversed(config.conv_kernel),
+            reversed(config.conv_stride),
+            strict=True,
+        ):
+            self.receptive_field = (self.receptive_field - 1) * stride + kernel
+
+    def encode(self, wavs, samples):
+        """Computes frames, one every 20 ms.
+
+        Arguments
+        ---------
+        wavs : torch.Tensor
+            Waveforms at 16 kHz, ``(B, T)``, float32, zero past their ends.
+            Those shorter than a frame's 25 ms are padded.
+        samples : list of int
+            Length of each in samples, at least 1.
+
+        Returns
+        -------
+        list of torch.Tensor
+            Frames ``(T', dim)`` of each, float32, at least one.
+        """
+        if self.one_by_one and len(samples) > 1:
+            return [
+                self.encode(wav[None, :count], [count])[0]
+                for wav, count in zip(wavs, samples, strict=True)
+            ]
+        if self.do_normalize:
+            wavs = _normalize(wavs, samples)
+        shortfall = self.receptive_field - wavs.shape[1]
+        wavs = nn.functional.pad(wavs, (0, max(0, shortfall)))
+        counts = torch.tensor(samples, device=wavs.device)
+        counts = counts.clamp(min=self.receptive_field)
+        positions = torch.arange(wavs.shape[1], device=wavs.device)
+        output = self.model(
+            wavs.to(self.model.dtype),
+            attention_mask=(positions < counts.unsqueeze(1)).long(),
+            output_hidden_states=self.num_layers is not None,
+        )
+        counts = self.model._get_feat_extract_output_lengths(counts).tolist()
+        return self._take(output, counts)
+
+    def _take(self, output, counts):
+        """Takes of the model's output what stands for each utterance."""
+        frames = output.last_hidden_state.float()  # (B, T', dim)
+        return [f[:count] for f, count in zip(frames, counts, strict=True)]
+
+
+class _Linear(nn.Linear):
+    """The same product, which on a CPU oneDNN computes.
+
+    Of itself torch takes MKL there, which is slower on processors that are not
+    Intel's.
+    """
+
+    def forward(self, x):
+        """Computes the product.
+
+        Arguments
+        ---------
+        x : torch.Tensor
+            ``(*, in_features)``
+
+        Returns
+        -------
+        torch.Tensor
+            ``(*, out_features)``
+        """
+        if x.is_cpu and x.dtype == torch.float32 and has_onednn():
+            return torch.ops.mkldnn._linear_pointwise(
+                x, self.weight, self.bias, "none", [], ""
+            )
+        return super().forward(x)
+
+
+def has_onednn():
+    """Tells whether torch was built with oneDNN, and may use it.
+
+    Returns
+    -------
+    bool
+        False where oneDNN is switched off, too.
+    """
+    return (
+        torch.backends.mkldnn.is_available() and torch.backends.mkldnn.enabled
+    )
+
+
+_DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
+_WRAPPERS = {"hubert": HuBERT, "wav2vec2": Wav2Vec2, "wavlm": WavLM}
+
+
+def _build(values):
+    """Builds a model of random weights."""
+    values = dict(values)
+    family = values.pop("model_type")
+    _check_family(family, "the configuration")
+    config = AutoConfig.for_model(family, **values)
+    model = AutoModel.from_config(config)
+    # No other encoder has these weights, so none shares its features.
+    origin = {"source": family, "revision": None, "weights": uuid.uuid4().hex}
+    return model, config.feat_extract_norm == "layer", origin
+
+
+def _load(source, revision, save_path):
+    """Loads a model through SpeechBrain's wrapper."""
+    folder = local_folder(
+        source,
+        revision,
+        needs=("config.json", "preprocessor_config.json"),
+        cache_dir=save_path,
+    )
+    family = AutoConfig.from_pretrained(folder).model_type
+    _check_family(family, source)
+    try:
+        wrapper = _WRAPPERS[family](folder, save_path=folder, freeze=True)
+        # That weight stands in for masked frames, in pre-training alone.
+        check_complete(folder, unused={"masked_spec_embed"})
+    except (SafetensorError, RuntimeError) as error:
+        raise BackboneError(
+            f"The weights in {folder} cannot be loaded ({error}). Delete the "
+            f"folder and download {source} again."
+        ) from error
+    is_folder = Path(source).expanduser().is_dir()
+    origin = {
+        "source": Path(folder).resolve().name if is_folder else source,
+        # The cache names a folder by the commit that the revision stands for.
+        "revision": None if is_folder else Path(folder).name,
+        "weights": fingerprint(folder),
+    }
+    return wrapper.model, wrapper.normalize_wav, origin
+
+
+def _check_family(family, source):
+    if family not in _WRAPPERS:
+        raise BackboneError(
+            f"{source} is of the family {family!r}; HuggingFaceEncoder knows "
+            f"{', '.join(_WRAPPERS)}."
+        )
+
+
+def _normalize(wavs, samples):
+    """Gives each waveform zero mean and unit variance, and leaves padding 0.
+
+    As Hugging Face's feature extractors do, their epsilon included.
+    """
+    return pad_sequence(
+        [
+            (wav[:count] - wav[:count].mean())
+            / (wav[:count].var(correction=0) + 1e-7).sqrt()
+            for wav, count in zip(wavs, samples, strict=True)
+        ],
+        batch_first=True,
+    )

@@ -1,0 +1,153 @@
+"""What stands in the place of a part of EmoQ, to see what that part is worth.
+
+The mean of the frames, in the place of the EmoQ-Former (Table 4 of the paper);
+and a linear probe of an audio encoder, the baseline of Tables 1 and 2.
+"""
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from emoq_modules.lobes.audio_encoder import HuggingFaceEncoder
+from emoq_modules.lobes.pooling import length_mask
+
+
+class MeanPooledAudio(nn.Module):
+    """The mean of the audio frames, in the place of the EmoQ-Former.
+
+    Takes the same arguments in ``forward`` and ignores the text: the rows
+    "audio only" and "without EmoQ-Former" of the paper's Table 4.
+
+    Arguments
+    ---------
+    audio_dim : int
+        Size of an audio frame, and of the embedding.
+
+    Example
+    -------
+    >>> fusion = MeanPooledAudio(audio_dim=8)
+    >>> fusion(torch.rand(3, 20, 8), torch.ones(3), None, None).shape
+    torch.Size([3, 8])
+    """
+
+    def __init__(self, audio_dim):
+        super().__init__()
+        self.output_dim = audio_dim
+
+    def forward(self, audio, audio_lens, tokens, token_lens):
+        """Returns ``(B, audio_dim)``, each of unit L2 norm."""
+        mask = length_mask(audio, audio_lens)[..., None]
+        mean = (audio * mask).sum(dim=1) / mask.sum(dim=1)
+        return F.normalize(mean, dim=-1)
+
+
+class LayerWeightedMean(nn.Module):
+    """A learned weighted mean of an encoder's layers, for a linear probe.
+
+    Takes the same arguments in ``forward`` as ``EmoQFormer`` and ignores the
+    text. The weights are a softmax, at first all the same. The embedding is
+    not scaled to unit length: what follows is a linear classifier.
+
+    Arguments
+    ---------
+    num_layers : int
+        Rows of the input, ``LayerMeanEncoder.num_layers``: the layers of the
+        encoder and one more.
+    dim : int
+        Size of a row, and of the embedding.
+
+    Raises
+    ------
+    ValueError
+        If ``num_layers`` is None, as it is of encoders that give frames.
+
+    Example
+    -------
+    >>> fusion = LayerWeightedMean(num_layers=13, dim=8)
+    >>> fusion(torch.rand(3, 13, 8), torch.ones(3), None, None).shape
+    torch.Size([3, 8])
+    """
+
+    def __init__(self, num_layers, dim):
+        super().__init__()
+        if num_layers is None:
+            raise ValueError(
+                "LayerWeightedMean is for an encoder that gives a row for each "
+                "layer, and audio_encoder gives frames: make it an "
+                "emoq_modules.LayerMeanEncoder."
+            )
+        self.scores = nn.Parameter(torch.zeros(num_layers))
+        self.output_dim = dim
+
+    def forward(self, audio, audio_lens, tokens, token_lens):
+        """Returns ``(B, dim)`` for rows ``audio``, ``(B, num_layers, dim)``.
+
+        Raises
+        ------
+        ValueError
+            If there are more rows or fewer.
+        """
+        if audio.shape[1] != len(self.scores):
+            raise ValueError(
+                f"There are {audio.shape[1]} rows for the weights of "
+                f"{len(self.scores)} layers; num_layers has to be that of the "
+                "LayerMeanEncoder, the layers of its model and one more."
+            )
+        return (self.scores.softmax(0)[:, None] * audio).sum(dim=1)
+
+
+class LayerMeanEncoder(HuggingFaceEncoder):
+    """The mean over time of every layer of HuBERT, WavLM or wav2vec 2.0.
+
+    In the place of frames each utterance has a row for what the first layer
+    gets and one for the output of each layer, as transformers'
+    ``output_hidden_states`` has them. That is all that a weighting of layers
+    followed by a mean over time needs, both being linear: see
+    ``LayerWeightedMean``.
+
+    Arguments
+    ---------
+    source : str | dict
+        As of ``HuggingFaceEncoder``.
+    revision : str | None
+        Branch, tag or commit on the hub.
+    save_path : str | None
+        Where downloads are kept; None is Hugging Face's own cache.
+
+    Raises
+    ------
+    BackboneError
+        As ``HuggingFaceEncoder`` does.
+
+    Example
+    -------
+    >>> encoder = LayerMeanEncoder(
+    ...     {
+    ...         "model_type": "hubert",
+    ...         "hidden_size": 32,
+    ...         "num_hidden_layers": 2,
+    ...         "num_attention_heads": 4,
+    ...         "intermediate_size": 64,
+    ...         "conv_dim": [32] * 7,
+    ...     }
+    ... )
+    >>> rows, lens = encoder(torch.rand(2, 16000), torch.tensor([1.0, 0.5]))
+    >>> rows.shape, encoder.num_layers, lens
+    (torch.Size([2, 3, 32]), 3, tensor([1., 1.]))
+    """
+
+    def __init__(self, source, revision=None, save_path=None):
+        super().__init__(source, revision=revision, save_path=save_path)
+        self.hop_s = None
+        self.num_layers = self.model.config.num_hidden_layers + 1
+
+    def _take(self, output, counts):
+        return [
+            torch.stack(
+                [
+                    state[row, :count].float().mean(0)
+                    for state in output.hidden_states
+                ]
+            )  # (num_layers, dim)
+            for row, count in enumerate(counts)
+        ]

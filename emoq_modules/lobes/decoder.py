@@ -1,0 +1,541 @@
+"""The decoder: an LLM that reads the fused embedding as a soft prompt.
+
+The embedding e'_q is projected into the LLM's space and stands in the place of
+``<AUDIO>`` in a chat; the emotion is read from what the LLM would say next.
+
+Source: Y. Yang and M.-W. Mak, https://arxiv.org/abs/2509.15775, Sec. 2.3.
+"""
+
+import inspect
+import math
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+from transformers import DynamicCache
+
+from emoq_modules.lobes.backbones import load_tokenizer
+from emoq_modules.lobes.llm import check_output_layer, load_llm
+from emoq_modules.lobes.packing import pack
+
+# LoRA of the paper: r=16 and dropout 0.1; on which layers, and with which
+# alpha, it does not say. "all-linear" is every attention and MLP projection.
+PAPER_LORA = {
+    "r": 16,
+    "lora_alpha": 32,
+    "lora_dropout": 0.1,
+    "target_modules": "all-linear",
+}
+
+
+class SoftPromptDecoder(nn.Module):
+    """Projector, prompt, LLM and LoRA: from embeddings to emotion words.
+
+    Source: EmoQ, Sec. 2.3. The LLM is frozen; the projector and the LoRA
+    adapter train. The vocabulary is never resized.
+
+    Where the weights no longer change, set ``keeps_beginning``: what the LLM
+    makes of the words that every prompt begins with is then computed once, and
+    kept from call to call without a gradient.
+
+    Arguments
+    ---------
+    source : str | Path | dict | transformers.PretrainedConfig
+        Any causal LM: its name on the Hugging Face hub or a local folder, whose
+        weights are loaded; or a configuration (its values in a dict, with
+        ``model_type``), which gives random weights and needs ``tokenizer``.
+    prompt : PromptTemplate
+        The chat around the soft prompt.
+    labels : list of str
+        The emotion words, in the order of the classes.
+    embedding_dim : int | None
+        Size of the embeddings; None if the prompt has no ``<AUDIO>``.
+    lora : dict | None
+        Arguments of ``peft.LoraConfig``; None trains the projector alone.
+    word_weight : float
+        Weight w of the emotion word in Eq. 7; the end of the turn weighs 1.
+    tokenizer : str | None
+        Name or folder of the tokenizer, if it is not ``source``.
+    revision : str | None
+        Git revision of a source on the hub.
+    dtype : str
+        Precision of the frozen weights, for instance ``bfloat16``.
+    gradient_checkpointing : bool
+        Trades a second forward pass for memory while training.
+    quantization : str | None
+        ``nf4`` keeps the frozen weights in 4 bits and computes in ``dtype``;
+        needs bitsandbytes.
+    row_tokens : int
+        The prompts of a batch lie side by side in rows of about this many
+        tokens, with what all of them begin with once a row; 0 gives each a row
+        of its own.
+
+    Raises
+    ------
+    BackboneError
+        If a source is neither a folder, nor cached, nor reachable; if
+        bitsandbytes is needed and not installed.
+    ValueError
+        If prompt and ``embedding_dim`` do not fit, or the LLM changes its
+        logits after the output layer, so that rows of it are not enough.
+
+    Example
+    -------
+    >>> from emoq_modules import PromptTemplate
+    >>> from emoq_modules.lobes.small_backbones import build_llm
+    >>> labels = ["happy", "sad"]
+    >>> decoder = SoftPromptDecoder(
+    ...     build_llm(getfixture("tmp_path"), ["Good morning!"], labels),
+    ...     PromptTemplate("Which of {labels}?", "{text}\\nVoice: <AUDIO>"),
+    ...     labels,
+    ...     embedding_dim=8,
+    ... )
+    >>> decoder.posteriors(torch.rand(1, 8), ["Good morning!"]).shape
+    torch.Size([1, 2])
+    """
+
+    def __init__(
+        self,
+        source,
+        prompt,
+        labels,
+        embedding_dim=None,
+        lora=PAPER_LORA,
+        word_weight=5.0,
+        tokenizer=None,
+        revision=None,
+        dtype="float32",
+        gradient_checkpointing=False,
+        quantization=None,
+        row_tokens=1024,
+    ):
+        super().__init__()
+        if prompt.has_audio != (embedding_dim is not None):
+            raise ValueError(
+                "The decoder needs embedding_dim exactly when the prompt holds "
+                f"<AUDIO>; embedding_dim is {embedding_dim} and the user turn "
+                f"is {prompt.user!r}."
+            )
+        self.word_weight = word_weight
+        self.keeps_beginning = False
+        self._kept_beginnings = {}  # by device and precision
+        self.row_tokens = row_tokens
+        llm = load_llm(source, revision, getattr(torch, dtype), quantization)
+        self.prompt = prompt.bind(
+            load_tokenizer(tokenizer or source, revision), labels
+        )
+        check_output_layer(llm, len(self.prompt.tokenizer))
+        if gradient_checkpointing:
+            llm.gradient_checkpointing_enable(
+                gradient_checkpointing_kwargs={"use_reentrant": False}
+            )
+        llm.requires_grad_(False)
+        if lora is not None:
+            # Here, as an LLM with LoRA merged into it needs no peft.
+            from peft import LoraConfig, get_peft_model
+
+            llm = get_peft_model(llm, LoraConfig(**lora)).get_base_model()
+        self.llm = llm
+        self._adapted = [
+            module
+            for module in llm.modules()
+            if hasattr(module, "cast_input_dtype_enabled")
+        ]
+        self.projector = None
+        if embedding_dim is not None:
+            self.projector = Projector(
+                embedding_dim, llm.get_input_embeddings().weight
+            )
+
+    def forward(
+        self,
+        embeddings,
+        texts,
+        speakers,
+        labels,
+        with_posteriors=False,
+        contexts=None,
+    ):
+        """Computes the loss, and the posteriors where they are asked for.
+
+        Distributed training goes through ``forward``.
+
+        Arguments
+        ---------
+        embeddings : torch.Tensor | None
+            ``(B, embedding_dim)``; None if the prompt has no ``<AUDIO>``.
+        texts : list of str
+            The transcripts.
+        speakers : list of str | None
+            The speakers' names, where they are known.
+        labels : torch.Tensor
+            Class indices, ``(B,)``.
+        with_posteriors : bool
+            Whether to compute the posteriors too.
+        contexts : list of list of tuple | None
+            Speaker and text of the turns before each, oldest first.
+
+        Returns
+        -------
+        torch.Tensor | tuple of torch.Tensor
+            The loss, a scalar; with posteriors the pair of the loss and the
+            posteriors, ``(B, C)``, float32.
+
+        Raises
+        ------
+        ValueError
+            If turns before are given and the prompt has no ``{context}``.
+        """
+        compute = self.loss_and_posteriors if with_posteriors else self.loss
+        return compute(embeddings, texts, speakers, labels, contexts)
+
+    def loss(self, embeddings, texts, speakers, labels, contexts=None):
+        """Token-weighted cross-entropy of the answers, Eq. 7.
+
+        Divided by the sum of the weights. Only the hidden states before the
+        answer's tokens are projected to the vocabulary.
+
+        Arguments
+        ---------
+        embeddings : torch.Tensor | None
+            ``(B, embedding_dim)``; None if the prompt has no ``<AUDIO>``.
+        texts : list of str
+            The transcripts.
+        speakers : list of str | None
+            The speakers' names, where they are known.
+        labels : torch.Tensor
+            Class indices, ``(B,)``.
+        contexts : list of list of tuple | None
+            Speaker and text of the turns before each, oldest first.
+
+        Returns
+        -------
+        torch.Tensor
+            The loss, a scalar.
+
+        Raises
+        ------
+        ValueError
+            If turns before are given and the prompt has no ``{context}``.
+        """
+        prompts = self._encode(texts, speakers, contexts)
+        hidden, answers = self._answer_states(embeddings, prompts, labels)
+        return self._weighted_cross_entropy(hidden, answers)
+
+    def posteriors(self, embeddings, texts, speakers=None, contexts=None):
+        """Posterior probabilities of the emotions, Eqs. 8 and 9.
+
+        One hidden state, that of the last prompt token, is projected to the C
+        rows of the emotion words; nothing is generated. If a word is more than
+        one token, the words' length-normalized log-probabilities stand in for
+        their logits.
+
+        Arguments
+        ---------
+        embeddings : torch.Tensor | None
+            ``(B, embedding_dim)``; None if the prompt has no ``<AUDIO>``.
+        texts : list of str
+            The transcripts.
+        speakers : list of str | None
+            The speakers' names, where they are known.
+        contexts : list of list of tuple | None
+            Speaker and text of the turns before each, oldest first.
+
+        Returns
+        -------
+        torch.Tensor
+            Posteriors, ``(B, C)``, float32.
+
+        Raises
+        ------
+        ValueError
+            If turns before are given and the prompt has no ``{context}``.
+        """
+        prompts = self._encode(texts, speakers, contexts)
+        if not self.prompt.words_are_single_tokens:
+            return self._whole_word_posteriors(embeddings, prompts)
+        hidden = self._last_states(embeddings, prompts, [1] * len(prompts))
+        return self._word_posteriors(hidden)
+
+    def loss_and_posteriors(
+        self, embeddings, texts, speakers, labels, contexts=None
+    ):
+        """Computes both, in one pass where each emotion word is one token.
+
+        Arguments
+        ---------
+        embeddings : torch.Tensor | None
+            ``(B, embedding_dim)``; None if the prompt has no ``<AUDIO>``.
+        texts : list of str
+            The transcripts.
+        speakers : list of str | None
+            The speakers' names, where they are known.
+        labels : torch.Tensor
+            Class indices, ``(B,)``.
+        contexts : list of list of tuple | None
+            Speaker and text of the turns before each, oldest first.
+
+        Returns
+        -------
+        loss : torch.Tensor
+            The loss of Eq. 7, a scalar.
+        posteriors : torch.Tensor
+            Posteriors of Eqs. 8 and 9, ``(B, C)``, float32.
+
+        Raises
+        ------
+        ValueError
+            If turns before are given and the prompt has no ``{context}``.
+        """
+        prompts = self._encode(texts, speakers, contexts)
+        hidden, answers = self._answer_states(embeddings, prompts, labels)
+        loss = self._weighted_cross_entropy(hidden, answers)
+        if not self.prompt.words_are_single_tokens:
+            return loss, self._whole_word_posteriors(embeddings, prompts)
+        first = torch.cumsum(
+            torch.tensor([0] + [len(answer) for answer in answers[:-1]]), dim=0
+        )
+        return loss, self._word_posteriors(hidden[first.to(hidden.device)])
+
+    def answer_weight(self, labels):
+        """The sum of the weights w of Eq. 7 over a batch's answers.
+
+        Batches of different weight are averaged by it.
+
+        Arguments
+        ---------
+        labels : torch.Tensor
+            Class indices, ``(B,)``.
+
+        Returns
+        -------
+        float
+            The denominator of ``loss`` for these labels.
+        """
+        return sum(
+            sum(self._weights(answer)) for answer in self._answers(labels)
+        )
+
+    def _encode(self, texts, speakers, contexts):
+        speakers = speakers or [None] * len(texts)
+        contexts = contexts or [()] * len(texts)
+        return [
+            self.prompt.encode(*item)
+            for item in zip(texts, speakers, contexts, strict=True)
+        ]
+
+    def _answer_states(self, embeddings, prompts, labels):
+        """Hidden states that predict the answers' tokens, and the answers.
+
+        Returns
+        -------
+        hidden : torch.Tensor
+            ``(sum of the answers' lengths, d_l)``, answer after answer.
+        answers : list of list of int
+            The emotion word's tokens and the end of the turn, B times.
+        """
+        answers = self._answers(labels)
+        return self._teacher_forced(embeddings, prompts, answers), answers
+
+    def _teacher_forced(self, embeddings, prompts, answers):
+        continued = [
+            (before, after + answer[:-1])
+            if self.projector is not None
+            else (before + answer[:-1], after)
+            for (before, after), answer in zip(prompts, answers, strict=True)
+        ]
+        # An answer of n tokens is predicted from the last n positions.
+        return self._last_states(embeddings, continued, map(len, answers))
+
+    def _last_states(self, embeddings, prompts, counts):
+        """Runs the LLM, and takes the last positions of each prompt.
+
+        Returns
+        -------
+        torch.Tensor
+            ``(sum of counts, d_l)``, prompt after prompt.
+        """
+        self._leave_casts_to_autocast()
+        soft = int(self.projector is not None)
+        # Any token does for padding and for the soft prompt: neither is read.
+        filler = self.prompt.end
+        sequences = [
+            before + [filler] * soft + after for before, after in prompts
+        ]
+        embed = self.llm.get_input_embeddings()
+        packed = pack(
+            sequences, len(self.prompt.beginning), self.row_tokens, filler
+        ).to(embed.weight.device)
+        inputs = embed(packed.tokens)  # (R, S, d_l)
+        if soft:
+            places = packed.shifts + torch.tensor(
+                [len(before) for before, _ in prompts], device=inputs.device
+            )
+            projected = self.projector(embeddings).to(inputs.dtype)
+            inputs = inputs.index_put((packed.rows, places), projected)
+        past, known = None, 0
+        if self.keeps_beginning and not torch.is_grad_enabled():
+            past = self._beginning(len(inputs))
+            known = past.get_seq_length()
+        hidden = self.llm.base_model(
+            inputs_embeds=inputs[:, known:],
+            attention_mask=self._mask(
+                packed.visible[:, :, known:], inputs.dtype
+            ),
+            position_ids=packed.positions[:, known:],
+            use_cache=False,
+            **{self._cache_argument(): past},
+        ).last_hidden_state
+        last = [
+            (index, len(sequence) - count + k)
+            for index, (sequence, count) in enumerate(
+                zip(sequences, counts, strict=True)
+            )
+            for k in range(count)
+        ]
+        owners, places = torch.tensor(last, device=hidden.device).unbind(dim=1)
+        places = packed.shifts[owners] + places - known
+        return hidden[packed.rows[owners], places]
+
+    def _beginning(self, num_rows):
+        """Keys and values of what every prompt begins with, in each row."""
+        embed = self.llm.get_input_embeddings()
+        device = embed.weight.device
+        autocast = torch.is_autocast_enabled(device.type)
+        kind = (device, embed.weight.dtype, autocast)
+        if kind not in self._kept_beginnings:
+            seen = DynamicCache()
+            if self.prompt.beginning:
+                tokens = torch.tensor([self.prompt.beginning], device=device)
+                self.llm.base_model(
+                    inputs_embeds=embed(tokens),
+                    use_cache=True,
+                    **{self._cache_argument(): seen},
+                )
+            self._kept_beginnings = {
+                kind: [(layer.keys, layer.values) for layer in seen.layers]
+            }
+        cache = DynamicCache()
+        for index, states in enumerate(self._kept_beginnings[kind]):
+            keys, values = (
+                state.expand(num_rows, -1, -1, -1) for state in states
+            )
+            cache.update(keys, values, index)
+        return cache
+
+    def _cache_argument(self):
+        """What transformers calls it: ``cache`` from some release on."""
+        arguments = inspect.signature(self.llm.base_model.forward).parameters
+        return "cache" if "cache" in arguments else "past_key_values"
+
+    def _leave_casts_to_autocast(self):
+        """Has peft cast what its layers get only where autocast does not.
+
+        It would make copies in float32, of which autocast makes others in
+        half precision. The switch stays as it is set: gradient checkpointing
+        comes by here once more, in the backward pass.
+        """
+        device = self.llm.get_input_embeddings().weight.device.type
+        wanted = not torch.is_autocast_enabled(device)
+        for module in self._adapted:
+            module.cast_input_dtype_enabled = wanted
+
+    def _mask(self, visible, dtype):
+        if self.llm.config._attn_implementation != "eager":
+            return visible
+        # It adds the mask to the scores.
+        mask = torch.zeros(visible.shape, dtype=dtype, device=visible.device)
+        return mask.masked_fill(~visible, torch.finfo(dtype).min)
+
+    def _answers(self, labels):
+        words = self.prompt.words
+        unknown = [label for label in labels.tolist() if label >= len(words)]
+        if unknown:
+            raise ValueError(
+                f"There is a label {unknown[0]}, but there are {len(words)} "
+                f"emotion words, {', '.join(self.prompt.labels)}: the classes "
+                "are counted from 0, in this order."
+            )
+        return [[*words[label], self.prompt.end] for label in labels.tolist()]
+
+    def _weights(self, answer):
+        return [self.word_weight] * (len(answer) - 1) + [1.0]
+
+    def _weighted_cross_entropy(self, hidden, answers):
+        targets = torch.tensor(sum(answers, []), device=hidden.device)
+        weights = torch.tensor(
+            sum(map(self._weights, answers), []), device=hidden.device
+        )
+        logits = self.llm.get_output_embeddings()(hidden).float()
+        losses = F.cross_entropy(logits, targets, reduction="none")
+        return (weights * losses).sum() / weights.sum()
+
+    def _word_posteriors(self, hidden):
+        """From the hidden states before the word, ``(B, d_l)``."""
+        layer = self.llm.get_output_embeddings()
+        rows = torch.tensor(
+            [word[0] for word in self.prompt.words], device=hidden.device
+        )
+        bias = None if layer.bias is None else layer.bias[rows]
+        logits = F.linear(hidden, layer.weight[rows], bias)  # (B, C)
+        return logits.float().softmax(dim=-1)
+
+    def _whole_word_posteriors(self, embeddings, prompts):
+        scores = []
+        for word in self.prompt.words:
+            hidden = self._teacher_forced(
+                embeddings, prompts, [word] * len(prompts)
+            )
+            logits = self.llm.get_output_embeddings()(hidden).float()
+            targets = torch.tensor(word * len(prompts), device=hidden.device)
+            losses = F.cross_entropy(logits, targets, reduction="none")
+            scores.append(-losses.view(len(prompts), -1).mean(dim=1))
+        return torch.stack(scores, dim=1).softmax(dim=-1)
+
+
+class Projector(nn.Module):
+    """Maps unit-length embeddings into an LLM's word-embedding space.
+
+    A linear map and a learned scale, which starts so that a soft prompt is as
+    long as a word embedding is on average.
+
+    Arguments
+    ---------
+    embedding_dim : int
+        Size of the embeddings.
+    word_embeddings : torch.Tensor
+        The LLM's word embeddings, ``(|V|, d_l)``.
+
+    Example
+    -------
+    >>> projector = Projector(8, torch.randn(100, 16))
+    >>> projector(torch.rand(3, 8)).shape
+    torch.Size([3, 16])
+    """
+
+    def __init__(self, embedding_dim, word_embeddings):
+        super().__init__()
+        dim = word_embeddings.shape[1]
+        self.linear = nn.Linear(embedding_dim, dim)
+        # Of a unit-length embedding the map's expected squared length is 1.
+        nn.init.normal_(self.linear.weight, std=1 / math.sqrt(dim))
+        nn.init.zeros_(self.linear.bias)
+        norms = torch.linalg.vector_norm(
+            word_embeddings.detach(), dim=1, dtype=torch.float32
+        )
+        self.scale = nn.Parameter(norms.mean())
+
+    def forward(self, embeddings):
+        """Makes soft prompts of embeddings.
+
+        Arguments
+        ---------
+        embeddings : torch.Tensor
+            Embeddings of unit L2 norm, ``(B, embedding_dim)``.
+
+        Returns
+        -------
+        torch.Tensor
+            One soft prompt for each, ``(B, d_l)``.
+        """
+        return self.scale * self.linear(embeddings)

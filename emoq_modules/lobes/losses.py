@@ -1,0 +1,329 @@
+"""Multi-objective affective learning (MAL), the objective of stage 1.
+
+Supervised contrastive loss (Eq. 4) draws the embeddings of one emotion
+together; focal loss (Eq. 5) trains the classifier on top and keeps frequent,
+easy classes from drowning the rare ones; MAL (Eq. 6) is their weighted sum.
+
+Equations are those of the EmoQ paper: Y. Yang and M.-W. Mak, "EmoQ: Speech
+Emotion Recognition via Speech-Aware Q-Former and Large Language Model", 2025,
+https://arxiv.org/abs/2509.15775. SCL is from https://arxiv.org/abs/2004.11362,
+the focal loss from https://arxiv.org/abs/1708.02002.
+"""
+
+import torch
+import torch.distributed as dist
+from torch.distributed.nn.functional import all_gather
+
+
+class SupConLoss(torch.nn.Module):
+    r"""Supervised contrastive loss (Equation 4; Khosla et al., 2020).
+
+    .. math::
+        \mathcal{L} = -\frac{1}{N} \sum_i \frac{1}{|P(i)|} \sum_{j \in P(i)}
+        \log \frac{\exp(e_i \cdot e_j / \tau)}
+        {\sum_{k \neq i} \exp(e_i \cdot e_k / \tau)}
+
+    :math:`P(i)` are the other members of the batch with the label of
+    :math:`i`. An anchor for which it is empty has no term, and :math:`N`
+    counts the anchors that have one: small batches of unbalanced data are full
+    of anchors without a positive, and they say nothing about the embedding. A
+    batch without any gives 0 with a gradient of 0.
+
+    Arguments
+    ---------
+    temperature : float
+        :math:`\tau`, the smaller the more the nearest negatives count.
+    gather : bool
+        Whether to contrast against the batches of all ranks in distributed
+        training, which may differ in size. Each rank then returns the loss of
+        the joint batch. Gradients flow to the embeddings of every rank and are
+        summed over the ranks' losses, so that averaging parameter gradients
+        over ranks, as ``DistributedDataParallel`` does, gives the gradient of
+        one process with the joint batch. Without a gradient (validation, where
+        ranks need not have equally many batches) and without a process group
+        each batch stays alone.
+
+    Raises
+    ------
+    ValueError
+        If the temperature is not positive, or there is not one label for each
+        embedding.
+
+    Example
+    -------
+    >>> embeddings = torch.nn.functional.normalize(torch.eye(4, 8), dim=-1)
+    >>> loss = SupConLoss(temperature=1.0)
+    >>> labels = torch.tensor([0, 0, 1, 1])
+    >>> loss(embeddings, labels)
+    tensor(1.0986)
+    >>> loss(embeddings, torch.tensor([0, 1, 2, 3]))
+    tensor(0.)
+    """
+
+    def __init__(self, temperature=0.07, gather=False):
+        super().__init__()
+        if not temperature > 0:
+            raise ValueError(f"temperature must be above 0, not {temperature}")
+        self.temperature = temperature
+        self.gather = gather
+
+    def forward(self, embeddings, labels):
+        """Contrasts every embedding with all others of the batch.
+
+        Arguments
+        ---------
+        embeddings : torch.Tensor
+            Embeddings of unit L2 norm, (N, d). Half precision is computed in
+            float32.
+        labels : torch.Tensor
+            Class indices, (N,).
+
+        Returns
+        -------
+        torch.Tensor
+            The loss, a scalar of at least float32.
+        """
+        _check_one_label_each(embeddings, labels)
+        embeddings = _at_least_float32(embeddings)
+        if self.gather and torch.is_grad_enabled() and dist.is_initialized():
+            embeddings = _gather_batches(embeddings)
+            labels = _gather_batches(labels)
+
+        # Autocast would take the product back to half precision, whose steps
+        # of 2^-8 at a similarity of 1 are steps of 0.06 once divided by 0.07.
+        with torch.autocast(embeddings.device.type, enabled=False):
+            similarity = embeddings @ embeddings.T / self.temperature  # (N, N)
+
+        itself = torch.eye(len(labels), dtype=torch.bool, device=labels.device)
+        positive = (labels[:, None] == labels[None, :]) & ~itself
+        others = similarity.masked_fill(itself, -torch.inf)
+        log_prob = similarity - others.logsumexp(dim=1, keepdim=True)
+
+        # Filled, not multiplied by 0: in a batch of one log_prob is infinite.
+        num_positives = positive.sum(dim=1)
+        anchor_loss = -log_prob.masked_fill(~positive, 0.0).sum(dim=1)
+        anchor_loss = anchor_loss / num_positives.clamp(min=1)
+        return anchor_loss.sum() / (num_positives > 0).sum().clamp(min=1)
+
+
+class FocalLoss(torch.nn.Module):
+    r"""Focal loss for classification (Equation 5; Lin et al., 2020).
+
+    .. math::
+        \mathcal{L} = -\frac{1}{N} \sum_i \alpha_{y_i}
+        (1 - p_{i, y_i})^\gamma \log p_{i, y_i}
+
+    With ``gamma=0`` and no class weights it is plain cross-entropy.
+
+    Arguments
+    ---------
+    gamma : float
+        :math:`\gamma`, how strongly examples that are already right are
+        discounted.
+    class_weights : list or torch.Tensor
+        :math:`\alpha`, one weight a class, (C,), such as
+        :func:`~emoq_modules.lobes.losses.inverse_frequency_weights` gives; None
+        weighs all classes 1. The attribute of that name can also be set
+        later, when the training split is known. The weights follow ``.to()``
+        and, failing that, the logits' device; they are no part of a
+        checkpoint, being a setting.
+
+    Raises
+    ------
+    ValueError
+        If ``gamma`` is negative, there is not one label for each row, a label
+        is out of range, or there is not one weight for each class.
+
+    Example
+    -------
+    >>> logits = torch.tensor([[2.0, 0.0], [0.0, 0.0]])
+    >>> labels = torch.tensor([0, 1])
+    >>> FocalLoss(gamma=2.0)(logits, labels)
+    tensor(0.0875)
+    >>> FocalLoss(gamma=2.0, class_weights=[1.0, 0.5])(logits, labels)
+    tensor(0.0442)
+    """
+
+    def __init__(self, gamma=2.0, class_weights=None):
+        super().__init__()
+        if not gamma >= 0:
+            raise ValueError(f"gamma must be 0 or above, not {gamma}")
+        self.gamma = gamma
+        if class_weights is not None:
+            class_weights = torch.as_tensor(class_weights)
+        self.register_buffer("class_weights", class_weights, persistent=False)
+
+    def forward(self, logits, labels):
+        """Computes the loss of a batch.
+
+        Arguments
+        ---------
+        logits : torch.Tensor
+            Unnormalized log-probabilities, (N, C). Half precision is computed
+            in float32.
+        labels : torch.Tensor
+            Class indices in [0, C), (N,).
+
+        Returns
+        -------
+        torch.Tensor
+            The loss, a scalar of at least float32.
+        """
+        self._check(logits, labels)
+        log_probs = _at_least_float32(logits).log_softmax(dim=-1)
+        log_p = log_probs.gather(1, labels[:, None]).squeeze(1)  # (N,)
+
+        # expm1 keeps 1 - p exact near p = 1. It is held off 0, where the
+        # derivative of its power is infinite for gamma below 1.
+        miss = (-log_p.expm1()).clamp(min=torch.finfo(log_p.dtype).tiny)
+        losses = -(miss**self.gamma) * log_p
+        if self.class_weights is not None:
+            losses = self.class_weights.to(losses)[labels] * losses
+        return losses.sum() / max(len(losses), 1)
+
+    def _check(self, logits, labels):
+        _check_one_label_each(logits, labels)
+        num_classes = logits.size(-1)
+        weights = self.class_weights
+        if weights is not None and weights.shape != (num_classes,):
+            raise ValueError(
+                f"class_weights has shape {tuple(weights.shape)}, but the "
+                f"logits have {num_classes} classes: give one weight a class"
+            )
+        if ((labels < 0) | (labels >= num_classes)).any():
+            raise ValueError(
+                f"labels run from {labels.min()} to {labels.max()}, but the "
+                f"logits have {num_classes} classes, 0 to {num_classes - 1}"
+            )
+
+
+class MALLoss(torch.nn.Module):
+    """Multi-objective affective learning: SCL + balance * focal (Equation 6).
+
+    Arguments
+    ---------
+    scl : SupConLoss
+        The loss on embeddings, or None to train without it.
+    focal : FocalLoss
+        The loss on logits, or None to train without it. Plain cross-entropy,
+        the baseline without MAL, is ``MALLoss(None, FocalLoss(gamma=0))``.
+    balance : float
+        The factor of the focal term, lambda in the paper.
+
+    Raises
+    ------
+    ValueError
+        If both losses are None.
+
+    Example
+    -------
+    >>> mal = MALLoss(SupConLoss(), FocalLoss(), balance=1.0)
+    >>> embeddings = torch.nn.functional.normalize(torch.ones(3, 8), dim=-1)
+    >>> mal(embeddings, torch.zeros(3, 2), torch.tensor([0, 0, 1]))
+    tensor(0.8664)
+    """
+
+    def __init__(self, scl, focal, balance=1.0):
+        super().__init__()
+        if scl is None and focal is None:
+            raise ValueError("MALLoss needs scl, focal or both; both are None")
+        self.scl = scl
+        self.focal = focal
+        self.balance = balance
+
+    def forward(self, embeddings, logits, labels):
+        """Computes the loss of a batch.
+
+        Arguments
+        ---------
+        embeddings : torch.Tensor
+            Embeddings of unit L2 norm, (N, d).
+        logits : torch.Tensor
+            The classifier's output for them, (N, C).
+        labels : torch.Tensor
+            Class indices in [0, C), (N,).
+
+        Returns
+        -------
+        torch.Tensor
+            The loss, a scalar.
+        """
+        loss = 0.0
+        if self.scl is not None:
+            loss = loss + self.scl(embeddings, labels)
+        if self.focal is not None:
+            loss = loss + self.balance * self.focal(logits, labels)
+        return loss
+
+
+def inverse_frequency_weights(labels, num_classes):
+    """Class weights for :class:`FocalLoss`, from the training split.
+
+    Weights are inversely proportional to the number of members and scaled to a
+    maximum of 1, so the rarest class weighs 1. A class without members has the
+    weight of the rarest: it must not flatten the others, which its infinite
+    inverse would, and an example of it that turns up in validation counts.
+
+    Arguments
+    ---------
+    labels : list or torch.Tensor
+        Class index of every training utterance, (N,).
+    num_classes : int
+        C, the number of classes.
+
+    Returns
+    -------
+    torch.Tensor
+        Weights in (0, 1], (C,), float32.
+
+    Raises
+    ------
+    ValueError
+        If there are no labels, or one is out of range.
+
+    Example
+    -------
+    >>> inverse_frequency_weights([0, 0, 0, 0, 1, 1, 2], num_classes=4)
+    tensor([0.2500, 0.5000, 1.0000, 1.0000])
+    """
+    labels = torch.as_tensor(labels, dtype=torch.long)
+    if not len(labels):
+        raise ValueError("no labels to weigh classes by: an empty split?")
+    if labels.min() < 0 or labels.max() >= num_classes:
+        raise ValueError(
+            f"labels run from {labels.min()} to {labels.max()}, outside "
+            f"[0, {num_classes}) for num_classes={num_classes}"
+        )
+    counts = labels.bincount(minlength=num_classes).float()
+    return (counts[counts > 0].min() / counts).clamp(max=1.0)
+
+
+def _check_one_label_each(x, labels):
+    # Labels of another shape, such as (N, 1), would broadcast to nonsense.
+    if labels.shape != x.shape[:1]:
+        raise ValueError(
+            f"labels have shape {tuple(labels.shape)}, expected "
+            f"({len(x)},), one class index for each row of the input"
+        )
+
+
+def _at_least_float32(x):
+    return x.to(torch.promote_types(x.dtype, torch.float32))
+
+
+def _gather_batches(x):
+    """Joins the batches of all ranks, (N_rank, ...) to (N, ...).
+
+    The backward pass gives each rank the gradients that all ranks' losses
+    have in its rows. Collectives need equal shapes, so shorter batches travel
+    padded.
+    """
+    size = torch.tensor([len(x)], device=x.device)
+    sizes = [torch.empty_like(size) for _ in range(dist.get_world_size())]
+    dist.all_gather(sizes, size)
+    longest = int(max(sizes))
+    padding = x.new_zeros(longest - len(x), *x.shape[1:])
+    batches = all_gather(torch.cat([x, padding]))
+    return torch.cat(
+        [batch[: int(n)] for batch, n in zip(batches, sizes, strict=True)]
+    )

@@ -1,0 +1,485 @@
+"""The EmoQ-Former: learnable queries that fuse the text with the audio.
+
+A RoBERTa encoder whose input is the learnable queries followed by the text.
+Both attend to each other (Eqs. 1 and 2 of the paper); in every second layer
+the queries also attend to the audio frames (Eq. 3). What the queries hold in
+the end is pooled by attention and scaled to unit length: the embedding e'_q.
+
+Source: Y. Yang and M.-W. Mak, https://arxiv.org/abs/2509.15775, Sec. 2.1; after
+BLIP-2, https://arxiv.org/abs/2301.12597.
+"""
+
+import math
+from contextlib import ExitStack, contextmanager
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from emoq_modules.lobes.pooling import AttentivePooling, length_mask
+from emoq_modules.lobes.roberta_weights import load_roberta, roberta_names
+
+
+class EmoQFormer(nn.Module):
+    """Fuses audio frames and text into one embedding of unit length.
+
+    Source: EmoQ, Sec. 2.1; the layer follows BLIP-2 (Li et al., 2023), with
+    RoBERTa in the place of BERT. The mask of Eq. 3 is additive: a product
+    inside the softmax would leave weight on the padding.
+
+    Arguments
+    ---------
+    source : str | Path | dict | transformers.RobertaConfig
+        A RoBERTa name on the Hugging Face hub or a local folder, whose weights
+        are loaded; or a configuration (its values in a dict), which gives
+        random weights.
+    audio_dim : int
+        Size of an audio frame.
+    num_queries : int
+        Number of learnable queries. With 0 the module is RoBERTa itself, of
+        which only ``encode`` is of use.
+    cross_attention_every : int
+        The queries attend to the audio in layers 0, n, 2n, ... With 0 they
+        never do.
+    pooling_heads : int
+        Heads of the attentive pooling over the queries.
+    dropout : float | None
+        Dropout of hidden states and attention, in place of RoBERTa's.
+    revision : str | None
+        Git revision of a source on the hub.
+
+    Raises
+    ------
+    BackboneError
+        If the source is neither a folder, nor cached, nor reachable.
+    ValueError
+        If the weights found are not those of a RoBERTa of this configuration.
+
+    Example
+    -------
+    >>> tiny = {
+    ...     "vocab_size": 50,
+    ...     "hidden_size": 16,
+    ...     "num_hidden_layers": 2,
+    ...     "num_attention_heads": 2,
+    ...     "intermediate_size": 32,
+    ...     "max_position_embeddings": 34,
+    ...     "pad_token_id": 1,
+    ... }
+    >>> fusion = EmoQFormer(tiny, audio_dim=8, num_queries=4, pooling_heads=2)
+    >>> embeddings = fusion(
+    ...     torch.rand(3, 20, 8),
+    ...     torch.tensor([1.0, 0.5, 0.8]),
+    ...     torch.randint(2, 50, (3, 6)),
+    ...     torch.tensor([0.5, 1.0, 1.0]),
+    ... )
+    >>> embeddings.shape
+    torch.Size([3, 16])
+    """
+
+    def __init__(
+        self,
+        source,
+        audio_dim,
+        num_queries=32,
+        cross_attention_every=2,
+        pooling_heads=8,
+        dropout=None,
+        revision=None,
+    ):
+        super().__init__()
+        config, pretrained = load_roberta(source, revision)
+        if dropout is not None:
+            config.hidden_dropout_prob = dropout
+            config.attention_probs_dropout_prob = dropout
+        self.config = config
+        self.output_dim = config.hidden_size
+        self.text_embeddings = _TextEmbeddings(config)
+        # The queries carry no position: their order means nothing.
+        self.queries = nn.Parameter(
+            torch.empty(num_queries, config.hidden_size)
+        )
+        self.query_norm = nn.LayerNorm(
+            config.hidden_size, eps=config.layer_norm_eps
+        )
+        listens = num_queries > 0 and cross_attention_every > 0
+        self.audio_projection = (
+            nn.Linear(audio_dim, config.hidden_size) if listens else None
+        )
+        self.dropout = nn.Dropout(config.hidden_dropout_prob)
+        depth = config.num_hidden_layers
+        self.layers = nn.ModuleList(
+            _FusionLayer(
+                config,
+                with_queries=num_queries > 0,
+                with_cross_attention=listens
+                and index % cross_attention_every == 0,
+                # After the last layer nobody looks at the text.
+                with_text_output=num_queries == 0 or index < depth - 1,
+            )
+            for index in range(depth)
+        )
+        self.pooling = AttentivePooling(config.hidden_size, pooling_heads)
+        self._initialize(pretrained)
+
+    def forward(self, audio, audio_lens, tokens, token_lens):
+        """Computes the embedding e'_q of each utterance.
+
+        Arguments
+        ---------
+        audio : torch.Tensor
+            Frames of any encoder, ``(B, T, audio_dim)``.
+        audio_lens : torch.Tensor
+            Relative lengths of the audio, ``(B,)``.
+        tokens : torch.Tensor
+            RoBERTa token ids of the transcript, ``(B, L)``.
+        token_lens : torch.Tensor
+            Relative lengths of the transcript, ``(B,)``; 0 where there is none.
+
+        Returns
+        -------
+        torch.Tensor
+            Embeddings, ``(B, d_h)``, each of unit L2 norm.
+        """
+        queries, _ = self.encode(audio, audio_lens, tokens, token_lens)
+        everything = queries.new_ones(len(queries))
+        return F.normalize(self.pooling(queries, everything), dim=-1)
+
+    def encode(self, audio, audio_lens, tokens, token_lens):
+        """Computes the hidden states that ``forward`` pools.
+
+        Arguments
+        ---------
+        audio : torch.Tensor
+            Frames of any encoder, ``(B, T, audio_dim)``.
+        audio_lens : torch.Tensor
+            Relative lengths of the audio, ``(B,)``.
+        tokens : torch.Tensor
+            RoBERTa token ids of the transcript, ``(B, L)``.
+        token_lens : torch.Tensor
+            Relative lengths of the transcript, ``(B,)``; 0 where there is none.
+
+        Returns
+        -------
+        queries : torch.Tensor
+            The queries' hidden states, ``(B, N_q, d_h)``.
+        text : torch.Tensor
+            Those of the transcript, ``(B, L, d_h)``: after the last layer's
+            self-attention, and with no queries after its feed-forward too.
+
+        Raises
+        ------
+        ValueError
+            If a transcript is longer than the text encoder's positions.
+        """
+        batch, num_queries = len(tokens), len(self.queries)
+        text_mask = length_mask(tokens, token_lens)
+        query_mask = text_mask.new_ones(batch, num_queries)
+        # (B, N_q + L): every position sees the queries and real tokens
+        self_mask = torch.cat([query_mask, text_mask], dim=1)
+        audio_mask = length_mask(audio, audio_lens)
+
+        queries = self.query_norm(self.queries).expand(batch, -1, -1)
+        queries = self.dropout(queries)  # (B, N_q, d_h)
+        text = self.text_embeddings(tokens, text_mask)  # (B, L, d_h)
+        frames = None
+        if self.audio_projection is not None:
+            # Padding would be most of the work: recordings differ in length.
+            places = audio_mask.flatten().nonzero().squeeze(1)  # (M,)
+            inside = audio.flatten(0, 1).index_select(0, places)
+            frames = self.audio_projection(inside), places  # (M, d_h)
+        for layer in self.layers:
+            queries, text = layer(queries, text, self_mask, frames, audio_mask)
+        return queries, text
+
+    @contextmanager
+    def record_attention(self):
+        """Records, within a ``with`` block, which frames the queries attend to.
+
+        The embeddings are what they are without. Meanwhile the weights are
+        computed beside the fused attention, which does not give them away,
+        before dropout and without a gradient.
+
+        Yields
+        ------
+        list of torch.Tensor
+            Grows with every call of the module by one for each layer with
+            cross-attention: weights ``(B, heads, N_q, T)``, which are 0 on
+            padding and sum to 1 over the frames.
+
+        Raises
+        ------
+        ValueError
+            If no layer has cross-attention.
+
+        Example
+        -------
+        >>> tiny = {
+        ...     "vocab_size": 50,
+        ...     "hidden_size": 16,
+        ...     "num_hidden_layers": 2,
+        ...     "num_attention_heads": 2,
+        ...     "intermediate_size": 32,
+        ... }
+        >>> fusion = EmoQFormer(tiny, 8, num_queries=4, pooling_heads=2)
+        >>> one, tokens = torch.ones(1), torch.tensor([[5, 7]])
+        >>> with fusion.record_attention() as weights:
+        ...     embeddings = fusion(torch.rand(1, 20, 8), one, tokens, one)
+        >>> torch.stack(weights).shape  # (layers, B, heads, N_q, T)
+        torch.Size([1, 1, 2, 4, 20])
+        """
+        listening = [
+            layer.cross_attention
+            for layer in self.layers
+            if layer.cross_attention is not None
+        ]
+        if not listening:
+            raise ValueError(
+                "No layer of this EmoQ-Former attends to the audio, so there "
+                "is nothing to record: num_queries and cross_attention_every "
+                "have to be above 0."
+            )
+        recorded = []
+        with ExitStack() as hooks:
+            for attention in listening:
+                hooks.enter_context(
+                    attention.register_forward_hook(
+                        lambda module, inputs, _: recorded.append(
+                            module.weights(*inputs)
+                        )
+                    )
+                )
+            yield recorded
+
+    def _initialize(self, pretrained):
+        deviation = self.config.initializer_range
+        for module in self.modules():
+            if isinstance(module, (nn.Linear, nn.Embedding)):
+                nn.init.normal_(module.weight, std=deviation)
+            if getattr(module, "bias", None) is not None:
+                nn.init.zeros_(module.bias)
+        nn.init.normal_(self.queries, std=deviation)
+        if pretrained is not None:
+            parameters = dict(self.named_parameters())
+            with torch.no_grad():
+                for name, origin in roberta_names(parameters).items():
+                    parameters[name].copy_(pretrained[origin])
+
+
+class _FusionLayer(nn.Module):
+    """A RoBERTa layer with a second way through it for the queries."""
+
+    def __init__(
+        self, config, with_queries, with_cross_attention, with_text_output
+    ):
+        super().__init__()
+        self.self_attention = _Attention(config)
+        self.cross_attention = (
+            _CrossAttention(config) if with_cross_attention else None
+        )
+        self.query_output = _FeedForward(config) if with_queries else None
+        self.text_output = _FeedForward(config) if with_text_output else None
+
+    def forward(self, queries, text, self_mask, frames, audio_mask):
+        """Computes the hidden states of the next layer.
+
+        Arguments
+        ---------
+        queries : torch.Tensor
+            The queries' hidden states, ``(B, N_q, d_h)``.
+        text : torch.Tensor
+            Those of the transcript, ``(B, L, d_h)``.
+        self_mask : torch.Tensor
+            Which of both are no padding, ``(B, N_q + L)``, bool.
+        frames : tuple of torch.Tensor | None
+            Projected frames without padding, ``(M, d_h)``, and the place of
+            each in the flattened mask, ``(M,)``; None without cross-attention.
+        audio_mask : torch.Tensor
+            Which frames are no padding, ``(B, T)``, bool.
+
+        Returns
+        -------
+        queries : torch.Tensor
+            ``(B, N_q, d_h)``
+        text : torch.Tensor
+            ``(B, L, d_h)``
+        """
+        num_queries = queries.shape[1]
+        joint = torch.cat([queries, text], dim=1)  # (B, N_q + L, d_h), Eq. 1
+        joint = self.self_attention(joint, joint, self_mask)  # Eq. 2
+        queries, text = joint[:, :num_queries], joint[:, num_queries:]
+        if self.cross_attention is not None:
+            queries = self.cross_attention(queries, frames, audio_mask)  # Eq. 3
+        if self.query_output is not None:
+            queries = self.query_output(queries)
+        if self.text_output is not None:
+            text = self.text_output(text)
+        return queries, text
+
+
+class _Attention(nn.Module):
+    """Attention with its residual connection and norm, as in RoBERTa."""
+
+    def __init__(self, config):
+        super().__init__()
+        dim = config.hidden_size
+        self.heads = config.num_attention_heads
+        self.attention_dropout = config.attention_probs_dropout_prob
+        self.query = nn.Linear(dim, dim)
+        self.key = nn.Linear(dim, dim)
+        self.value = nn.Linear(dim, dim)
+        self.output = nn.Linear(dim, dim)
+        self.norm = nn.LayerNorm(dim, eps=config.layer_norm_eps)
+        self.dropout = nn.Dropout(config.hidden_dropout_prob)
+
+    def forward(self, x, memory, mask):
+        """Attends to a memory, and adds what is found.
+
+        Arguments
+        ---------
+        x : torch.Tensor
+            Hidden states that attend, ``(B, N, d_h)``.
+        memory : torch.Tensor | tuple of torch.Tensor
+            Hidden states to attend to, ``(B, M, d_h)``; of cross-attention
+            the frames and their places.
+        mask : torch.Tensor
+            Which of the memory are no padding, ``(B, M)``, bool.
+
+        Returns
+        -------
+        torch.Tensor
+            ``(B, N, d_h)``
+        """
+        attended = F.scaled_dot_product_attention(
+            self._split(self.query(x)),
+            self._split(self._read(self.key, memory, mask)),
+            self._split(self._read(self.value, memory, mask)),
+            attn_mask=mask[:, None, None],
+            dropout_p=self.attention_dropout if self.training else 0.0,
+        )
+        attended = self.output(attended.transpose(1, 2).flatten(2))
+        return self.norm(x + self.dropout(attended))
+
+    @torch.no_grad()
+    def weights(self, x, memory, mask):
+        """Computes the weights with which ``forward`` attends.
+
+        Arguments
+        ---------
+        x : torch.Tensor
+            Hidden states that attend, ``(B, N, d_h)``.
+        memory : torch.Tensor | tuple of torch.Tensor
+            What ``forward`` takes.
+        mask : torch.Tensor
+            Which of the memory are no padding, ``(B, M)``, bool.
+
+        Returns
+        -------
+        torch.Tensor
+            Weights that sum to 1 over M, ``(B, heads, N, M)``.
+        """
+        query = self._split(self.query(x))
+        key = self._split(self._read(self.key, memory, mask))
+        scores = query @ key.mT / math.sqrt(query.shape[-1])
+        scores = scores.masked_fill(~mask[:, None, None], -math.inf)
+        return scores.softmax(dim=-1)
+
+    def _read(self, layer, memory, mask):
+        """Keys or values of a memory ``(B, M, d_h)``, of the same shape."""
+        return layer(memory)
+
+    def _split(self, states):
+        """Gives each head its features, ``(B, heads, N, d_h / heads)``."""
+        return states.unflatten(-1, (self.heads, -1)).transpose(1, 2)
+
+
+class _CrossAttention(_Attention):
+    """Attention to frames without padding.
+
+    The memory is a pair: frames ``(M, d_h)``, and where each is in the
+    flattened mask ``(B * T,)``.
+    """
+
+    def _read(self, layer, memory, mask):
+        frames, places = memory
+        read = layer(frames)
+        padded = read.new_zeros(mask.numel(), read.shape[1])
+        return padded.index_copy(0, places, read).unflatten(0, mask.shape)
+
+
+class _FeedForward(nn.Module):
+    """Feed-forward with its residual connection and norm, as in RoBERTa."""
+
+    def __init__(self, config):
+        super().__init__()
+        self.intermediate = nn.Linear(
+            config.hidden_size, config.intermediate_size
+        )
+        self.output = nn.Linear(config.intermediate_size, config.hidden_size)
+        self.norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+        self.dropout = nn.Dropout(config.hidden_dropout_prob)
+
+    def forward(self, x):
+        """Maps each position by itself.
+
+        Arguments
+        ---------
+        x : torch.Tensor
+            Hidden states, ``(B, N, d_h)``.
+
+        Returns
+        -------
+        torch.Tensor
+            ``(B, N, d_h)``
+        """
+        inner = F.gelu(self.intermediate(x))
+        return self.norm(x + self.dropout(self.output(inner)))
+
+
+class _TextEmbeddings(nn.Module):
+    """Word, position and type embeddings, as in RoBERTa."""
+
+    def __init__(self, config):
+        super().__init__()
+        dim = config.hidden_size
+        # RoBERTa counts positions from the one after the padding index.
+        self.first_position = config.pad_token_id + 1
+        self.max_tokens = config.max_position_embeddings - self.first_position
+        self.word = nn.Embedding(config.vocab_size, dim)
+        self.position = nn.Embedding(config.max_position_embeddings, dim)
+        self.token_type = nn.Embedding(config.type_vocab_size, dim)
+        self.norm = nn.LayerNorm(dim, eps=config.layer_norm_eps)
+        self.dropout = nn.Dropout(config.hidden_dropout_prob)
+
+    def forward(self, tokens, mask):
+        """Embeds token ids.
+
+        Arguments
+        ---------
+        tokens : torch.Tensor
+            Token ids, ``(B, L)``.
+        mask : torch.Tensor
+            Which of them are no padding, ``(B, L)``, bool.
+
+        Returns
+        -------
+        torch.Tensor
+            Embeddings, ``(B, L, d_h)``.
+
+        Raises
+        ------
+        ValueError
+            If there are more tokens than positions.
+        """
+        length = tokens.shape[1]
+        if length > self.max_tokens:
+            raise ValueError(
+                f"A transcript of {length} tokens is longer than the text "
+                f"encoder's {self.max_tokens} positions; shorten it before "
+                "(max_text_tokens)."
+            )
+        positions = torch.arange(length, device=tokens.device)
+        positions = (positions + self.first_position).expand_as(tokens)
+        positions = positions.masked_fill(~mask, self.first_position - 1)
+        embeddings = self.word(tokens) + self.position(positions)
+        return self.dropout(self.norm(embeddings + self.token_type.weight[0]))

@@ -1,0 +1,184 @@
+"""A decoder's trained weights as files that others read too.
+
+The projector is a file of its own, and the LoRA adapter a folder in peft's
+format, with which ``peft.PeftModel.from_pretrained`` takes it elsewhere.
+"""
+
+import copy
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from speechbrain.utils.distributed import main_process_only
+
+from emoq_modules.errors import CheckpointError
+
+ADAPTER_FILE = "adapter_model.safetensors"
+# So peft names what it has put into a model.
+_PREFIX = "base_model.model."
+
+
+def load_projector(decoder, path, end_of_epoch=True):
+    """Loads a projector's weights, every key or none.
+
+    Arguments
+    ---------
+    decoder : SoftPromptDecoder
+        The decoder to load into.
+    path : str
+        What ``save_trainable`` has written of its projector.
+    end_of_epoch : bool
+        Of no meaning here; SpeechBrain passes it.
+
+    Raises
+    ------
+    CheckpointError
+        If the file is damaged, or another model's.
+    """
+    load_trainable(decoder.projector, path)
+
+
+def load_adapter(decoder, path, end_of_epoch=True):
+    """Loads a LoRA adapter's weights, every key or none.
+
+    Arguments
+    ---------
+    decoder : SoftPromptDecoder
+        The decoder to load into, built with the same ``lora``.
+    path : str
+        ``adapter_model.safetensors``, in peft's format.
+    end_of_epoch : bool
+        Of no meaning here; SpeechBrain passes it.
+
+    Raises
+    ------
+    CheckpointError
+        If the file is damaged, or another model's.
+    """
+    load_tensors(_adapter_tensors(decoder.llm), path)
+
+
+def save_adapter(decoder, folder, base=None):
+    """Writes a decoder's LoRA adapter in peft's format.
+
+    Arguments
+    ---------
+    decoder : SoftPromptDecoder
+        The decoder; it must have an adapter.
+    folder : str or Path
+        Where to; made if it is not there.
+    base : str | None
+        What the LLM is called, for whoever reads the configuration.
+    """
+    config = copy.copy(decoder.llm.peft_config["default"])
+    config.task_type = "CAUSAL_LM"
+    config.inference_mode = True
+    config.base_model_name_or_path = base
+    if isinstance(config.target_modules, set):
+        # As a set it would be in another order each time.
+        config.target_modules = sorted(config.target_modules)
+    config.save_pretrained(str(folder))
+    weights = {
+        name: tensor.contiguous()
+        for name, tensor in _adapter_tensors(decoder.llm).items()
+    }
+    save_file(weights, Path(folder, ADAPTER_FILE), metadata={"format": "pt"})
+
+
+def _adapter_tensors(llm):
+    """The adapter's tensors themselves, by their names in peft's format."""
+    # Here, as an LLM with LoRA merged into it needs no peft.
+    from peft import get_peft_model_state_dict
+
+    # "auto" would ask the hub whether the vocabulary was resized; it never is.
+    tensors = get_peft_model_state_dict(llm, save_embedding_layers=False)
+    return {f"{_PREFIX}{name}": value for name, value in tensors.items()}
+
+
+@main_process_only
+def save_trainable(module, path):
+    """Writes a module's trainable weights as safetensors.
+
+    Arguments
+    ---------
+    module : torch.nn.Module
+        The module; its frozen weights are left out.
+    path : str
+        Where to write.
+    """
+    weights = {
+        name: parameter.detach().contiguous()
+        for name, parameter in module.named_parameters()
+        if parameter.requires_grad
+    }
+    save_file(weights, path)
+
+
+def load_trainable(module, path, end_of_epoch=True):
+    """Loads what ``save_trainable`` wrote, every key or none.
+
+    Arguments
+    ---------
+    module : torch.nn.Module
+        The module to load into.
+    path : str
+        The file to read.
+    end_of_epoch : bool
+        Of no meaning here; SpeechBrain passes it.
+
+    Raises
+    ------
+    CheckpointError
+        If the file is damaged, or its keys or shapes are another model's.
+    """
+    parameters = {
+        name: parameter
+        for name, parameter in module.named_parameters()
+        if parameter.requires_grad
+    }
+    load_tensors(parameters, path)
+
+
+def load_tensors(tensors, path):
+    """Fills tensors from a file that has these and no others.
+
+    Arguments
+    ---------
+    tensors : dict
+        What to fill, by the names in the file.
+    path : str
+        A safetensors file.
+
+    Raises
+    ------
+    CheckpointError
+        If the file is damaged, or its names or shapes are another model's.
+    """
+    try:
+        weights = load_file(path)
+    except (SafetensorError, OSError) as error:
+        raise CheckpointError(
+            f"{path} cannot be read ({error}). Restore the file, or delete it: "
+            "the same command then makes it again from what was before it."
+        ) from error
+    differences = (
+        [f"{name} is missing" for name in tensors.keys() - weights.keys()]
+        + [f"{name} is not known" for name in weights.keys() - tensors.keys()]
+        + [
+            f"{name} is {tuple(weights[name].shape)}, not "
+            f"{tuple(tensors[name].shape)}"
+            for name in tensors.keys() & weights.keys()
+            if weights[name].shape != tensors[name].shape
+        ]
+    )
+    if differences:
+        shown = "; ".join(sorted(differences)[:3])
+        raise CheckpointError(
+            f"{path} is a checkpoint of another model: {len(differences)} of "
+            f"its weights do not fit ({shown}). Run with the settings it was "
+            "trained with, or choose another --results_folder."
+        )
+    with torch.no_grad():
+        for name, tensor in tensors.items():
+            tensor.copy_(weights[name])

@@ -1,0 +1,503 @@
+"""The training of EmoQ: one ``sb.Brain`` for each of its two stages.
+
+What both do (gradient accumulation, clipping, schedule, checkpoints, metrics)
+is in ``EmoQBrain``; a stage adds what it computes and minimizes.
+"""
+
+import os
+import time
+from operator import attrgetter
+from statistics import fmean
+from types import SimpleNamespace
+
+import speechbrain as sb
+import torch
+from speechbrain.dataio.sampler import ReproducibleRandomSampler
+from speechbrain.utils.data_utils import batch_pad_right
+from speechbrain.utils.logger import get_logger
+from transformers import SchedulerType, get_scheduler
+
+from emoq_modules.errors import CheckpointError, ConfigurationError
+from emoq_modules.evaluation.metrics import MEASURES, EmotionStats
+from emoq_modules.lobes.frames import round_trip
+from emoq_modules.lobes.pooling import length_mask
+from emoq_modules.lobes.weights import load_trainable
+from emoq_modules.training.distributed import join, own_batches
+from emoq_modules.training.ranks import own_rank, world_size
+
+logger = get_logger(__name__)
+
+
+class EmoQBrain(sb.Brain):
+    """The training loop of both stages.
+
+    Takes the arguments of ``sb.Brain``. Modules: ``fusion``, an ``EmoQFormer``
+    or what stands in its place, and ``encoder`` where the audio frames are
+    computed on the fly. Of ``hparams`` it reads ``labels``, ``modules``,
+    ``learning_rates``, ``scheduler``, ``warmup_ratio``, ``selection_metric``,
+    ``epoch_counter``, ``history``, ``store_precision``, ``augment_audio``,
+    ``augment_frames`` and ``train_logger``.
+    """
+
+    loaded_epoch = None  # that of the weights, where evaluation loaded them
+
+    def audio_frames(self, batch, stage):
+        """Audio frames of a batch, stored ones or computed on the fly.
+
+        Both ways give the same numbers: what is computed on the fly is
+        rounded as the store would.
+
+        Arguments
+        ---------
+        batch : speechbrain.dataio.batch.PaddedBatch
+            Its ``audio`` holds stored frames, ``(B, T, audio_dim)``, or
+            waveforms at 16 kHz, ``(B, T)``, and relative lengths.
+        stage : sb.Stage
+            Audio is augmented in training alone.
+
+        Returns
+        -------
+        frames : torch.Tensor
+            ``(B, T, audio_dim)``, float32.
+        lens : torch.Tensor
+            Relative lengths, ``(B,)``.
+        """
+        audio, lens = batch.audio
+        training = stage == sb.Stage.TRAIN
+        if "encoder" in self.modules:
+            if training and self.hparams.augment_audio is not None:
+                audio, lens = self._augmented(audio, lens)
+            audio, lens = self.modules["encoder"](audio, lens)
+            audio = round_trip(audio, self.hparams.store_precision)
+        audio = audio.float()
+        if training and self.hparams.augment_frames is not None:
+            audio = self.hparams.augment_frames(audio)
+        return audio, lens
+
+    def _augmented(self, wavs, lens):
+        """Changes each waveform by itself: a batch is as varied as an epoch."""
+        augmented = [
+            self.hparams.augment_audio(wav[None, inside])[0]
+            for wav, inside in zip(wavs, length_mask(wavs, lens), strict=True)
+        ]
+        wavs, lens = batch_pad_right(augmented)
+        return wavs, lens.to(wavs.device)
+
+    def embeddings(self, batch, stage):
+        """Computes the embeddings e'_q of a batch.
+
+        Those of a test are also kept, in ``tested_embeddings``.
+
+        Arguments
+        ---------
+        batch : speechbrain.dataio.batch.PaddedBatch
+            With ``audio``, as ``audio_frames`` takes it, and ``tokens``.
+        stage : sb.Stage
+            What the batch is for.
+
+        Returns
+        -------
+        torch.Tensor
+            Embeddings, ``(B, d_h)``; an ``EmoQFormer`` gives unit L2 norm.
+        """
+        tokens, token_lens = batch.tokens
+        embeddings = self.modules["fusion"](
+            *self.audio_frames(batch, stage), tokens, token_lens
+        )
+        if stage == sb.Stage.TEST:
+            self.tested_embeddings += embeddings.detach().float().cpu().unbind()
+        return embeddings
+
+    def loss_weight(self, batch):
+        """Weight of a batch in the mean over accumulated batches.
+
+        Arguments
+        ---------
+        batch : speechbrain.dataio.batch.PaddedBatch
+            A batch of the training set.
+
+        Returns
+        -------
+        float
+            Here the number of its utterances.
+        """
+        return len(batch.id)
+
+    # --- one batch -----------------------------------------------------------
+
+    def make_dataloader(self, dataset, stage, **kwargs):
+        """Makes a data loader, which has a generator of its own.
+
+        Otherwise starting to iterate draws from torch's generator, and a
+        resumed epoch, which starts once more, would go another way. In
+        training on several ranks SpeechBrain shares the utterances out among
+        them; in evaluation a rank gets its batches of ``own_batches``.
+
+        Arguments
+        ---------
+        dataset : torch.utils.data.Dataset
+            The utterances.
+        stage : sb.Stage
+            What they are for.
+        **kwargs : dict
+            Arguments of ``sb.Brain.make_dataloader``, such as ``batch_size``.
+
+        Returns
+        -------
+        torch.utils.data.DataLoader
+            SpeechBrain's ``SaveableDataLoader``.
+        """
+        kwargs.setdefault("generator", torch.Generator())
+        # From there a batch goes to the GPU while it is at the one before.
+        on_gpu = torch.device(self.device).type == "cuda"
+        kwargs.setdefault("pin_memory", on_gpu)
+        if stage == sb.Stage.TRAIN and kwargs.get("shuffle"):
+            # As SpeechBrain does it in one process; for several it would take
+            # an order that does not depend on the seed.
+            kwargs["shuffle"] = False
+            kwargs["sampler"] = ReproducibleRandomSampler(
+                dataset, seed=os.environ.get("SB_GLOBAL_SEED", 0)
+            )
+        if stage != sb.Stage.TRAIN and world_size() > 1:
+            kwargs["batch_sampler"] = own_batches(
+                len(dataset), kwargs.pop("batch_size", 1)
+            )
+        loader = super().make_dataloader(dataset, stage, **kwargs)
+        if stage == sb.Stage.TRAIN:
+            self.batches_per_epoch = len(loader)
+            if self.train_sampler is None:
+                # SpeechBrain tells only samplers of its own the epoch.
+                self.train_sampler = kwargs.get("sampler")
+        return loader
+
+    def fit_batch(self, batch):
+        """Adds a batch to the gradient, and steps when enough are in it.
+
+        Unlike SpeechBrain's, the mean over accumulated batches is weighted by
+        what is in each, and the last batches of an epoch count too.
+
+        Arguments
+        ---------
+        batch : speechbrain.dataio.batch.PaddedBatch
+            A batch of the training set.
+
+        Returns
+        -------
+        torch.Tensor
+            The loss of the batch, a scalar on the CPU without a gradient.
+
+        Raises
+        ------
+        ValueError
+            If losses were not finite more often than ``nonfinite_patience``.
+        """
+        last = self.step == self.batches_per_epoch
+        should_step = last or self.step % self.grad_accumulation_factor == 0
+        self.on_fit_batch_start(batch, should_step)
+        with self.no_sync(not should_step):
+            with self.training_ctx:
+                outputs = self.compute_forward(batch, sb.Stage.TRAIN)
+                loss = self.compute_objectives(outputs, batch, sb.Stage.TRAIN)
+            self.check_loss_isfinite(loss)
+            weight = self.loss_weight(batch)
+            self.scaler.scale(loss * weight).backward()
+            self.accumulated_weight += weight
+        if should_step:
+            self.optimizers_step()
+        self.on_fit_batch_end(batch, outputs, loss, should_step)
+        return loss.detach().cpu()
+
+    def optimizers_step(self):
+        """One step on the weighted mean of the accumulated losses.
+
+        Clips over all parameter groups together (SpeechBrain's loop clips the
+        first alone), and leaves a step with a gradient that is not finite out.
+        """
+        self.scaler.unscale_(self.optimizer)
+        parameters = [
+            parameter
+            for group in self.optimizer.param_groups
+            for parameter in group["params"]
+            if parameter.grad is not None
+        ]
+        scale = world_size() / self._sum_over_ranks(self.accumulated_weight)
+        for parameter in parameters:
+            parameter.grad.mul_(scale)
+        limit = self.max_grad_norm if self.max_grad_norm > 0 else float("inf")
+        norm = torch.nn.utils.clip_grad_norm_(parameters, limit)
+        if torch.isfinite(norm) or self.scaler.is_enabled():
+            self.scaler.step(self.optimizer)
+            self.scaler.update()
+        else:
+            logger.warning("Left out a step: its gradient is not finite.")
+        self.schedule.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        self.accumulated_weight = 0
+        self.optimizer_step += 1
+
+    def _sum_over_ranks(self, value):
+        if world_size() == 1:
+            return value
+        value = torch.tensor(float(value), device=self.device)
+        torch.distributed.all_reduce(value)
+        return value.item()
+
+    def _should_save_intra_epoch_ckpt(self, last_ckpt_time, steps_since_ckpt):
+        # A checkpoint holds no gradient, so none is made between two steps.
+        due = super()._should_save_intra_epoch_ckpt(
+            last_ckpt_time, steps_since_ckpt
+        )
+        return due and self.accumulated_weight == 0
+
+    # --- start and end -------------------------------------------------------
+
+    def on_fit_start(self):
+        """Forgets which epoch was loaded: the weights are about to change."""
+        if own_rank() > 0:
+            # So far all have the same state, and would drop out alike.
+            torch.manual_seed(torch.initial_seed() + own_rank())
+        super().on_fit_start()
+        self.loaded_epoch = None
+
+    def evaluate(self, test_set, *args, split="test", **kwargs):
+        """Measures the weights of the best epoch; ``stats`` holds the result.
+
+        ``tested_embeddings`` holds the embeddings, ``(d_h,)`` each, in the
+        order of ``stats``; it is empty where there is no audio.
+
+        Arguments
+        ---------
+        test_set : torch.utils.data.Dataset | torch.utils.data.DataLoader
+            The utterances.
+        *args : tuple
+            Further arguments of ``sb.Brain.evaluate``.
+        split : str
+            What the log calls the set: ``valid`` or ``test``.
+        **kwargs : dict
+            Further arguments of ``sb.Brain.evaluate``, such as
+            ``test_loader_kwargs``.
+
+        Returns
+        -------
+        float
+            The mean loss of the batches that this rank has evaluated.
+
+        Raises
+        ------
+        CheckpointError
+            If there is no checkpoint yet.
+        """
+        self.evaluated_split = split
+        return super().evaluate(test_set, *args, **kwargs)
+
+    def evaluate_batch(self, batch, stage):
+        """Evaluates a batch; keeps its loss and where it begins in ``stats``.
+
+        Arguments
+        ---------
+        batch : speechbrain.dataio.batch.PaddedBatch
+            A batch of the validation or test set.
+        stage : sb.Stage
+            What the batch is for.
+
+        Returns
+        -------
+        torch.Tensor
+            The loss of the batch, a scalar on the CPU without a gradient.
+        """
+        first = len(self.stats.ids)
+        loss = super().evaluate_batch(batch, stage)
+        self.evaluated.append((first, float(loss)))
+        return loss
+
+    def init_optimizers(self):
+        """Gives every part its learning rate, and makes the schedule.
+
+        Raises
+        ------
+        ConfigurationError
+            If a part has no learning rate, or a learning rate no part; if
+            there is no such schedule or selection metric.
+        """
+        self._check_choice("scheduler", [kind.value for kind in SchedulerType])
+        # Used only after an epoch, which nobody should wait for in vain.
+        self._check_choice("selection_metric", ["last", "loss", *MEASURES])
+        rates = self.hparams.learning_rates
+        groups = {prefix: [] for prefix in rates}
+        for name, parameter in self.modules.named_parameters():
+            if not parameter.requires_grad:
+                continue
+            name = name.replace(".module.", ".")  # as wrapped by DDP
+            matching = [p for p in rates if f"{name}.".startswith(f"{p}.")]
+            if not matching:
+                raise ConfigurationError(
+                    f"learning_rates names no part that {name} belongs to; it "
+                    f"has {', '.join(rates)}."
+                )
+            groups[max(matching, key=len)].append(parameter)
+        for prefix in rates:
+            # A part may be left out or frozen, but has to be one.
+            try:
+                attrgetter(prefix)(SimpleNamespace(**self.hparams.modules))
+            except AttributeError as error:
+                raise ConfigurationError(
+                    f"learning_rates has a rate for {prefix}, which is no part "
+                    f"of {', '.join(self.hparams.modules)}."
+                ) from error
+        self.optimizer = self.opt_class(
+            [
+                {"params": parameters, "lr": rates[prefix]}
+                for prefix, parameters in groups.items()
+                if parameters
+            ]
+        )
+        self.optimizers_dict = {"optimizer": self.optimizer}
+        steps_per_epoch = -(
+            -self.batches_per_epoch // self.grad_accumulation_factor
+        )
+        steps = steps_per_epoch * self.hparams.epoch_counter.limit
+        self.schedule = get_scheduler(
+            self.hparams.scheduler,
+            self.optimizer,
+            num_warmup_steps=round(self.hparams.warmup_ratio * steps),
+            num_training_steps=steps,
+        )
+        self.checkpointer.add_recoverable("optimizer", self.optimizer)
+        self.checkpointer.add_recoverable("schedule", self.schedule)
+
+    def _check_choice(self, key, allowed):
+        value = getattr(self.hparams, key)
+        if value not in allowed:
+            raise ConfigurationError(
+                f"{key} is {value!r}; it can be {', '.join(allowed)}."
+            )
+
+    def on_stage_start(self, stage, epoch=None):
+        """Starts new statistics.
+
+        Arguments
+        ---------
+        stage : sb.Stage
+            What begins.
+        epoch : int | None
+            Of no meaning here; SpeechBrain passes it.
+        """
+        self.stats = EmotionStats(self.hparams.labels)
+        self.tested_embeddings = []
+        self.evaluated = []
+        if stage == sb.Stage.TRAIN:
+            self.accumulated_weight = 0
+            self.epoch_started = time.perf_counter()
+
+    def on_stage_end(self, stage, stage_loss, epoch=None):
+        """Logs the epoch or test; of an epoch also saves a checkpoint.
+
+        An epoch ends with its validation, whose score the checkpoint has.
+
+        Arguments
+        ---------
+        stage : sb.Stage
+            What ends.
+        stage_loss : float
+            The mean loss of this rank's batches.
+        epoch : int | None
+            The epoch; None after a test.
+        """
+        if stage == sb.Stage.TRAIN:
+            self.train_loss = float(stage_loss)
+            return
+        if world_size() > 1:
+            self.stats, self.tested_embeddings, losses = join(
+                self.stats, self.tested_embeddings, self.evaluated
+            )
+            stage_loss = fmean(losses)
+        figures = {"loss": float(stage_loss)}
+        figures.update({key: self.stats.summarize(key) for key in MEASURES})
+        if stage == sb.Stage.TEST:
+            self.hparams.train_logger.log_stats(
+                {"epoch loaded": self.loaded_epoch},
+                **{f"{self.evaluated_split}_stats": figures},
+            )
+            return
+        rate = max(self.schedule.get_last_lr())
+        self.hparams.history.append(
+            {
+                "epoch": epoch,
+                "lr": rate,
+                "seconds": time.perf_counter() - self.epoch_started,
+                "train_loss": self.train_loss,
+                **{f"valid_{key}": value for key, value in figures.items()},
+            }
+        )
+        self.hparams.train_logger.log_stats(
+            {"epoch": epoch, "lr": rate},
+            train_stats={"loss": self.train_loss},
+            valid_stats=figures,
+        )
+        score = self._score(figures, epoch)
+        self.hparams.epoch_counter.update_metric(score)
+        self.checkpointer.save_and_keep_only(
+            meta={"epoch": epoch, "score": score},
+            max_keys=["score"],
+            # SpeechBrain's default list grows from call to call.
+            importance_keys=[],
+        )
+
+    def _score(self, figures, epoch):
+        """Scores an epoch by ``selection_metric``: the higher, the better.
+
+        It is at most 0. Of positive scores, SpeechBrain's early stopping takes
+        one that is only as good as the best for a better one, and never stops.
+        """
+        metric = self.hparams.selection_metric
+        if metric == "last":
+            return float(epoch - self.hparams.epoch_counter.limit)
+        return -figures["loss"] if metric == "loss" else figures[metric] - 100
+
+    def on_evaluate_start(self, max_key=None, min_key=None):
+        """Loads the weights of the best epoch, and nothing else with them.
+
+        What is there from the evaluation of another set is not loaded again.
+
+        Arguments
+        ---------
+        max_key : str | None
+            Of no meaning here; SpeechBrain passes it.
+        min_key : str | None
+            Of no meaning here; SpeechBrain passes it.
+
+        Raises
+        ------
+        CheckpointError
+            If there is no checkpoint yet, or it is another model's.
+        """
+        best = self.checkpointer.find_checkpoint(max_key="score")
+        if best is None:
+            raise CheckpointError(
+                f"There is no checkpoint in {self.checkpointer.checkpoints_dir}"
+                "; train first (without --test_only)."
+            )
+        if best.meta["epoch"] == self.loaded_epoch:
+            return
+        if not self.hparams.history:
+            # With --test_only nothing has been recovered.
+            newest = self.checkpointer.find_checkpoint()
+            history = newest.paramfiles["history"]
+            self.hparams.history.load(history, end_of_epoch=True)
+        for name, module in self.trained_modules().items():
+            load_trainable(module, best.paramfiles[name])
+        self.loaded_epoch = best.meta["epoch"]
+
+    def trained_modules(self):
+        """Finds the modules whose weights a checkpoint holds.
+
+        Returns
+        -------
+        dict
+            These modules, by name.
+        """
+        return {
+            name: module
+            for name, module in self.checkpointer.recoverables.items()
+            if isinstance(module, torch.nn.Module)
+        }

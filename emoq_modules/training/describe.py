@@ -1,0 +1,147 @@
+"""What a configuration builds: each part, its size, and what trains.
+
+The model is built on torch's meta device, so that neither weights nor data
+are needed: of the backbones only the configuration counts. Those of the
+models that the presets name are in ``architectures/``.
+"""
+
+import json
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import torch
+
+from emoq_modules.errors import ConfigurationError
+from emoq_modules.lobes.small_backbones import build_llm
+from emoq_modules.training.configuration import change, compose, load
+
+_ARCHITECTURES = Path(__file__).with_name("architectures")
+
+
+def describe(experiment, presets=(), options=""):
+    """Describes the model of an experiment.
+
+    Arguments
+    ---------
+    experiment : str or Path
+        The experiment's YAML file.
+    presets : list of str or Path
+        Presets to lay over it.
+    options : str
+        YAML of top-level keys that win over all.
+
+    Returns
+    -------
+    str
+        A table: part, parameters, how many of them train.
+    """
+    parts = model_parts(experiment, presets, options)
+    lines = [f"{'part':<16}{'parameters':>16}{'training':>16}"]
+    total = trained = 0
+    for name, parameters in parts.items():
+        size = sum(p.numel() for p in parameters)
+        training = sum(p.numel() for p in parameters if p.requires_grad)
+        total, trained = total + size, trained + training
+        lines.append(f"{name:<16}{size:>16,}{training:>16,}")
+    lines += [
+        f"{'total':<16}{total:>16,}{trained:>16,}",
+        "",
+        f"A checkpoint holds {trained * 4 / 1e6:,.0f} MB of weights (float32) "
+        f"and {trained * 8 / 1e6:,.0f} MB of AdamW's state.",
+    ]
+    return "\n".join(lines)
+
+
+def model_parts(experiment, presets=(), options=""):
+    """Builds the model without weights.
+
+    Takes the arguments of ``describe``.
+
+    Returns
+    -------
+    dict
+        The parameters of each part, on the meta device.
+    """
+    hparams = build_untrained(experiment, presets, options)
+    modules = dict(hparams["modules"])
+    decoder = modules.pop("decoder", None)
+    parts = {"audio encoder": hparams["audio_encoder"], **modules}
+    parts = {
+        name: list(module.parameters())
+        for name, module in parts.items()
+        if module is not None
+    }
+    if decoder is not None:
+        for name, parameter in decoder.named_parameters():
+            part = "LoRA" if "lora_" in name else name.split(".")[0]
+            parts.setdefault(part, []).append(parameter)
+    return parts
+
+
+def build_untrained(
+    experiment,
+    presets=(),
+    options="",
+    device="meta",
+    llm_tokenizer=None,
+    **of_llm,
+):
+    """Makes an experiment's objects without data, on untrained backbones.
+
+    Takes the arguments of ``describe``, and
+
+    Arguments
+    ---------
+    device : str
+        Where to; on ``meta`` there are no weights, elsewhere random ones.
+    llm_tokenizer : str | None
+        Folder of the LLM's tokenizer; None takes one that knows few words,
+        since the model's size does not depend on it.
+    **of_llm : dict
+        Values to change in the LLM's configuration.
+
+    Returns
+    -------
+    dict
+        As ``configuration.load`` returns it.
+    """
+    plain = load(
+        compose(experiment, presets, change(options, data_folder="")),
+        keys=["text_encoder", "llm"],
+    )
+    with TemporaryDirectory() as folder:
+        changes = {
+            "data_folder": "",
+            "audio_source": _configuration(plain.get("audio_source")),
+            "text_encoder": _configuration(plain["text_encoder"]),
+            "text_tokenizer": None,
+            "checkpointer": None,  # would make a folder
+            "train_logger": None,  # might log in somewhere
+        }
+        if plain["stage"] == 1:
+            changes["class_weights"] = None
+            changes["training_labels"] = []
+        else:
+            changes["llm"] = _configuration(plain["llm"]) | of_llm
+            changes["llm_tokenizer"] = llm_tokenizer or build_llm(
+                folder, [], plain["labels"]
+            )
+            changes["pretrainer"] = None
+        resolved = compose(experiment, presets, change(options, **changes))
+        with torch.device(device):
+            return load(resolved)
+
+
+def _configuration(source):
+    """The configuration of a backbone, as its values."""
+    if source is None or isinstance(source, dict):
+        return source
+    file = _ARCHITECTURES / f"{source.replace('/', '--')}.json"
+    if not file.exists():
+        file = Path(source) / "config.json"
+    if not file.exists():
+        raise ConfigurationError(
+            f"The architecture of {source} is not known here: give a local "
+            "folder with its config.json."
+        )
+    return json.loads(file.read_text(encoding="utf-8"))

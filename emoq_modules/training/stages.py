@@ -1,0 +1,214 @@
+"""What each of EmoQ's two stages computes and minimizes.
+
+How they train is in ``EmoQBrain``, which both are.
+"""
+
+import speechbrain as sb
+
+from emoq_modules.lobes.prompt import without_speakers
+from emoq_modules.training.brain import EmoQBrain
+
+
+class Stage1Brain(EmoQBrain):
+    """Stage 1: EmoQ-Former and an auxiliary classifier by MAL, Equation 6.
+
+    Modules: ``fusion`` and ``head``, the classifier, which is discarded after
+    the stage. Also reads ``hparams.mal``, the loss.
+
+    Example
+    -------
+    >>> import torch
+    >>> from speechbrain.dataio.batch import PaddedBatch
+    >>> from emoq_modules import EmoQFormer, FocalLoss, MALLoss, SupConLoss
+    >>> roberta = {
+    ...     "vocab_size": 50,
+    ...     "hidden_size": 16,
+    ...     "num_hidden_layers": 2,
+    ...     "num_attention_heads": 2,
+    ...     "intermediate_size": 32,
+    ... }
+    >>> brain = Stage1Brain(
+    ...     modules={
+    ...         "fusion": EmoQFormer(roberta, audio_dim=8, num_queries=4),
+    ...         "head": torch.nn.Linear(16, 2),
+    ...     },
+    ...     hparams={
+    ...         "mal": MALLoss(SupConLoss(), FocalLoss()),
+    ...         "augment_frames": None,
+    ...     },
+    ... )
+    >>> batch = PaddedBatch(
+    ...     [
+    ...         {
+    ...             "id": name,
+    ...             "audio": torch.rand(frames, 8),
+    ...             "tokens": torch.tensor([0, 2]),
+    ...             "label": label,
+    ...         }
+    ...         for name, frames, label in (
+    ...             ("a", 20, 0),
+    ...             ("b", 30, 0),
+    ...             ("c", 9, 1),
+    ...         )
+    ...     ]
+    ... )
+    >>> predictions = brain.compute_forward(batch, sb.Stage.TRAIN)
+    >>> loss = brain.compute_objectives(predictions, batch, sb.Stage.TRAIN)
+    >>> loss.backward()
+    >>> predictions[1].shape, loss.shape
+    (torch.Size([3, 2]), torch.Size([]))
+    """
+
+    def compute_forward(self, batch, stage):
+        """Computes the embeddings and the classifier's logits.
+
+        Arguments
+        ---------
+        batch : speechbrain.dataio.batch.PaddedBatch
+            With ``audio`` and ``tokens``.
+        stage : sb.Stage
+            What the batch is for.
+
+        Returns
+        -------
+        embeddings : torch.Tensor
+            ``(B, d_h)``
+        logits : torch.Tensor
+            Unnormalized log-probabilities, ``(B, C)``.
+        """
+        batch = batch.to(self.device, non_blocking=True)
+        embeddings = self.embeddings(batch, stage)
+        return embeddings, self.modules["head"](embeddings)
+
+    def compute_objectives(self, predictions, batch, stage):
+        """Computes the loss, Eq. 6; outside training keeps the posteriors.
+
+        Arguments
+        ---------
+        predictions : tuple of torch.Tensor
+            What ``compute_forward`` gives.
+        batch : speechbrain.dataio.batch.PaddedBatch
+            With ``label`` and, outside training, ``dialogue``.
+        stage : sb.Stage
+            What the batch is for.
+
+        Returns
+        -------
+        torch.Tensor
+            The loss, a scalar.
+        """
+        embeddings, logits = predictions
+        if stage != sb.Stage.TRAIN:
+            posteriors = logits.float().softmax(dim=-1)
+            self.stats.append(batch.id, posteriors, batch.label, batch.dialogue)
+        return self.hparams.mal(embeddings, logits, batch.label)
+
+
+class Stage2Brain(EmoQBrain):
+    """Stage 2: EmoQ-Former, projector and LoRA by weighted CE, Equation 7.
+
+    Modules: ``fusion`` (absent where the prompt has no soft prompt) and
+    ``decoder``, a ``SoftPromptDecoder``. Also reads
+    ``hparams.speaker_in_prompt``.
+
+    Example
+    -------
+    >>> from speechbrain.dataio.batch import PaddedBatch
+    >>> from emoq_modules import PromptTemplate, SoftPromptDecoder
+    >>> from emoq_modules.lobes.small_backbones import build_llm
+    >>> labels = ["happy", "sad"]
+    >>> decoder = SoftPromptDecoder(
+    ...     build_llm(getfixture("tmp_path"), ["Good morning!"], labels),
+    ...     PromptTemplate("Which of {labels}?", "Transcript: {text}"),
+    ...     labels,
+    ... )
+    >>> brain = Stage2Brain(
+    ...     modules={"decoder": decoder}, hparams={"speaker_in_prompt": False}
+    ... )
+    >>> batch = PaddedBatch(
+    ...     [
+    ...         {
+    ...             "id": "a",
+    ...             "text": "Good morning!",
+    ...             "speaker": None,
+    ...             "context": [],
+    ...             "label": 0,
+    ...         }
+    ...     ]
+    ... )
+    >>> predictions = brain.compute_forward(batch, sb.Stage.TRAIN)
+    >>> loss = brain.compute_objectives(predictions, batch, sb.Stage.TRAIN)
+    >>> loss.shape
+    torch.Size([])
+    """
+
+    def compute_forward(self, batch, stage):
+        """Computes the loss, and outside training the posteriors too.
+
+        Arguments
+        ---------
+        batch : speechbrain.dataio.batch.PaddedBatch
+            With ``text``, ``speaker``, ``context`` and ``label``; and with
+            ``audio`` and ``tokens`` where there is a soft prompt.
+        stage : sb.Stage
+            What the batch is for.
+
+        Returns
+        -------
+        torch.Tensor | tuple of torch.Tensor
+            The loss, a scalar; outside training the pair of the loss and the
+            posteriors, ``(B, C)``.
+        """
+        batch = batch.to(self.device, non_blocking=True)
+        embeddings = None
+        if "fusion" in self.modules:
+            embeddings = self.embeddings(batch, stage)
+        speakers, contexts = batch.speaker, batch.context
+        if not self.hparams.speaker_in_prompt:
+            speakers, contexts = None, without_speakers(contexts)
+        return self.modules["decoder"](
+            embeddings,
+            batch.text,
+            speakers,
+            batch.label,
+            with_posteriors=stage != sb.Stage.TRAIN,
+            contexts=contexts,
+        )
+
+    def compute_objectives(self, predictions, batch, stage):
+        """Passes the loss on, Eq. 7; outside training keeps the posteriors.
+
+        Arguments
+        ---------
+        predictions : torch.Tensor | tuple of torch.Tensor
+            What ``compute_forward`` gives.
+        batch : speechbrain.dataio.batch.PaddedBatch
+            Outside training, with ``label`` and ``dialogue``.
+        stage : sb.Stage
+            What the batch is for.
+
+        Returns
+        -------
+        torch.Tensor
+            The loss, a scalar.
+        """
+        if stage == sb.Stage.TRAIN:
+            return predictions
+        loss, posteriors = predictions
+        self.stats.append(batch.id, posteriors, batch.label, batch.dialogue)
+        return loss
+
+    def loss_weight(self, batch):
+        """Weight of a batch in the mean over accumulated batches.
+
+        Arguments
+        ---------
+        batch : speechbrain.dataio.batch.PaddedBatch
+            A batch of the training set.
+
+        Returns
+        -------
+        float
+            The sum of the token weights of Eq. 7 in it.
+        """
+        return self.hparams.decoder.answer_weight(batch.label)

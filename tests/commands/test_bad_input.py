@@ -1,0 +1,556 @@
+"""Bad input: one clear message, an exit status, and nothing good is damaged.
+
+Every case breaks something in a copy of a good run, and starts it again.
+"""
+
+import errno
+import hashlib
+import json
+import logging
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import soundfile
+import torch
+from huggingface_hub import constants
+from safetensors.torch import load_file, save_file
+
+import train
+
+ROOT = Path(__file__).parents[2]
+STAGE1 = str(ROOT / "hparams/emoq_stage1.yaml")
+STAGE2 = str(ROOT / "hparams/emoq_stage2.yaml")
+TINY = ("--preset", str(ROOT / "tests/tiny.yaml"))
+EMODB = ("--preset", str(ROOT / "recipes/EMODB/emodb4.yaml"))
+# Another folder, so that the run starts from nothing but corpus and features.
+AFRESH = ("--variant", "afresh")
+
+RESULTS = Path("results")  # in the working folder of each case
+WAV = RESULTS / "data/train03.wav"
+MANIFEST = RESULTS / "tiny/manifests/fold1/train.json"
+RUN = RESULTS / "tiny/emoq/fold1-seed1234"
+# What a start may write anew whatever becomes of it: logs, and what spares
+# reading all audio and parsing a manifest.
+VOLATILE = {
+    "train.rows",
+    "audio_digests.npy",
+    "env.log",
+    "experiment.py",
+    "log.txt",
+    "train_log.txt",
+}
+
+
+@pytest.fixture(scope="module")
+def good_run(tmp_path_factory):
+    """Both stages of a run to which nothing has happened."""
+    folder = tmp_path_factory.mktemp("good")
+    with pytest.MonkeyPatch.context() as patches:
+        patches.chdir(folder)
+        assert train.run(again(stage=STAGE2)) == 0
+    return folder
+
+
+@pytest.fixture
+def folder(good_run, tmp_path, monkeypatch):
+    """The working folder: it holds a copy of the good run."""
+    shutil.copytree(good_run / RESULTS, tmp_path / RESULTS)
+    monkeypatch.chdir(tmp_path)
+    # A run leaves its handlers, which write to what was captured then.
+    monkeypatch.setattr(logging.getLogger(), "handlers", [])
+    return tmp_path
+
+
+def start(*arguments):
+    """Exit status of ``train.py``."""
+    try:
+        return train.run(arguments)
+    except SystemExit as stop:  # of the command line's parser
+        return stop.code
+
+
+def state(folder):
+    """Digest of every file that matters."""
+    return {
+        path: hashlib.sha256(path.read_bytes()).hexdigest()
+        for path in folder.rglob("*")
+        if path.is_file() and path.name not in VOLATILE
+    }
+
+
+def again(*options, stage=STAGE1):
+    """The command of the good run, and more options."""
+    return [stage, *TINY, "--number_of_epochs", "2", *options]
+
+
+# --- What can be broken -------------------------------------------------------
+
+
+def nothing():
+    """The command alone is bad."""
+
+
+def remove_wav():
+    WAV.unlink()
+
+
+def truncate_wav():
+    WAV.write_bytes(WAV.read_bytes()[:5000])
+
+
+def empty_wav():
+    soundfile.write(WAV, np.zeros(0), 16000)
+
+
+def text_as_wav():
+    WAV.write_text("This is no audio.")
+
+
+def nan_wav():
+    soundfile.write(WAV, np.full(8000, np.nan), 16000, subtype="FLOAT")
+
+
+def silent_wav():
+    soundfile.write(WAV, np.zeros(8000), 16000)
+
+
+def stereo_wav():
+    noise = np.random.default_rng(0).normal(0, 0.1, (22050, 2))
+    soundfile.write(WAV, noise, 44100)
+
+
+def own_manifest(change):
+    """Manifests that somebody has made by hand, with a fault."""
+
+    def damage():
+        MANIFEST.write_text(change(MANIFEST.read_text()))
+        Path("own.yaml").write_text("prepare: !name:builtins.dict")
+
+    return damage
+
+
+def own_manifest_of_an_unknown_dialogue():
+    own_manifest(lambda text: text.replace("train dialogue", "lost"))()
+    shutil.rmtree(RUN / "stage2")
+
+
+def preset(content):
+    def damage():
+        Path("preset.yaml").write_bytes(content)
+
+    return damage
+
+
+def unwritten_wav_and_full_disk(monkeypatch):
+    """A feature is missing, and no more than half of its shard can go."""
+    stereo_wav()
+    write_bytes = Path.write_bytes
+
+    def write_half(path, content):
+        if not path.name.startswith(".shard-"):
+            return write_bytes(path, content)
+        write_bytes(path, content[: len(content) // 2])
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
+
+    monkeypatch.setattr(Path, "write_bytes", write_half)
+
+
+def full_disk_for_checkpoints(monkeypatch):
+    def save(state, path):
+        Path(path).write_bytes(b"some of it")
+        raise RuntimeError("file write failed")
+
+    monkeypatch.setattr(torch, "save", save)
+
+
+def unreachable_hub(monkeypatch):
+    monkeypatch.setattr(constants, "ENDPOINT", "http://127.0.0.1:9")
+
+
+def checkpoints(stage):
+    return sorted((RUN / stage / "save").iterdir())
+
+
+def truncate(path):
+    path.write_bytes(path.read_bytes()[:1000])
+
+
+def truncate_newest_checkpoint():
+    only = checkpoints("stage1")[-1]
+    newer = shutil.copytree(only, only.with_name("CKPT+newer"))
+    meta = newer / "CKPT.yaml"
+    later = re.sub(r"unixtime: \d", "unixtime: 9", meta.read_text())
+    meta.write_text(later)
+    truncate(newer / "fusion.ckpt")
+
+
+def truncate_all_checkpoints():
+    for checkpoint in checkpoints("stage1"):
+        truncate(checkpoint / "optimizer.ckpt")
+
+
+def checkpoint_of_another_model():
+    for checkpoint in checkpoints("stage1"):
+        weights = load_file(checkpoint / "fusion.ckpt")
+        weights["queries"] = torch.zeros(7, 16)
+        save_file(weights, checkpoint / "fusion.ckpt")
+        contents = checkpoint / "contents.json"
+        sizes = json.loads(contents.read_text())
+        sizes["fusion.ckpt"] = (checkpoint / "fusion.ckpt").stat().st_size
+        contents.write_text(json.dumps(sizes))
+
+
+def checkpoint_with_fewer_parts():
+    for checkpoint in checkpoints("stage1"):
+        (checkpoint / "head.ckpt").unlink()
+        contents = checkpoint / "contents.json"
+        sizes = json.loads(contents.read_text())
+        del sizes["head.ckpt"]
+        contents.write_text(json.dumps(sizes))
+
+
+def truncate_stage_1():
+    shutil.rmtree(RUN / "stage2")
+    truncate(RUN / "stage1/emoq_former.safetensors")
+
+
+# --- The tables ---------------------------------------------------------------
+
+OWN = ("--preset", "own.yaml", *AFRESH)
+PRESET = ("--preset", "preset.yaml")
+
+# Name, what is broken, the command, what the message names and says to do.
+REFUSED = [
+    (
+        "wrong data folder",
+        nothing,
+        [STAGE1, *TINY, *EMODB, "--data_folder", "nowhere"],
+        r"no EMO-DB in nowhere: looked for .*03a01Fa\.wav",
+    ),
+    (
+        "wrong data folder of the paper's run",
+        nothing,
+        [STAGE2, "--data_folder", "nowhere"],
+        r"nowhere does not exist: give the folder MELD\.Raw",
+    ),
+    ("no data folder", nothing, [STAGE1], r"give it as --data_folder VALUE"),
+    (
+        "missing wav",
+        remove_wav,
+        again(),
+        r"(?s)'train03' .* no file .*train03\.wav.*run the prepare step",
+    ),
+    (
+        "truncated wav",
+        truncate_wav,
+        again(),
+        r"(?s)'train03' .*train03\.wav is truncated.*run the prepare step",
+    ),
+    (
+        "0 samples",
+        empty_wav,
+        again(),
+        r"(?s)'train03' .*train03\.wav has 0 samples.*run the prepare step",
+    ),
+    (
+        "text as wav",
+        text_as_wav,
+        again(),
+        r"(?s)'train03' .*train03\.wav cannot be read as audio.*Mend",
+    ),
+    (
+        "samples that are no numbers",
+        nan_wav,
+        again(*AFRESH),
+        r"train03\.wav holds samples that are not finite.*leave it out",
+    ),
+    (
+        "samples that are no numbers, read by a worker",
+        nan_wav,
+        again("--feature_store", "null", "--num_workers", "1", *AFRESH),
+        r"^error: \S*train03\.wav holds samples that are not finite",
+    ),
+    (
+        "unknown label in a manifest",
+        own_manifest(lambda text: text.replace('"sad"', '"glum"', 1)),
+        again(*OWN),
+        r"(?s)'train\d\d' has the label 'glum', not one of angry, happy, sad"
+        r".*Mend",
+    ),
+    (
+        "unknown label in a preset",
+        nothing,
+        [STAGE1, *TINY, *EMODB, "--data_folder", ".", "--labels", "[glum]"],
+        r"label is 'glum'; it must be one of angry, bored",
+    ),
+    (
+        "repeated id",
+        own_manifest(lambda text: text.replace("train04", "train03", 1)),
+        again(*OWN),
+        r"(?s)'train03' occurs more than once.*Mend",
+    ),
+    (
+        "fold that does not exist",
+        nothing,
+        again("--fold", "7"),
+        r"no fold 7 in tiny; its folds are 1",
+    ),
+    ("fold that is none", nothing, again("--fold", "x"), r"no fold x in tiny"),
+    (
+        "preset key that no one reads",
+        preset(b"num_querys: 3"),
+        again(*PRESET),
+        r"'num_querys' in preset\.yaml .*Did you mean num_queries\?",
+    ),
+    (
+        "preset argument that no one reads",
+        preset(b"audio_encoder: !new:emoq_modules.FbankEncoder {mels: 20}"),
+        again(*PRESET, *AFRESH),
+        r"Invalid argument to class emoq_modules\.FbankEncoder.*'mels'",
+    ),
+    (
+        "preset with a class that is none",
+        preset(b"audio_encoder: !new:emoq_modules.FbankEncodr"),
+        again(*PRESET, *AFRESH),
+        r"no such class as emoq_modules\.FbankEncodr",
+    ),
+    (
+        "preset that is missing",
+        nothing,
+        again("--preset", "nowhere.yaml"),
+        r"no file nowhere\.yaml",
+    ),
+    (
+        "preset that is no YAML",
+        preset(b"lr: [1"),
+        again(*PRESET),
+        r"preset\.yaml is no YAML file",
+    ),
+    (
+        "preset that is no text",
+        preset(bytes(range(256))),
+        again(*PRESET),
+        r"preset\.yaml is no YAML file",
+    ),
+    (
+        "misspelt option",
+        nothing,
+        again("--num_querys", "3"),
+        r"'num_querys' in the command line .*Did you mean num_queries\?",
+    ),
+    (
+        "option given twice",
+        nothing,
+        again("--lr", "0.1", "--lr", "0.2"),
+        r"--lr is given twice",
+    ),
+    (
+        "word for a number",
+        nothing,
+        again("--lr", "much"),
+        r"lr in the command line is 'much'; .* like 0\.01",
+    ),
+    (
+        "learning rate for a part that is none",
+        nothing,
+        again("--learning_rates", "{fusion: 1, head: 1, heads: 2}", *AFRESH),
+        r"rate for heads, which is no part of fusion, head",
+    ),
+    (
+        "selection metric that is none",
+        nothing,
+        again("--selection_metric", "UAR", *AFRESH),
+        r"selection_metric is 'UAR'; it can be last, loss, WA, UA, WF1",
+    ),
+    *(
+        (
+            f"{turns} turns of context",
+            nothing,
+            again("--context_turns", turns, stage=STAGE2),
+            rf"context_turns is {turns}; it has to be a number of turns, 0 or",
+        )
+        for turns in ("-1", "1.5", "True")
+    ),
+    (
+        "context without a place in the prompt",
+        preset(
+            b"stage2: {prompt: !new:emoq_modules.PromptTemplate "
+            b"{system: '{labels}?', user: 'Voice: <AUDIO>'}}"
+        ),
+        again(*PRESET, "--context_turns", "3", stage=STAGE2),
+        r"context_turns is 3, but .* a line with {context}, or set context_"
+        r"turns to 0\. It is 'Voice: <AUDIO>'",
+    ),
+    (
+        "dialogue that is none",
+        own_manifest_of_an_unknown_dialogue,
+        again(*OWN[:2], "--context_turns", "1", stage=STAGE2),
+        r"dialogues\.json lacks dialogues of the manifests beside it, "
+        r"1 \(lost\).*prepare step again",
+    ),
+    (
+        "folder as experiment",
+        nothing,
+        ["--data_folder", "results", STAGE1],
+        r"results cannot be read|results is no experiment",
+    ),
+    (
+        "preset as experiment",
+        nothing,
+        [TINY[1]],
+        r"tiny\.yaml is no experiment.* --preset",
+    ),
+    (
+        "run folder of another configuration",
+        nothing,
+        again("--lr", "0.5"),
+        r"lr was '0\.01' and is now '0\.5'.* --results_folder",
+    ),
+    (
+        "run folder of other run options",
+        nothing,
+        again("--max_grad_norm", "0.5"),
+        r"max_grad_norm was '1\.0' and is now '0\.5'.* --results_folder",
+    ),
+    (
+        "checkpoint of another model",
+        checkpoint_of_another_model,
+        again(),
+        r"fusion\.ckpt is a checkpoint of another model.*queries is \(7, 16\), "
+        r"not \(3, 16\).*--results_folder",
+    ),
+    (
+        "checkpoint with fewer parts",
+        checkpoint_with_fewer_parts,
+        again(),
+        r"CKPT.* is a checkpoint of another model: it has no head\b",
+    ),
+    (
+        "truncated checkpoints, no earlier one",
+        truncate_all_checkpoints,
+        again(),
+        r"No checkpoint in .*stage1/save is whole \(optimizer\.ckpt has 1000 "
+        r"bytes.*Restore",
+    ),
+    (
+        "truncated weights of stage 1",
+        truncate_stage_1,
+        again(stage=STAGE2),
+        r"stage1/emoq_former\.safetensors cannot be read.*Restore.*or delete",
+    ),
+    (
+        "no checkpoint to test",
+        nothing,
+        again("--test_only", *AFRESH),
+        r"no checkpoint in .*save; train first",
+    ),
+    (
+        "model that cannot be had",
+        unreachable_hub,
+        again("--text_encoder", "nobody/nothing", *AFRESH),
+        r"nobody/nothing is no local folder.*hf download nobody/nothing",
+    ),
+    (
+        "full disk while writing the store",
+        unwritten_wav_and_full_disk,
+        again(*AFRESH),
+        r"No space left in results/feature_store.* are free.*Make room",
+    ),
+    (
+        "full disk while saving a checkpoint",
+        full_disk_for_checkpoints,
+        again(*AFRESH),
+        r"No checkpoint can be saved in .*file write failed.*make room",
+    ),
+]
+# Name, what is broken, the command, what is reported.
+HANDLED = [
+    ("silence", silent_wav, again(*AFRESH), r"train03\.wav is silent"),
+    ("44.1 kHz stereo", stereo_wav, again(*AFRESH), r"Results are in"),
+    (
+        "truncated newest checkpoint",
+        truncate_newest_checkpoint,
+        again(),
+        r"(?s)CKPT\+newer is left out: fusion\.ckpt has 1000 bytes instead of "
+        r"\d+.*Loading a checkpoint from \S*CKPT\+2",
+    ),
+]
+
+
+def table(cases):
+    return pytest.mark.parametrize(
+        ("damage", "command", "says"),
+        [pytest.param(*case, id=name) for name, *case in cases],
+    )
+
+
+@table(REFUSED)
+def test_bad_input_ends_with_one_message_and_damages_nothing(
+    folder, monkeypatch, capfd, damage, command, says
+):
+    with monkeypatch.context() as patches:
+        damage(*([patches] if damage.__code__.co_argcount else []))
+        before = state(folder)
+        status = start(*command)
+    logged, printed = capfd.readouterr()
+    assert status == 2, printed
+    message = printed[printed.index("error: ") :]
+    assert re.search(says, message), printed
+    assert printed.count("error: ") == 1
+    assert "Traceback" not in printed + logged
+    after = state(folder)
+    assert {path: after.get(path) for path in before} == before
+    assert not list(folder.rglob("*.partial"))
+
+
+@table(HANDLED)
+def test_bad_input_that_can_be_handled_is_reported(
+    folder, capfd, damage, command, says
+):
+    damage()
+    before = state(RESULTS / "data") | state(MANIFEST.parent)
+    assert start(*command) == 0
+    assert re.search(says, capfd.readouterr().out)
+    assert state(RESULTS / "data") | state(MANIFEST.parent) == before
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        ([STAGE2], r"data_folder has no value"),
+        (again("--num_querys", "3"), r"Did you mean num_queries\?"),
+    ],
+)
+def test_exit_status_of_the_program_itself(tmp_path, arguments, says):
+    process = subprocess.run(
+        [sys.executable, str(ROOT / "train.py"), *arguments],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+    )
+    assert process.returncode == 2
+    assert re.fullmatch(rf"(?s)error: .*{says}.*\n", process.stderr)
+    assert process.stdout == ""
+
+
+def test_a_mistake_can_be_corrected_in_the_same_folder(tmp_path, monkeypatch):
+    # A start that failed before anything was trained must not be in the way.
+    monkeypatch.chdir(tmp_path)
+    wrong = again("--selection_metric", "UAR")
+    assert start(*wrong) == 2
+    assert start(*again()) == 0
+
+
+def test_who_stops_a_run_is_told_how_it_goes_on(monkeypatch, capsys):
+    def stopped(arguments):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(train, "main", stopped)
+    assert train.run([STAGE2]) == 130
+    assert "the same command goes on" in capsys.readouterr().err

@@ -1,0 +1,106 @@
+"""``emoq export``: what it says, and what it puts on the hub."""
+
+import json
+import time
+
+import pytest
+
+from emoq_modules.commands.cli import main
+from emoq_modules.inference import hub
+
+
+@pytest.fixture(scope="module")
+def run(tiny_results):
+    """Stage 2 of a tiny run."""
+    return tiny_results / "tiny/emoq/fold1-seed1234/stage2"
+
+
+class FakeApi:
+    """In the place of ``HfApi``: notes what is asked of it."""
+
+    found = None  # the repository, where it is there
+    failing = {}
+    calls = []
+
+    def __getattr__(self, name):
+        def call(*args, **kwargs):
+            self.calls.append((name, args, kwargs))
+            if name in self.failing:
+                raise self.failing[name]
+            return self.found if name == "model_info" else f"hub/{args[:1]}"
+
+        return call
+
+
+@pytest.fixture
+def api(monkeypatch):
+    monkeypatch.setattr(FakeApi, "calls", [])
+    monkeypatch.setattr(FakeApi, "failing", {})
+    monkeypatch.setattr(hub, "HfApi", FakeApi)
+    return FakeApi
+
+
+def test_command_tells_what_it_has_written(run, tmp_path, capsys):
+    out = tmp_path / "export"
+    assert main(["export", str(run), str(out)]) == 0
+    printed = capsys.readouterr().out
+    assert "adapter/adapter_model.safetensors" in printed
+    assert f'from_hparams("{out}")' in printed
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--num_queries", "3"], "knows no --num_queries 3"),
+        (["--private"], "--private goes with --push_to_hub"),
+        (["--push_to_hub", "a/b/c"], "'a/b/c' is no name for the hub"),
+    ],
+)
+def test_wrong_options_are_refused(options, message, run, tmp_path, capsys):
+    out = tmp_path / "export"
+    assert main(["export", str(run), str(out), *options]) == 2
+    assert message in capsys.readouterr().err
+    assert not out.exists()
+
+
+def test_export_is_pushed_in_one_commit(api, run, tmp_path, capsys):
+    out = tmp_path / "export"
+    options = ["--push_to_hub", "me/emoq", "--private", "--license", "mit"]
+    assert main(["export", str(run), str(out), *options]) == 0
+    names = [name for name, _, _ in api.calls]
+    assert names == ["model_info", "whoami", "create_repo", "upload_folder"]
+    assert api.calls[2][2] == {"private": True, "exist_ok": True}
+    assert api.calls[3][2]["repo_id"] == "me/emoq"
+    assert api.calls[3][2]["folder_path"] == out
+    assert "license: mit" in (out / "README.md").read_text()
+    assert "Pushed to" in capsys.readouterr().out
+
+
+def test_without_a_network_nothing_is_exported(run, tmp_path, no_hub, capsys):
+    started = time.monotonic()
+    out = tmp_path / "export"
+    assert main(["export", str(run), str(out), "--push_to_hub", "me/x"]) == 2
+    assert time.monotonic() - started < 3
+    assert "hub does not answer" in capsys.readouterr().err
+    assert not out.exists()
+
+
+def test_public_repository_is_not_taken_for_a_private_one(
+    api, run, tmp_path, capsys, monkeypatch
+):
+    monkeypatch.setattr(
+        api, "found", type("Info", (), {"private": False})(), raising=False
+    )
+    options = ["--push_to_hub", "me/emoq", "--private"]
+    assert main(["export", str(run), str(tmp_path / "x"), *options]) == 2
+    assert "is public" in capsys.readouterr().err
+    assert [name for name, _, _ in api.calls] == ["model_info"]
+
+
+def test_upload_that_fails_leaves_the_export(api, run, tmp_path, capsys):
+    api.failing["upload_folder"] = RuntimeError("413 too large")
+    out = tmp_path / "export"
+    assert main(["export", str(run), str(out), "--push_to_hub", "me/x"]) == 2
+    message = capsys.readouterr().err
+    assert "not on the hub" in message and "413 too large" in message
+    assert json.loads((out / "contents.json").read_text())

@@ -1,0 +1,268 @@
+"""``emoq predict`` as a user of the command line meets it."""
+
+import csv
+import io
+import json
+import os
+import shutil
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import soundfile
+
+from emoq_modules import EmotionRecognizer
+from emoq_modules.commands.cli import main
+from emoq_modules.commands.predict_inputs import Transcripts, find_recordings
+from emoq_modules.errors import ConfigurationError
+from tests.conftest import ROOT
+
+LABELS = ["angry", "happy", "sad"]
+
+
+@pytest.fixture(scope="module")
+def folder(tiny_results, tmp_path_factory):
+    """Three recordings, two in a folder of their own, and what is none."""
+    folder = tmp_path_factory.mktemp("recordings")
+    (folder / "more").mkdir()
+    for number, name in enumerate(["a.wav", "more/b.wav", "more/c.wav"]):
+        shutil.copy(tiny_results / f"data/test0{number}.wav", folder / name)
+    (folder / "notes.txt").write_text("no audio")
+    (folder / "more/._b.wav").write_text("of macOS")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def expected(recognizer_folder, folder):
+    """What is recognized in the three."""
+    recognizer = EmotionRecognizer.from_hparams(recognizer_folder)
+    return list(recognizer.recognize(find_recordings([str(folder)])))
+
+
+@pytest.fixture
+def predict(recognizer_folder, capsys):
+    """Runs the command in this process: status, output, and messages."""
+
+    def run(*arguments):
+        status = main(
+            ["predict", "--model", recognizer_folder, *map(str, arguments)]
+        )
+        return status, *capsys.readouterr()
+
+    return run
+
+
+def read_csv(output):
+    return list(csv.DictReader(io.StringIO(output)))
+
+
+def test_csv_and_jsonl_hold_what_the_recognizer_says(predict, folder, expected):
+    status, output, _ = predict(folder, "--format", "csv")
+    assert status == 0
+    rows = read_csv(output)
+    for row, found in zip(rows, expected, strict=True):
+        assert (row["path"], row["label"]) == (found.path, found.label)
+        assert float(row["confidence"]) == pytest.approx(found.confidence)
+        values = [float(row[label]) for label in LABELS]
+        assert values == pytest.approx(list(found.posteriors.values()))
+        assert (row["abstained"], row["error"]) == ("False", "")
+    status, output, _ = predict(folder, "--format", "jsonl")
+    rows = [json.loads(line) for line in output.splitlines()]
+    for row, found in zip(rows, expected, strict=True):
+        assert row.pop("posteriors") == pytest.approx(found.posteriors)
+        assert row.pop("confidence") == pytest.approx(found.confidence)
+        assert row == {
+            "path": found.path,
+            "start": 0.0,
+            "end": found.end,
+            "text": "",
+            "label": found.label,
+            "abstained": False,
+            "error": None,
+        }
+
+
+def test_table_is_for_people(predict, folder, expected):
+    status, output, _ = predict(folder / "a.wav", folder / "no.wav")
+    assert status == 1
+    header, row, error = output.splitlines()
+    assert header.split() == [
+        *("recording", "from", "to", "emotion", "confidence"),
+        *LABELS,
+    ]
+    assert row.split()[3:5] == [
+        expected[0].label,
+        f"{expected[0].confidence:.2f}",
+    ]
+    assert error.endswith("there is no file " + str(folder / "no.wav"))
+    _, output, _ = predict(folder / "a.wav", "--abstain_below", 1)
+    assert output.splitlines()[1].split()[3] == "?"
+
+
+def test_bad_file_is_a_row_and_the_status_1(predict, folder, tmp_path):
+    (tmp_path / "bad.wav").write_text("not audio")
+    (tmp_path / "nothing").mkdir()
+    status, output, _ = predict(
+        *(tmp_path / "bad.wav", folder / "a.wav", tmp_path / "nothing"),
+        *(f"{tmp_path}/*.flac", "--format", "csv"),
+    )
+    assert status == 1
+    bad, good, empty, pattern = read_csv(output)
+    assert "cannot be read as audio" in bad["error"] and not bad["label"]
+    assert good["label"] and not good["error"]
+    assert "folder in which no recording is" in empty["error"]
+    assert "there is no file" in pattern["error"]
+
+
+def test_folders_patterns_and_lists_mean_their_files(folder, monkeypatch):
+    a, b, c = (
+        str(folder / name) for name in ("a.wav", "more/b.wav", "more/c.wav")
+    )
+    assert list(find_recordings([str(folder)])) == [a, b, c]
+    assert list(find_recordings([f"{folder}/**/*.wav"])) == [a, b, c]
+    assert list(find_recordings([f"{folder}/more/[c]*"])) == [c]
+    notes = str(folder / "notes.txt")  # what is named is taken as it is
+    assert list(find_recordings([notes, a])) == [notes, a]
+    lines = io.TextIOWrapper(io.BytesIO(f"{b}\r\n\n{a}\n".encode()))
+    monkeypatch.setattr(sys, "stdin", lines)
+    assert list(find_recordings([c, "-"])) == [c, b, a]
+
+
+def test_file_whose_name_looks_like_a_pattern_is_itself(tmp_path):
+    (tmp_path / "a[1].wav").touch()
+    assert list(find_recordings([str(tmp_path / "a[1].wav")])) == [
+        str(tmp_path / "a[1].wav")
+    ]
+
+
+def test_texts_come_from_the_option_or_a_file(
+    predict, recognizer_folder, folder, tmp_path
+):
+    table = tmp_path / "words.csv"
+    table.write_text('id,text,speaker\na,great yes,Ross\nb,"sorry, no",\n')
+    _, output, messages = predict(
+        folder, "--transcripts", table, "--format", "jsonl"
+    )
+    rows = [json.loads(line) for line in output.splitlines()]
+    assert [row["text"] for row in rows] == ["great yes", "sorry, no", ""]
+    assert f"1 of the recordings have no row in {table}: " in messages
+    assert "more/c.wav" in messages
+    recognizer = EmotionRecognizer.from_hparams(recognizer_folder)
+    posteriors, *_ = recognizer.classify_file(
+        folder / "a.wav", "great yes", "Ross"
+    )
+    values = list(rows[0]["posteriors"].values())
+    assert values == pytest.approx(posteriors[0].tolist(), abs=1e-5)
+    _, output, _ = predict(
+        *(folder / "a.wav", "--text", "great yes", "--speaker", "Ross"),
+        *("--format", "jsonl"),
+    )
+    row = json.loads(output)
+    assert row["posteriors"] == pytest.approx(rows[0]["posteriors"])
+
+
+def test_transcripts_are_found_by_path_name_or_id(tmp_path):
+    table = tmp_path / "words.csv"
+    (tmp_path / "calls").mkdir()
+    wav = str(tmp_path / "calls/a.wav")
+    for key in (wav, "calls/a.wav", "a.wav", "a"):
+        table.write_text(f"\ufeffpath,text\n{key},hello\n", encoding="utf-8")
+        assert Transcripts(table).find(wav) == ("hello", None)
+    table.write_text("path,text\na,one\nb,two\na,three\n")
+    with pytest.raises(ConfigurationError, match="two different rows for a"):
+        Transcripts(table)
+    table.write_text("name;words\na;one\n")
+    with pytest.raises(ConfigurationError, match="need the columns path and"):
+        Transcripts(table)
+
+
+def test_timeline_has_a_row_for_each_window(predict, tmp_path):
+    samples = np.zeros(16000 * 3)
+    samples[:16000] = 0.1 * np.sin(np.arange(16000))
+    soundfile.write(tmp_path / "a.wav", samples, 16000)
+    options = ["--timeline", "--window_s", 1, "--hop_s", 1]
+    status, output, _ = predict(
+        *(tmp_path / "no.wav", tmp_path / "a.wav", *options),
+        *("--format", "csv"),
+    )
+    assert status == 1
+    error, *windows = read_csv(output)
+    assert "there is no file" in error["error"]
+    assert [(row["start"], row["end"]) for row in windows] == [
+        *(("0", "1"), ("1", "2"), ("2", "3")),
+    ]
+    assert windows[0]["label"] in LABELS
+    assert windows[2]["label"] == "" and windows[2]["abstained"] == "True"
+    _, output, _ = predict(tmp_path / "a.wav", *options)
+    assert output.splitlines()[-1].split()[3] == "(silence)"
+
+
+@pytest.mark.parametrize(
+    "arguments, message",
+    [
+        (["--bogus", "1"], "knows no --bogus 1"),
+        (["--batch_size", "0"], "batch_size is 0"),
+        (["--abstain_below", "2"], "abstain_below is 2.0"),
+        (["--device", "warp"], "--device warp is not to be had"),
+        (["--vad", "a/b"], "--vad is for --timeline"),
+        (["--timeline", "--hop_s", "0"], "hop_s is 0.0"),
+        (["--timeline", "--text", "hello"], "each of its windows"),
+        (["--transcripts", "missing.csv"], "missing.csv cannot be read"),
+    ],
+)
+def test_wrong_command_is_status_2(predict, folder, arguments, message):
+    status, output, messages = predict(folder / "a.wav", *arguments)
+    assert status == 2 and output == ""
+    assert message in messages and "Traceback" not in messages
+
+
+def test_model_that_is_none_is_status_2(capsys, tmp_path):
+    assert main(["predict", "--model", str(tmp_path), "a.wav"]) == 2
+    assert "holds no hyperparams.yaml" in capsys.readouterr().err
+    with pytest.raises(SystemExit) as exit_:
+        main(["predict", "a.wav"])
+    assert exit_.value.code == 2
+
+
+def command(recognizer_folder, *arguments):
+    return [
+        *(sys.executable, "-m", "emoq_modules", "predict"),
+        *("--model", recognizer_folder, *map(str, arguments)),
+    ]
+
+
+def test_pipe_closed_early_ends_it_quietly(recognizer_folder, folder):
+    lines = f"{folder}/a.wav\n".encode() * 8
+    with subprocess.Popen(
+        command(recognizer_folder, "-", "--format", "csv", "--batch_size", 1),
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        cwd=ROOT,
+    ) as process:
+        process.stdin.write(lines)
+        process.stdin.flush()
+        # The first results come before the list of recordings ends.
+        header, row = process.stdout.readline(), process.stdout.readline()
+        assert header.startswith(b"path,") and b"a.wav" in row
+        process.stdout.close()
+        process.stdin.write(lines)
+        process.stdin.close()
+        messages = process.stderr.read()
+    assert messages == b""
+    assert process.returncode == 141
+
+
+def test_name_that_is_no_text_comes_out_as_it_went_in(
+    recognizer_folder, folder, tmp_path
+):
+    name = os.fsencode(tmp_path) + b"/caf\xe9.wav"
+    shutil.copy(folder / "a.wav", name)
+    done = subprocess.run(
+        command(recognizer_folder, tmp_path, "--format", "csv"),
+        capture_output=True,
+        cwd=ROOT,
+    )
+    assert done.returncode == 0 and done.stderr == b""
+    assert name in done.stdout

@@ -1,0 +1,451 @@
+"""The report of a table, held against NumPy, and what it says is missing."""
+
+import re
+from dataclasses import replace
+from html.parser import HTMLParser
+
+import numpy as np
+import pytest
+import torch
+from sklearn.metrics import balanced_accuracy_score
+
+from emoq_modules.commands.reproduce_report import (
+    format_rows,
+    report_folder,
+    write_report,
+)
+from emoq_modules.commands.reproduce_results import read_rows
+from emoq_modules.commands.reproduce_runs import Run, Stage
+from emoq_modules.errors import ResultsError
+from emoq_modules.evaluation.bootstrap import (
+    bootstrap_interval,
+    paired_bootstrap,
+)
+from emoq_modules.evaluation.calibration import (
+    apply_temperature,
+    expected_calibration_error,
+    fit_temperature,
+)
+from emoq_modules.evaluation.metrics import EmotionStats
+from emoq_modules.evaluation.results import (
+    pool_results,
+    read_predictions,
+    write_results,
+)
+
+LABELS = ["angry", "happy", "sad"]
+TABLE = {
+    "table": 9,
+    "title": "A made-up table",
+    "corpus": "recipes/TOY/toy.yaml",
+    "measures": ["WA", "UA"],
+    "rows": [
+        {"name": "Quoted", "source": "[1]", "WA": 51.0, "UA": None},
+        {"name": "Baseline", "source": "paper", "WA": 52.0, "UA": None},
+        {"name": "Whole", "source": "paper", "WA": 60.0, "UA": 61.0},
+    ],
+}
+BASELINE, WHOLE = "Baseline", "Whole"
+BOTH = {BASELINE: 0.5, WHOLE: 1.5}  # how much the right class stands out
+
+
+def make_stats(name, seed, fold, sharpness, labels=LABELS, n=40):
+    """The same utterances for every system and seed, dialogues of five."""
+    targets = np.random.default_rng(fold).integers(len(LABELS), size=n)
+    rng = np.random.default_rng([seed, fold, round(10 * sharpness)])
+    logits = rng.standard_normal((n, len(labels)))
+    logits[np.arange(n), targets] += sharpness
+    stats = EmotionStats(labels)
+    stats.append(
+        [f"{name}{fold}-{i}" for i in range(n)],
+        torch.from_numpy(3 * logits).softmax(dim=1),
+        torch.from_numpy(targets),
+        [f"{name}{fold}-dialogue{i // 5}" for i in range(n)],
+    )
+    return stats
+
+
+def make_run(results, row, fold, seed, corpus="toy"):
+    folder = results / corpus / row.lower() / f"fold{fold}-seed{seed}/stage2"
+    arguments = ("experiment.yaml", "--data_folder", "/my data")
+    stage = Stage(2, (corpus, row.lower()), folder, folder, 3, "")
+    return Run(row, fold, seed, arguments, (stage,))
+
+
+def write_run(run, sharpness, labels=LABELS, valid=True, mapped=True):
+    corpus, variant = run.stages[-1].key
+    run_info = {"corpus": corpus, "variant": variant, "stage": 2}
+    run_info |= {"fold": run.fold, "seed": run.seed, "seconds": 1.0}
+    stats = make_stats("test", run.seed, run.fold, sharpness, labels)
+    write_results(
+        run.folder,
+        stats,
+        run_info,
+        [{"epoch": 1, "train_loss": 1.0}],
+        1,
+        make_stats("valid", run.seed, run.fold + 50, sharpness)
+        if valid
+        else None,
+        torch.stack(stats.posteriors) if mapped else None,
+    )
+
+
+def make_runs(results, folds=(1, 2, 3), seeds=(7,), corpus="toy", **kwargs):
+    runs = [
+        make_run(results, row, fold, seed, corpus)
+        for row in BOTH
+        for seed in seeds
+        for fold in folds
+    ]
+    for run in runs:
+        write_run(run, BOTH[run.row], **kwargs)
+    return runs
+
+
+def report(table, runs, folder):
+    """The Markdown, and what is missing."""
+    missing = write_report(table, read_rows(table, runs), folder)
+    return (folder / "report.md").read_text(encoding="utf-8"), missing
+
+
+def tables(markdown):
+    """The cells of each table, under the heading above it."""
+    found, heading = {}, None
+    for line in markdown.splitlines():
+        if line.startswith("#"):
+            heading = line.lstrip("# ")
+        elif line.startswith("| "):
+            cells = re.split(r" ?(?<!\\)\| ?", line)[1:-1]
+            found.setdefault(heading, []).append(cells)
+    return {name: [rows[0], *rows[2:]] for name, rows in found.items()}
+
+
+def row_of(table, name):
+    (row,) = (cells for cells in table if cells[0] == name)
+    return dict(zip(table[0], row, strict=True))
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    """Two systems, three folds, two seeds: the runs, Markdown, its folder."""
+    results = tmp_path_factory.mktemp("whole")
+    runs = make_runs(results, seeds=(7, 8))
+    folder = report_folder(TABLE, runs)
+    assert folder == results / "reports/toy/table9"
+    markdown, missing = report(TABLE, runs, folder)
+    assert missing == []
+    return runs, markdown, folder
+
+
+# --- Figures ------------------------------------------------------------------
+
+
+def test_figures_are_numpys(whole):
+    runs, markdown, _ = whole
+    for name in BOTH:
+        found = row_of(tables(markdown)["UA"], name)
+        seeds, single = {}, []
+        for run in (run for run in runs if run.row == name):
+            stats = read_predictions(run.folder)
+            pair = np.array([stats.targets, stats.predictions])
+            single.append(100 * balanced_accuracy_score(*pair))
+            seeds.setdefault(run.seed, []).append(pair)
+        pooled = [
+            100 * balanced_accuracy_score(*np.hstack(folds))
+            for folds in seeds.values()
+        ]
+        assert found["runs"] == "6"
+        assert found["mean"] == f"{np.mean(single):.1f}"
+        assert found["s.d."] == f"{np.std(single, ddof=1):.1f}"
+        assert found["pooled"] == f"{np.mean(pooled):.1f}"
+        here = row_of(tables(markdown)["The table"], name)
+        assert here["UA, here"] == f"{np.mean(pooled):.1f}"
+    difference = np.mean(pooled) - TABLE["rows"][-1]["UA"]
+    assert found["to the paper"] == f"{difference:+.1f}"
+    baseline = row_of(tables(markdown)["UA"], BASELINE)
+    assert baseline["to the paper"] == "–"  # the paper has no such figure
+
+
+def test_intervals_and_comparisons_are_those_of_the_first_seed(whole):
+    runs, markdown, _ = whole
+    first = {
+        name: pool_results(
+            [r.folder for r in runs if r.row == name and r.seed == 7]
+        )
+        for name in BOTH
+    }
+    for name, stats in first.items():
+        _, low, high = bootstrap_interval(stats, "WA")
+        found = row_of(tables(markdown)["WA"], name)
+        assert found["95 % interval"] == f"{low:.1f} to {high:.1f}"
+    compared = paired_bootstrap(first[WHOLE], first[BASELINE], "WA")
+    _, found, _ = tables(markdown)[f"{WHOLE} against the others"]
+    assert found == [
+        BASELINE,
+        "WA",
+        f"{compared.difference:+.1f}",
+        f"{compared.low:+.1f} to {compared.high:+.1f}",
+        f"{compared.p_value:.4f}",
+    ]
+    recalls = tables(markdown)["Recall of each class"]
+    recall = first[WHOLE].summarize("recall")["happy"]
+    assert row_of(recalls, "happy")[WHOLE] == f"{recall:.1f}"
+    assert markdown.count("all folds together, seed 7 alone") >= 4
+
+
+def test_each_fold_has_the_temperature_of_its_own_validation_set(whole):
+    runs, markdown, _ = whole
+    given, scaled, targets, temperatures = [], [], [], []
+    for run in runs:
+        if (run.row, run.seed) == (WHOLE, 7):
+            test = read_predictions(run.folder)
+            valid = read_predictions(run.folder / "valid_predictions.csv")
+            posteriors = torch.stack(test.posteriors).numpy()
+            temperature = fit_temperature(
+                torch.stack(valid.posteriors), valid.targets
+            )
+            given.append(posteriors)
+            scaled.append(apply_temperature(posteriors, temperature))
+            targets += test.targets
+            temperatures.append(f"{temperature:.2f}")
+    found = row_of(tables(markdown)["Confidence"], WHOLE)
+    for name, posteriors in (("ECE", given), ("ECE, scaled", scaled)):
+        error = expected_calibration_error(np.concatenate(posteriors), targets)
+        assert found[name] == f"{error:.3f}"
+    assert found["temperature"] == ", ".join(temperatures)
+    assert len(set(temperatures)) == 3
+
+
+def test_rows_are_the_tables_in_its_order_with_the_papers_figures(whole):
+    runs, markdown, _ = whole
+    found = tables(markdown)["The table"]
+    assert [row[0] for row in found[1:]] == ["Quoted", BASELINE, WHOLE]
+    assert [row[1] for row in found[1:]] == ["[1]", "paper", "paper"]
+    quoted = row_of(found, "Quoted")
+    assert (quoted["WA, paper"], quoted["UA, paper"]) == ("51.0", "–")
+    assert (quoted["WA, here"], quoted["runs"]) == ("–", "–")
+    text = format_rows(TABLE, read_rows(TABLE, runs)).splitlines()
+    assert text[2].split() == ["Quoted", "51.0", "–", "–", "–", "–"]
+    assert text[4].split()[:3] == [WHOLE, "60.0", "61.0"]
+
+
+def test_another_corpus_is_not_compared(tmp_path):
+    runs = make_runs(tmp_path, corpus="demo")
+    markdown, missing = report(TABLE, runs, tmp_path / "report")
+    assert missing == []
+    assert "figures are of another corpus, toy" in markdown
+    found = tables(markdown)
+    assert row_of(found["WA"], WHOLE)["to the paper"] == "another corpus"
+    assert row_of(found["The table"], WHOLE)["WA, paper, toy"] == "60.0"
+    assert "here, demo" in format_rows(TABLE, read_rows(TABLE, runs))
+
+
+# --- What is missing ----------------------------------------------------------
+
+
+def test_a_missing_fold_is_named_and_no_mean_is_shown(tmp_path):
+    runs = make_runs(tmp_path)
+    lost = next(run for run in runs if (run.row, run.fold) == (BASELINE, 3))
+    (lost.folder / "results.json").unlink()
+    markdown, missing = report(TABLE, runs, tmp_path / "report")
+    said = "incomplete: 2 of 3 folds, missing fold 3 (seed 7)"
+    assert missing == [f"{BASELINE}: {said}"]
+    row = row_of(tables(markdown)["The table"], BASELINE)
+    assert row["runs"] == said
+    assert row["WA, here"] == row["UA, here"] == "–"
+    for name, cells in tables(markdown).items():
+        assert name == "The table" or BASELINE not in [c[0] for c in cells]
+    assert f"it takes {WHOLE} and another row" in markdown
+    assert said in format_rows(TABLE, read_rows(TABLE, runs))
+
+
+def test_missing_seeds_are_named(tmp_path):
+    runs = make_runs(tmp_path, seeds=(7, 8))
+    for run in runs:
+        if run.row == WHOLE and (run.seed == 8 or run.fold == 1):
+            (run.folder / "results.json").unlink()
+    _, missing = report(TABLE, runs, tmp_path / "report")
+    assert missing == [
+        f"{WHOLE}: incomplete: 2 of 6 runs, missing fold 1 (seed 7); "
+        "folds 1, 2, 3 (seed 8)"
+    ]
+
+
+def test_where_nothing_is_run_there_is_a_report_that_says_so(tmp_path):
+    runs = [make_run(tmp_path, row, 1, 7) for row in BOTH]
+    markdown, missing = report(TABLE, runs, tmp_path / "report")
+    assert missing == [f"{BASELINE}: not run", f"{WHOLE}: not run"]
+    assert "No row is complete" in markdown
+
+
+def test_without_validation_predictions_there_is_no_calibration(tmp_path):
+    runs = make_runs(tmp_path, valid=False)
+    markdown, missing = report(TABLE, runs, tmp_path / "report")
+    assert missing[1] == (
+        f"{WHOLE}: not calibrated, as there is no valid_predictions.csv of "
+        "folds 1, 2, 3 (seed 7)"
+    )
+    assert row_of(tables(markdown)["Confidence"], WHOLE)["ECE"] == "–"
+    assert row_of(tables(markdown)["WA"], WHOLE)["mean"] != "–"
+
+
+def test_without_embeddings_there_is_no_map_and_the_report_says_so(tmp_path):
+    runs = make_runs(tmp_path, mapped=False)
+    markdown, missing = report(TABLE, runs, tmp_path / "report")
+    assert missing == []  # a system without audio has none
+    assert not list((tmp_path / "report").glob("*map.png"))
+    assert (
+        f"{WHOLE}: there are no embeddings of fold 1, seed 7 to map."
+        in markdown
+    )
+
+
+def test_both_stages_of_a_run_show_how_they_trained(tmp_path):
+    runs = make_runs(tmp_path)
+    folder = tmp_path / "first"
+    folder.mkdir()
+    (folder / "training_curves.png").write_bytes(b"stage 1")
+    first = Stage(1, ("toy", "whole"), folder, folder, 3, "")
+    runs = [replace(run, stages=(first, *run.stages)) for run in runs]
+    report(TABLE, runs, tmp_path / "report")
+    drawn = tmp_path / "report/3-whole-training-1.png"
+    assert drawn.read_bytes() == b"stage 1"
+
+
+def test_one_dialogue_gives_no_interval(tmp_path):
+    runs = make_runs(tmp_path, folds=(1,))
+    for run in runs:
+        path = run.folder / "predictions.csv"
+        text = re.sub(r"-dialogue\d+", "-dialogue", path.read_text())
+        path.write_text(text)
+    markdown, _ = report(TABLE, runs, tmp_path / "report")
+    assert row_of(tables(markdown)["WA"], WHOLE)["95 % interval"] == "–"
+    assert "Not compared: there is one dialogue alone." in markdown
+
+
+def change_labels(runs):
+    write_run(runs[-1], 1.0, [*LABELS[:2], "sadness"])
+    return rf"{runs[-1].folder} has the classes .*sadness"
+
+
+def change_reference(runs):
+    # Another label than the other system has of the same utterance.
+    path = runs[-1].folder / "predictions.csv"
+    lines = path.read_text().splitlines()
+    cells = lines[1].split(",")
+    cells[1] = next(label for label in LABELS if label != cells[1])
+    path.write_text("\n".join([lines[0], ",".join(cells), *lines[2:]]))
+    return f"{WHOLE} cannot be compared with {BASELINE}: 'test3-0' is"
+
+
+def repeat_utterances(runs):
+    text = (runs[-2].folder / "predictions.csv").read_text()
+    (runs[-1].folder / "predictions.csv").write_text(text)
+    return f"utterance 'test2-0' is in {runs[-2].folder} and in"
+
+
+def copy_folder(runs):
+    for path in runs[-2].folder.iterdir():
+        (runs[-1].folder / path.name).write_bytes(path.read_bytes())
+    return f"{runs[-1].folder}/results.json is of fold 2, where 3 belongs"
+
+
+def cut_off(runs):
+    path = runs[-1].folder / "predictions.csv"
+    path.write_text(path.read_text()[:-20])
+    return f"{path}: row 40 has .*cut off"
+
+
+@pytest.mark.parametrize(
+    "spoil",
+    [change_labels, change_reference, repeat_utterances, copy_folder, cut_off],
+)
+def test_contradictions_are_errors_that_name_the_run(tmp_path, spoil):
+    runs = make_runs(tmp_path)
+    with pytest.raises(ResultsError, match=spoil(runs)):
+        report(TABLE, runs, tmp_path / "report")
+    assert not (tmp_path / "report").exists()
+
+
+# --- The page -----------------------------------------------------------------
+
+
+class Page(HTMLParser):
+    """Checks that tags are closed in order; collects text and sources."""
+
+    def __init__(self, text):
+        super().__init__()
+        self.open, self.sources, self.cells, self.texts = [], [], [], []
+        self.feed(text)
+        assert not self.open
+
+    def handle_starttag(self, tag, attributes):
+        self.sources += [v for k, v in attributes if k in ("src", "href")]
+        if tag not in ("meta", "img"):
+            self.open.append(tag)
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+
+    def handle_data(self, data):
+        self.texts.append(data)
+        if self.open and self.open[-1] in ("td", "th"):
+            self.cells.append(data)
+
+
+def test_html_is_whole_and_says_what_the_markdown_says(whole):
+    _, markdown, folder = whole
+    text = (folder / "report.html").read_text(encoding="utf-8")
+    page = Page(text)
+    cells = [c for rows in tables(markdown).values() for r in rows for c in r]
+    assert [cell for cell in page.cells if cell] == cells
+    assert len(page.sources) == 8  # four pictures of each of two systems
+    assert all(s.startswith("data:image/png;base64,") for s in page.sources)
+    assert "http" not in "".join(page.texts)
+
+
+def test_pictures_stand_beside_the_markdown_and_old_ones_go(tmp_path):
+    runs = make_runs(tmp_path)
+    folder = tmp_path / "report"
+    markdown, _ = report(TABLE, runs, folder)
+    named = set(re.findall(r"!\[.*\]\((.*)\)", markdown))
+    assert named == {path.name for path in folder.glob("*.png")}
+    assert {name.split("-", 2)[2] for name in named} == {
+        "confusion.png",
+        "map.png",
+        "reliability.png",
+        "training-2.png",
+    }
+    training = (folder / "3-whole-training-2.png").read_bytes()
+    run = next(run for run in runs if run.row == WHOLE)
+    assert training == (run.folder / "training_curves.png").read_bytes()
+    (run.folder / "results.json").unlink()
+    report(TABLE, runs, folder)
+    assert not list(folder.glob("3-whole-*"))
+
+
+def test_a_report_made_again_is_the_same_to_the_byte(whole, tmp_path):
+    runs, _, folder = whole
+    report(TABLE, runs, tmp_path)
+    first, second = (
+        {path.name: path.read_bytes() for path in place.iterdir()}
+        for place in (folder, tmp_path)
+    )
+    assert first == second
+
+
+def test_special_characters_stay_text(tmp_path):
+    name, label = "A|B <b>*x*</b> & `y`", "so|<i>sad</i>_&"
+    rows = [*TABLE["rows"][:2], {**TABLE["rows"][2], "name": name}]
+    table = {**TABLE, "rows": rows, "title": "[a](http://x)"}
+    runs = [make_run(tmp_path, "whole", fold, 7) for fold in (1, 2)]
+    runs = [Run(name, *list(vars(run).values())[1:]) for run in runs]
+    labels = [*LABELS[:2], label]
+    for run in runs:
+        write_run(run, 1.0, labels, valid=False)
+    markdown, _ = report(table, runs, tmp_path / "report")
+    assert r"A\|B \<b\>\*x\*\</b\> \& \`y\`" in markdown
+    assert r"so\|\<i\>sad\</i\>\_\&" in markdown
+    assert r"\[a](http://x)" in markdown
+    page = Page((tmp_path / "report/report.html").read_text(encoding="utf-8"))
+    assert name in page.cells and label in page.cells

@@ -1,0 +1,485 @@
+"""A trained model as a web page: what visitors see, and what is kept of them.
+
+The model is a real one, if tiny. The page is looked at with Chromium.
+"""
+
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from pathlib import Path
+from urllib.parse import urlsplit
+
+import httpx
+import numpy as np
+import pytest
+import soundfile
+from gradio_client import Client, handle_file
+from gradio_client.exceptions import AppError
+from starlette.applications import Starlette
+from starlette.testclient import TestClient
+
+from docs.picture_of_page import ask, chromium, free_port
+from emoq_modules import EmotionRecognizer, Recording
+from emoq_modules.commands.cli import main
+from emoq_modules.commands.serve import ServeSettings, serving
+from emoq_modules.commands.serve_uploads import Uploads
+
+SETTINGS = ServeSettings(
+    max_mb=0.2, max_seconds=4, max_concurrent=2, window_s=1, hop_s=0.5
+)
+TEXT = "no, <b>leave</b> me alone"
+NASTY = "<img src=x onerror=alert(1)>.wav"
+
+
+@pytest.fixture(scope="module")
+def recognizer(recognizer_folder):
+    return EmotionRecognizer.from_hparams(recognizer_folder)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """Where whatever is written to a temporary file would be."""
+    folder = tmp_path_factory.mktemp("temporary")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(tempfile, "tempdir", str(folder))
+        yield folder
+
+
+@pytest.fixture(scope="module")
+def url(recognizer, folder):
+    with serving(recognizer, SETTINGS, port=free_port()) as url:
+        yield url
+
+
+@pytest.fixture(scope="module")
+def client(url):
+    return Client(url, verbose=False)
+
+
+@pytest.fixture(scope="module")
+def browser():
+    if shutil.which("chromium") is None:
+        pytest.skip("needs Chromium, which is not here: apt install chromium")
+    with chromium(
+        "--use-fake-ui-for-media-stream", "--use-fake-device-for-media-stream"
+    ) as browser:
+        yield browser
+
+
+@pytest.fixture
+def page(browser, url):
+    page = browser.new_page()
+    page.set_default_timeout(10_000)
+    page.requests, page.dialogs = [], []
+    page.on("request", lambda request: page.requests.append(request.url))
+    page.on("dialog", lambda dialog: page.dialogs.append(dialog.message))
+    page.goto(url)
+    yield page
+    page.close()
+
+
+def recording(path, seconds=0.7):
+    """Writes a recording of a voice-like tone that grows louder."""
+    times = np.arange(round(seconds * 16000)) / 16000
+    samples = 0.2 * np.sin(2 * np.pi * 220 * times) * times / seconds
+    soundfile.write(path, samples, 16000)
+    return path
+
+
+def kept_in(folder):
+    return [path for path in folder.rglob("*") if path.is_file()]
+
+
+def upload(url, name, content):
+    return httpx.post(
+        f"{url}gradio_api/upload", files={"files": (name, content)}
+    )
+
+
+# --- What programs get ---
+
+
+def test_programs_get_what_the_recognizer_says(client, recognizer, tmp_path):
+    path = recording(tmp_path / "hello.wav")
+    found = client.predict(
+        handle_file(path), TEXT, "Ross", api_name="/recognize"
+    )
+    (expected,) = recognizer.recognize([Recording(path, TEXT, "Ross")])
+    assert found["posteriors"] == pytest.approx(expected.posteriors, abs=1e-6)
+    assert found["label"] == expected.label
+    assert found["confidence"] == pytest.approx(expected.confidence, abs=1e-6)
+    assert (found["start"], found["end"]) == (0, 0.7)
+    assert not found["abstained"]
+    assert found["prompt"] == recognizer.prompt_text(TEXT, "Ross")
+    assert found["windows"] == []  # it is shorter than one
+
+
+def test_recording_longer_than_a_window_gets_a_time_line(
+    client, recognizer, tmp_path
+):
+    path = recording(tmp_path / "long.wav", 2.2)
+    found = client.predict(handle_file(path), api_name="/recognize")
+    expected = recognizer.timeline(path, window_s=1, hop_s=0.5)
+    assert [w["start"] for w in found["windows"]] == [0, 0.5, 1, 1.2]
+    for window, other in zip(found["windows"], expected, strict=True):
+        assert window["posteriors"] == pytest.approx(other.posteriors, abs=1e-6)
+        assert window["label"] == other.label
+
+
+def test_model_that_is_not_sure_enough_abstains(recognizer, folder, tmp_path):
+    sure = ServeSettings(abstain_below=1.0)
+    with serving(recognizer, sure, port=free_port()) as url:
+        found = Client(url, verbose=False).predict(
+            handle_file(recording(tmp_path / "a.wav")), api_name="/recognize"
+        )
+    assert found["abstained"]
+    assert found["label"] is None
+    assert sum(found["posteriors"].values()) == pytest.approx(1, abs=1e-5)
+
+
+def no_audio(path):
+    path.write_text("not audio")
+
+
+def no_byte(path):
+    path.touch()
+
+
+def too_long(path):
+    recording(path, 4.2)
+
+
+@pytest.mark.parametrize(
+    ("write", "text", "message"),
+    [
+        (no_audio, "", "The recording cannot be read as audio"),
+        (no_byte, "", "The recording is empty"),
+        (too_long, "", "longer than 4 s, which is the most"),
+        (recording, "no " * 1000, "transcript has 2,999 characters"),
+    ],
+)
+def test_what_cannot_be_recognized_is_refused(
+    client, folder, tmp_path, write, text, message
+):
+    path = tmp_path / "secret-name.wav"
+    write(path)
+    with pytest.raises(AppError, match=message) as error:
+        client.predict(handle_file(path), text, api_name="/recognize")
+    assert "secret-name" not in str(error.value)
+    assert str(folder) not in str(error.value)
+    assert kept_in(folder) == []
+
+
+def test_request_without_a_recording_is_refused(client):
+    with pytest.raises(AppError, match="There is no recording"):
+        client.predict(None, api_name="/recognize")
+
+
+@pytest.mark.parametrize(
+    ("path", "message"),
+    [
+        ("https://example.org/hello.wav", "no address is fetched"),
+        (__file__, ""),
+    ],
+)
+def test_only_what_was_uploaded_is_read(url, path, message):
+    answer = call(url, path)
+    assert answer.startswith("event: error")
+    assert message in answer
+
+
+def test_host_gives_none_of_its_files_away(url):
+    for path in (__file__, "README.md", "/etc/passwd"):
+        assert httpx.get(f"{url}gradio_api/file={path}").status_code == 403
+
+
+def call(url, path, text=""):
+    """What the README does with curl; the events that come back."""
+    recording = {"path": str(path), "meta": {"_type": "gradio.FileData"}}
+    address = f"{url}gradio_api/call/recognize"
+    event = httpx.post(address, json={"data": [recording, text, ""]}).json()
+    return httpx.get(f"{address}/{event['event_id']}").text
+
+
+def test_plain_requests_will_do(url, tmp_path):
+    content = recording(tmp_path / "hello.wav").read_bytes()
+    (path,) = upload(url, "hello.wav", content).json()
+    answer = call(url, path)
+    assert answer.startswith("event: complete")
+    assert '"posteriors"' in answer
+
+
+def test_no_request_passes_the_queue(url, tmp_path):
+    content = recording(tmp_path / "hello.wav").read_bytes()
+    (path,) = upload(url, "hello.wav", content).json()
+    data = [{"path": path, "meta": {"_type": "gradio.FileData"}}, "", ""]
+    answer = httpx.post(f"{url}gradio_api/run/recognize", json={"data": data})
+    assert answer.status_code >= 400
+    call(url, path)
+
+
+def test_same_recording_sent_at_once_is_answered_each_time(
+    client, recognizer, folder, tmp_path, monkeypatch
+):
+    path = recording(tmp_path / "hello.wav")
+    running, most, lock = 0, 0, threading.Lock()
+    recognize = recognizer.recognize
+
+    def counted(*arguments, **options):
+        nonlocal running, most
+        with lock:
+            running += 1
+            most = max(most, running)
+        time.sleep(0.1)
+        found = list(recognize(*arguments, **options))
+        with lock:
+            running -= 1
+        return found
+
+    monkeypatch.setattr(recognizer, "recognize", counted)
+    jobs = [
+        client.submit(handle_file(path), api_name="/recognize")
+        for _ in range(8)
+    ]
+    labels = {job.result()["label"] for job in jobs}
+    assert len(labels) == 1
+    assert most == SETTINGS.max_concurrent
+    assert kept_in(folder) == []
+
+
+# --- What is taken, and what is kept ---
+
+
+def test_too_large_an_upload_is_refused(url, folder):
+    answer = upload(url, "large.wav", bytes(200_001))
+    assert answer.status_code == 413
+    assert "0.2 MB" in answer.text
+    much = upload(url, "large.wav", bytes(400_000))
+    assert much.status_code == 413
+
+    def endless():
+        yield bytes(10_000)
+
+    unsaid = httpx.post(f"{url}gradio_api/upload", content=endless())
+    assert unsaid.status_code == 411
+    assert kept_in(folder) == []
+
+
+@pytest.mark.parametrize(
+    ("name", "stored"),
+    [
+        ("../../x.wav", "recording.wav"),
+        ("/etc/cron.d/x", "recording"),
+        (NASTY, "recording.wav"),
+        ("x.flac/../../y.sh", "recording"),
+        ("..", "recording"),
+        (300 * "x" + ".FLAC", "recording.flac"),
+    ],
+)
+def test_uploaded_names_do_not_reach_the_file_system(url, folder, name, stored):
+    (path,) = upload(url, name, b"anything").json()
+    (kept,) = kept_in(folder)
+    assert str(kept) == path
+    assert kept.name == stored
+    call(url, path)
+    assert kept_in(folder) == []
+
+
+def test_answer_removes_nothing_but_its_own_upload(url, folder, tmp_path):
+    (other,) = upload(url, "other.wav", b"anything").json()
+    (root,) = folder.glob("emoq-serve-*")
+    for path in (root / "x.wav", root / "x" / "y.wav", root):
+        call(url, path)
+    assert kept_in(folder) == [Path(other)]
+    call(url, other)
+
+
+def test_upload_that_was_broken_off_leaves_nothing(url, folder):
+    head = (
+        "POST /gradio_api/upload HTTP/1.1\r\nHost: localhost\r\n"
+        "Content-Type: multipart/form-data; boundary=X\r\n"
+        "Content-Length: 100000\r\n\r\n--X\r\nContent-Disposition: form-data; "
+        'name="files"; filename="x.wav"\r\n\r\n'
+    )
+    address = urlsplit(url)
+    with socket.create_connection((address.hostname, address.port)) as visitor:
+        visitor.sendall(head.encode() + bytes(50_000))
+        time.sleep(0.3)
+    time.sleep(0.3)
+    assert kept_in(folder) == []
+
+
+def test_upload_nobody_asks_about_is_removed(tmp_path):
+    uploads = Uploads(tmp_path, 100, kept_s=0.2)
+    with TestClient(Starlette(routes=uploads.routes)) as visitor:
+        sent = {"files": ("x.wav", b"anything")}
+        (path,) = visitor.post("/gradio_api/upload", files=sent).json()
+        assert Path(path).read_bytes() == b"anything"
+        time.sleep(0.5)
+        assert list(tmp_path.iterdir()) == []
+
+
+def test_folder_of_uploads_is_for_this_user_and_goes(recognizer, folder):
+    before = set(folder.iterdir())
+    with serving(recognizer, SETTINGS, port=free_port()):
+        (own,) = set(folder.iterdir()) - before
+        assert own.stat().st_mode & 0o077 == 0
+    assert not own.exists()
+
+
+def test_page_is_for_this_machine_alone(url):
+    # All of 127.0.0.0/8 is this machine; the page is at one address of it.
+    with pytest.raises(OSError):
+        socket.create_connection(("127.0.0.2", urlsplit(url).port), timeout=1)
+
+
+def test_nothing_is_reported_shared_or_recorded(url):
+    config = httpx.get(f"{url}config").json()
+    assert not config["analytics_enabled"]
+    assert not config["run_history"]
+    assert config["space_id"] is None
+
+
+# --- What visitors see ---
+
+
+def percentages(page):
+    return [
+        float(text.removesuffix(" %"))
+        for text in page.locator(".emoq .percent").all_inner_texts()
+    ]
+
+
+def test_page_shows_posteriors_prompt_and_time_line(
+    page, recognizer, folder, tmp_path
+):
+    path = recording(tmp_path / "long.wav", 2.2)
+    ask(page, path, TEXT)
+    page.locator(".emoq .word").wait_for()
+    (expected,) = recognizer.recognize([Recording(path, TEXT)])
+    assert page.locator(".emoq .word").inner_text() == expected.label
+    assert percentages(page) == pytest.approx(
+        [100 * value for value in expected.posteriors.values()], abs=0.06
+    )
+    assert "not calibrated" in page.locator(".emoq .note").first.inner_text()
+    prompt = page.locator("#prompt textarea").input_value()
+    assert prompt == recognizer.prompt_text(TEXT)
+    picture = page.locator("#over-time img")
+    picture.wait_for()
+    assert picture.evaluate("image => image.naturalWidth") > 1000
+    assert kept_in(folder) == []
+
+    # None of it is here any more, but the page has it, to ask again.
+    page.get_by_label("Transcript").fill("great yes")
+    page.get_by_role("button", name="Recognize").click()
+    page.wait_for_function(
+        "document.querySelector('#prompt textarea').value.includes('great')"
+    )
+    (again,) = recognizer.recognize([Recording(path, "great yes")])
+    assert percentages(page) == pytest.approx(
+        [100 * value for value in again.posteriors.values()], abs=0.06
+    )
+    assert kept_in(folder) == []
+
+    hosts = {
+        urlsplit(address.removeprefix("blob:")).netloc
+        for address in page.requests
+    }
+    assert hosts == {urlsplit(page.url).netloc}
+
+
+def test_page_says_what_is_wrong_with_a_file(page, folder, tmp_path):
+    path = tmp_path / NASTY
+    path.write_text("not audio")
+    page.set_input_files("input[type=file]", path)
+    page.get_by_label("Clear").wait_for()
+    page.get_by_role("button", name="Recognize").click()
+    error = page.locator(".emoq [class=refused]")
+    error.wait_for()
+    assert "cannot be read as audio" in error.inner_text()
+    assert page.dialogs == []
+    assert kept_in(folder) == []
+
+
+def test_page_says_that_a_file_is_too_large(page, tmp_path):
+    path = recording(tmp_path / NASTY, 7)
+    page.set_input_files("input[type=file]", path)
+    page.get_by_text("maximum allowed size").wait_for()
+    assert page.dialogs == []
+
+
+def test_page_takes_what_the_microphone_hears(page, folder):
+    page.get_by_role("button", name="Record audio").click()
+    page.get_by_role("button", name="Record", exact=True).click()
+    page.wait_for_timeout(1000)
+    page.get_by_role("button", name="Stop").click()
+    page.get_by_role("button", name="Play", exact=True).wait_for()
+    page.get_by_role("button", name="Recognize").click()
+    page.locator(".emoq .word").wait_for()
+    assert sum(percentages(page)) == pytest.approx(100, abs=0.3)
+    assert kept_in(folder) == []
+
+
+# --- The command ---
+
+
+def test_command_serves_until_it_is_stopped(recognizer_folder, tmp_path):
+    port = free_port()
+    command = [
+        *(sys.executable, "-m", "emoq_modules", "serve"),
+        *("--model", recognizer_folder, "--port", str(port)),
+    ]
+    environment = {**os.environ, "TMPDIR": str(tmp_path)}
+    with subprocess.Popen(
+        command,
+        env=environment,
+        text=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+    ) as process:
+        assert f"http://127.0.0.1:{port}/" in process.stdout.readline()
+        content = b"not audio"
+        upload(f"http://127.0.0.1:{port}/", "x.wav", content)
+        process.send_signal(signal.SIGINT)
+        out, err = process.communicate(timeout=20)
+    assert process.returncode == 0
+    assert out.strip() == "stopped"
+    assert "Traceback" not in err
+    assert kept_in(tmp_path) == []
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--max_second", "3"], "knows no --max_second 3"),
+        (["--abstain_below", "2"], "a confidence is from 0 to 1"),
+        (["--max_seconds", "0"], "--max_seconds is 0.0; it has to be above 0"),
+        (["--max_mb", "nan"], "--max_mb is nan"),
+        (["--port", "99999"], "port 99999"),
+        (["--host", "192.0.2.1"], "192.0.2.1"),
+    ],
+)
+def test_options_out_of_range_are_named(capsys, options, message):
+    assert main(["serve", "--model", "nowhere", *options]) == 2
+    assert message in capsys.readouterr().err
+
+
+def test_port_that_is_taken_is_named_before_the_model_is_loaded(capsys, url):
+    port = str(urlsplit(url).port)
+    assert main(["serve", "--model", "nowhere", "--port", port]) == 2
+    error = capsys.readouterr().err
+    assert f"port {port} (Address already in use)" in error
+
+
+def test_missing_gradio_is_named(capsys, monkeypatch):
+    monkeypatch.setattr(
+        "emoq_modules.commands.serve.find_spec", lambda name: None
+    )
+    assert main(["serve", "--model", "nowhere"]) == 2
+    assert "pip install -e '.[serve]'" in capsys.readouterr().err

@@ -1,0 +1,331 @@
+"""From files and manifests to items: audio, labels, tokens."""
+
+import numpy as np
+import pytest
+import soundfile
+import torch
+from speechbrain.dataio.batch import PaddedBatch
+
+from emoq_modules.dataio.audio import read_audio
+from emoq_modules.dataio.datasets import build_datasets, training_labels
+from emoq_modules.dataio.manifest import Turn, Utterance, write_manifests
+from emoq_modules.dataio.manifest_reader import read_manifest
+from emoq_modules.errors import AudioError, CorpusError
+from emoq_modules.lobes.backbones import load_tokenizer
+
+LABELS = ["sad", "angry", "neutral", "happy"]
+
+
+def tone(rate, seconds=1.0, frequency=440.0):
+    """A sine wave."""
+    return 0.5 * np.sin(
+        2 * np.pi * frequency * np.arange(round(rate * seconds)) / rate
+    )
+
+
+def loudest_frequency(audio):
+    """In hertz, of audio at 16 kHz."""
+    spectrum = np.abs(np.fft.rfft(audio.numpy() * np.hanning(len(audio))))
+    return spectrum.argmax() * 16000 / len(audio)
+
+
+# --- Audio --------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("rate", [8000, 11025, 16000, 44100, 48000])
+@pytest.mark.parametrize("ending", ["wav", "flac"])
+def test_any_rate_is_read_as_16_khz(tmp_path, rate, ending):
+    path = tmp_path / f"tone.{ending}"
+    soundfile.write(path, tone(rate), rate)
+    audio = read_audio(path)
+    assert audio.dtype == torch.float32
+    assert audio.shape == (16000,)
+    assert loudest_frequency(audio) == pytest.approx(440, abs=1)
+    # Away from the ends the wave itself is the same.
+    expected = torch.tensor(tone(16000), dtype=torch.float32)
+    torch.testing.assert_close(
+        audio[1000:-1000], expected[1000:-1000], atol=5e-3, rtol=0
+    )
+
+
+def test_resampling_lets_nothing_above_8_khz_fold_back(tmp_path):
+    soundfile.write(tmp_path / "high.wav", tone(44100, frequency=15000), 44100)
+    assert read_audio(tmp_path / "high.wav")[1000:-1000].abs().max() < 0.01
+
+
+def test_channels_are_averaged(tmp_path):
+    left, right = tone(44100, 0.5), tone(44100, 0.5, 1000.0)
+    stereo = tmp_path / "stereo.wav"
+    soundfile.write(stereo, np.stack([left, right], axis=1), 44100)
+    mono = tmp_path / "mono.wav"
+    soundfile.write(mono, (left + right) / 2, 44100)
+    torch.testing.assert_close(
+        read_audio(stereo), read_audio(mono), atol=1e-4, rtol=0
+    )
+
+
+def test_samples_are_read_as_they_are(tmp_path):
+    samples = np.random.default_rng(0).uniform(-1, 1, 500).astype("float32")
+    soundfile.write(tmp_path / "a.wav", samples, 16000, subtype="FLOAT")
+    assert np.array_equal(read_audio(tmp_path / "a.wav").numpy(), samples)
+
+
+def test_silence_is_read_with_a_warning(tmp_path, caplog):
+    soundfile.write(tmp_path / "silent.wav", np.zeros(160), 16000)
+    soundfile.write(tmp_path / "quiet.wav", np.full(160, 1e-4), 16000)
+    for _ in range(2):
+        assert not read_audio(tmp_path / "silent.wav").any()
+        assert read_audio(tmp_path / "quiet.wav").any()
+    assert caplog.text.count("is silent") == 1  # told once
+    assert f"{tmp_path / 'silent.wav'} is silent" in caplog.text
+
+
+def missing(path):
+    """No file at all."""
+    pass
+
+
+def cut_off(path):
+    """A file that ends in the middle."""
+    soundfile.write(path, tone(16000), 16000)
+    path.write_bytes(path.read_bytes()[:9000])
+
+
+def header_alone(path):
+    """A file without samples."""
+    soundfile.write(path, np.zeros(0), 16000)
+
+
+def no_audio(path):
+    """A file of something else."""
+    path.write_text("Oh no!")
+
+
+def not_finite(path):
+    """A file with a sample that is no number."""
+    samples = tone(16000).astype("float32")
+    samples[7] = np.nan
+    soundfile.write(path, samples, 16000, subtype="FLOAT")
+
+
+@pytest.mark.parametrize(
+    ("damage", "says"),
+    [
+        (missing, "no file .*a.wav.*Copy it again"),
+        (cut_off, "a.wav is truncated.*Copy it again"),
+        (header_alone, "a.wav has 0 samples.*leave it out"),
+        (no_audio, "a.wav cannot be read as audio.*Copy it again"),
+        (not_finite, "a.wav holds samples that are not finite.*leave it out"),
+    ],
+)
+def test_a_bad_file_is_named(tmp_path, damage, says):
+    damage(tmp_path / "a.wav")
+    with pytest.raises(AudioError, match=says):
+        read_audio(tmp_path / "a.wav")
+
+
+def test_a_truncated_flac_file_is_refused(tmp_path):
+    noise = np.random.default_rng(0).uniform(-1, 1, 16000)
+    soundfile.write(tmp_path / "a.flac", noise, 16000)
+    whole = (tmp_path / "a.flac").read_bytes()
+    (tmp_path / "a.flac").write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(AudioError, match="a.flac"):
+        read_audio(tmp_path / "a.flac")
+
+
+# --- Data sets ----------------------------------------------------------------
+
+
+def row(emotion, text="Oh no!"):
+    """A row of a manifest."""
+    return {
+        "wav": f"{emotion}.wav",
+        "text": text,
+        "speaker": "Ross",
+        "dialogue": "d",
+        "turn": 0,
+        "emotion": emotion,
+    }
+
+
+@pytest.fixture(scope="module")
+def tokenizer(text_encoder):
+    """That of a small RoBERTa."""
+    return load_tokenizer(text_encoder)
+
+
+def test_items_hold_what_a_batch_needs(tokenizer):
+    frames = {"sad.wav": torch.ones(5, 2), "angry.wav": torch.zeros(3, 2)}
+    manifests = {"train": {"u1": row("sad"), "u2": row("angry")}}
+    dataset = build_datasets(manifests, LABELS, frames.get, tokenizer)["train"]
+    item = dataset[0]
+    assert item.keys() == {
+        "id",
+        "text",
+        "speaker",
+        "dialogue",
+        "label",
+        "audio",
+        "tokens",
+        "context",
+    }
+    assert item["context"] == []
+    assert (item["id"], item["text"], item["speaker"], item["dialogue"]) == (
+        "u1",
+        "Oh no!",
+        "Ross",
+        "d",
+    )
+    assert item["audio"] is frames["sad.wav"]
+    assert tokenizer.decode(item["tokens"]) == "<s>Oh no!</s>"
+
+
+def test_labels_have_the_order_of_the_preset_whatever_that_of_the_data(
+    tokenizer,
+):
+    for order in (LABELS, LABELS[::-1], ["sad", "angry"]):
+        manifests = {"train": {f"u{e}": row(e) for e in order}}
+        dataset = build_datasets(manifests, LABELS, None, tokenizer)["train"]
+        found = {item["id"][1:]: item["label"] for item in dataset}
+        assert found == {e: LABELS.index(e) for e in order}
+
+
+def test_audio_may_be_left_out_and_tokens_may_have_no_reader():
+    manifests = {"valid": {"u1": row("sad")}, "test": {"u2": row("sad")}}
+    datasets = build_datasets(manifests, LABELS, None, None)
+    assert datasets.keys() == {"valid", "test"}
+    item = datasets["test"][0]
+    assert "audio" not in item
+    assert item["tokens"].tolist() == [0]
+
+
+@pytest.mark.parametrize("limit", [3, 8, 256])
+def test_long_transcript_is_cut_and_keeps_its_end_token(tokenizer, limit):
+    text = "I can't believe we won the game! " * 100
+    manifests = {"train": {"u1": row("sad", text)}}
+    dataset = build_datasets(manifests, LABELS, None, tokenizer, limit)
+    tokens = dataset["train"][0]["tokens"].tolist()
+    assert len(tokens) == limit
+    assert tokens[0] == tokenizer.bos_token_id
+    assert tokens[-1] == tokenizer.eos_token_id
+    assert tokens[1:-1] == tokenizer(text)["input_ids"][1 : limit - 1]
+
+
+def test_empty_transcript_is_two_tokens(tokenizer):
+    manifests = {"train": {"u1": row("sad", "")}}
+    dataset = build_datasets(manifests, LABELS, None, tokenizer)["train"]
+    assert tokenizer.decode(dataset[0]["tokens"]) == "<s></s>"
+
+
+# Two dialogues that are alike but for who speaks; of each the turns 1, 4 and 5
+# are rows, in an order that is not theirs.
+DIALOGUES = {
+    name: [
+        Turn(0, "Ross", f"{name} zero"),
+        Turn(1, speaker, f"{name} one"),
+        Turn(2, speaker, ""),
+        Turn(4, "Ross", f"{name} four"),
+        Turn(5, speaker, f"{name} five"),
+        Turn(7, "Ross", f"{name} seven"),
+    ]
+    for name, speaker in (("p", "Rachel"), ("q", "Joey"))
+}
+
+
+def contexts(number):
+    """Row -> its turns before, in a data set with so many of them."""
+    manifests = {
+        split: {
+            f"{name}{turn}": row("sad") | {"dialogue": name, "turn": turn}
+            for turn in (5, 1, 4)
+        }
+        for split, name in (("train", "p"), ("test", "q"))
+    }
+    datasets = build_datasets(
+        manifests,
+        LABELS,
+        None,
+        None,
+        dialogues=DIALOGUES,
+        context_turns=number,
+    )
+    return {
+        item["id"]: item["context"]
+        for dataset in datasets.values()
+        for item in dataset
+    }
+
+
+def test_context_is_the_turns_before_oldest_first_of_no_class_or_every():
+    assert contexts(2) == {
+        "p1": [("Ross", "p zero")],
+        "p4": [("Ross", "p zero"), ("Rachel", "p one")],
+        "p5": [("Rachel", "p one"), ("Ross", "p four")],
+        "q1": [("Ross", "q zero")],
+        "q4": [("Ross", "q zero"), ("Joey", "q one")],
+        "q5": [("Joey", "q one"), ("Ross", "q four")],
+    }
+
+
+@pytest.mark.parametrize("number", [0, 1, 2, 3, 100])
+def test_context_is_never_later_nor_of_another_dialogue(number):
+    for name, context in contexts(number).items():
+        told = {text for _, text in context}
+        before = {
+            turn.text
+            for turn in DIALOGUES[name[0]]
+            if turn.text and turn.turn < int(name[1])
+        }
+        assert told <= before
+        assert len(context) == min(number, len(before))
+
+
+def test_context_comes_through_a_batch_as_it_is():
+    manifests = {
+        "train": {
+            "u0": row("sad") | {"turn": 0, "dialogue": "p"},
+            "u1": row("sad") | {"turn": 5, "dialogue": "p"},
+        }
+    }
+    dataset = build_datasets(
+        manifests, LABELS, None, None, dialogues=DIALOGUES, context_turns=9
+    )["train"]
+    batch = PaddedBatch([dataset[0], dataset[1]])
+    assert [list(map(tuple, context)) for context in batch.context] == [
+        [],
+        [("Ross", "p zero"), ("Rachel", "p one"), ("Ross", "p four")],
+    ]
+
+
+def test_training_labels_are_those_of_the_items(tmp_path, tokenizer):
+    rows = []
+    for index, emotion in enumerate(["sad", "happy", "sad", "angry"]):
+        soundfile.write(tmp_path / f"u{index}.wav", tone(16000, 0.1), 16000)
+        rows.append(
+            Utterance(
+                id=f"u{index}",
+                wav=f"{{data_root}}/u{index}.wav",
+                duration=0.1,
+                speaker="Ross",
+                session="s",
+                dialogue="d",
+                turn=index,
+                text="Oh no!",
+                emotion=emotion,
+            )
+        )
+    splits = {"train": rows[:2], "valid": rows[2:3], "test": rows[3:]}
+    write_manifests(tmp_path / "manifests", splits, LABELS, {})
+    train = tmp_path / "manifests/train.json"
+    manifests = {"train": read_manifest(train, LABELS, tmp_path)}
+    dataset = build_datasets(manifests, LABELS, read_audio, tokenizer)["train"]
+    assert training_labels(train, LABELS) == [0, 3]
+    with pytest.raises(CorpusError, match="'happy', which is not one of"):
+        training_labels(train, ["sad", "angry"])
+    assert [item["label"] for item in dataset] == [0, 3]
+    assert dataset[0]["audio"].shape == (1600,)
+    chosen = dataset.filtered_sorted(
+        key_test={"emotion": lambda emotion: emotion == "happy"}
+    )
+    assert [item["id"] for item in chosen] == ["u1"]
+    assert [item["id"] for item in dataset] == ["u0", "u1"]

@@ -1,0 +1,268 @@
+"""Intervals and comparisons against a plain bootstrap, and what they claim."""
+
+import numpy as np
+import pytest
+import torch
+from scipy.stats import binom
+from sklearn.metrics import balanced_accuracy_score, f1_score
+
+from emoq_modules.evaluation.bootstrap import (
+    bootstrap_interval,
+    paired_bootstrap,
+)
+from emoq_modules.evaluation.metrics import EmotionStats
+
+LABELS = ["angry", "happy", "sad"]
+
+
+def make_stats(targets, predictions, dialogues=None, labels=LABELS):
+    stats = EmotionStats(labels)
+    stats.append(
+        [f"u{i:04d}" for i in range(len(targets))],
+        torch.eye(len(labels))[torch.as_tensor(predictions)],
+        torch.as_tensor(targets),
+        dialogues,
+    )
+    return stats
+
+
+def random_predictions(rng, targets, accuracy):
+    """Right with this probability, else any class."""
+    guesses = rng.integers(len(LABELS), size=len(targets))
+    return np.where(rng.random(len(targets)) < accuracy, targets, guesses)
+
+
+def random_case(seed, n=200, accuracy=0.6):
+    rng = np.random.default_rng(seed)
+    targets = rng.choice(len(LABELS), n, p=[0.6, 0.3, 0.1])
+    return targets, random_predictions(rng, targets, accuracy)
+
+
+def plain_measure(measure, targets, predictions):
+    if measure == "WA":
+        return 100 * np.mean(targets == predictions)
+    if measure == "UA":
+        return 100 * balanced_accuracy_score(targets, predictions)
+    return 100 * f1_score(
+        targets, predictions, average="weighted", zero_division=0
+    )
+
+
+# --- Intervals ----------------------------------------------------------------
+
+
+@pytest.mark.parametrize("measure", ["WA", "UA", "WF1"])
+def test_interval_is_that_of_a_plain_bootstrap(measure):
+    # Of single utterances, by counts of a multinomial, and scikit-learn.
+    targets, predictions = random_case(0)
+    rng = np.random.default_rng(1)
+    n, values = len(targets), []
+    for times in rng.multinomial(n, np.full(n, 1 / n), size=600):
+        again = np.repeat(np.arange(n), times)
+        values.append(
+            plain_measure(measure, targets[again], predictions[again])
+        )
+    found = bootstrap_interval(make_stats(targets, predictions), measure)
+    assert found.value == pytest.approx(
+        plain_measure(measure, targets, predictions)
+    )
+    # An edge of 600 resamples is known to about an eighth of the spread.
+    np.testing.assert_allclose(
+        [found.low, found.high],
+        np.percentile(values, [2.5, 97.5]),
+        atol=0.3 * np.std(values),
+    )
+
+
+def test_interval_of_accuracy_is_the_binomial_one():
+    right = 70
+    predictions = np.where(np.arange(100) < right, 0, 1)
+    stats = make_stats(np.zeros(100, dtype=int), predictions)
+    for confidence in (0.5, 0.95):
+        _, low, high = bootstrap_interval(stats, "WA", confidence)
+        expected = binom(100, right / 100).interval(confidence)
+        np.testing.assert_allclose([low, high], expected, atol=1)
+
+
+def test_whole_dialogues_are_resampled():
+    # In a dialogue all is right or all is wrong: 400 utterances tell no more
+    # than 40 do, and the interval is that of the 40.
+    rng = np.random.default_rng(0)
+    targets = np.tile(np.arange(40) % 2, 10)
+    right = np.tile(rng.random(40) < 0.7, 10)
+    predictions = np.where(right, targets, 2)
+    dialogues = [f"d{i % 40}" for i in range(400)]
+    by_utterance = bootstrap_interval(make_stats(targets, predictions))
+    by_dialogue = bootstrap_interval(
+        make_stats(targets, predictions, dialogues)
+    )
+    few = bootstrap_interval(make_stats(targets[:40], predictions[:40]))
+
+    def width(interval):
+        return interval.high - interval.low
+
+    assert by_dialogue.value == by_utterance.value == few.value
+    assert width(by_dialogue) == pytest.approx(width(few), rel=0.1)
+    assert width(by_dialogue) == pytest.approx(
+        10**0.5 * width(by_utterance), rel=0.1
+    )
+
+
+def test_a_class_that_a_resample_lacks_has_no_part_in_it():
+    # "sad" occurs once, so that a third of the resamples lacks it; were its
+    # recall 0 there, they would be at 67 % and not at 100.
+    targets = np.array([0] * 10 + [1] * 10 + [2])
+    assert bootstrap_interval(make_stats(targets, targets)) == (100, 100, 100)
+
+
+def test_interval_is_repeatable_and_hangs_on_no_order():
+    targets, predictions = random_case(0)
+    dialogues = [f"d{i // 7}" for i in range(len(targets))]
+    stats = make_stats(targets, predictions, dialogues)
+    shuffled = EmotionStats(LABELS)
+    order = np.random.default_rng(3).permutation(len(targets))
+    shuffled.append(
+        [stats.ids[i] for i in order],
+        torch.stack(stats.posteriors)[order],
+        torch.as_tensor(targets[order]),
+        [dialogues[i] for i in order],
+    )
+    assert bootstrap_interval(stats) == bootstrap_interval(shuffled)
+    assert bootstrap_interval(stats) != bootstrap_interval(stats, seed=1)
+
+
+def test_interval_holds_the_truth_as_often_as_it_says():
+    # The truth: in a dialogue of 4, all right with probability 0.605.
+    held = 0
+    for seed in range(200):
+        right = np.random.default_rng(seed).random(80) < 0.605
+        predictions = np.where(np.repeat(right, 4), 0, 1)
+        dialogues = [f"d{i // 4}" for i in range(320)]
+        stats = make_stats(np.zeros(320, dtype=int), predictions, dialogues)
+        _, low, high = bootstrap_interval(
+            stats, "WA", confidence=0.9, resamples=500
+        )
+        held += low <= 60.5 <= high
+    assert 0.84 < held / 200 < 0.95
+
+
+def test_what_has_no_interval_is_refused():
+    targets, predictions = random_case(0)
+    with pytest.raises(ValueError, match="'F1'; it can be WA, UA, WF1"):
+        bootstrap_interval(make_stats(targets, predictions), "F1")
+    one = make_stats(targets, predictions, ["d"] * len(targets))
+    with pytest.raises(ValueError, match="there is 1 in 200 utterances"):
+        bootstrap_interval(one)
+
+
+# --- Comparisons --------------------------------------------------------------
+
+
+@pytest.mark.parametrize("measure", ["WA", "UA", "WF1"])
+def test_comparison_is_that_of_a_plain_paired_bootstrap(measure):
+    rng = np.random.default_rng(0)
+    targets, of_a = random_case(0, accuracy=0.6)
+    of_b = np.where(rng.random(200) < 0.7, of_a, rng.integers(3, size=200))
+    values = []
+    for _ in range(600):
+        again = rng.integers(200, size=200)
+        values.append(
+            plain_measure(measure, targets[again], of_a[again])
+            - plain_measure(measure, targets[again], of_b[again])
+        )
+    values = np.array(values)
+    found = paired_bootstrap(
+        make_stats(targets, of_a), make_stats(targets, of_b), measure
+    )
+    assert found.difference == pytest.approx(
+        plain_measure(measure, targets, of_a)
+        - plain_measure(measure, targets, of_b)
+    )
+    np.testing.assert_allclose(
+        [found.low, found.high],
+        np.percentile(values, [2.5, 97.5]),
+        atol=0.3 * values.std(),
+    )
+    assert found.p_value == pytest.approx(2 * np.mean(values <= 0), abs=0.05)
+
+
+def test_identical_systems_do_not_differ():
+    stats = make_stats(*random_case(0))
+    assert paired_bootstrap(stats, stats) == (0, 0, 0, 1)
+
+
+def test_a_system_that_is_better_everywhere_is_better():
+    targets, _ = random_case(0)
+    right = make_stats(targets, targets)
+    wrong = make_stats(targets, (targets + 1) % 3)
+    found = paired_bootstrap(right, wrong, resamples=999)
+    assert found == (100, 100, 100, 2 * 1 / 1000)  # and not 0
+    assert paired_bootstrap(wrong, right, resamples=999) == (
+        *(-100, -100, -100),
+        2 / 1000,
+    )
+
+
+def test_one_lucky_dialogue_does_not_make_a_system_better():
+    # It is ahead by 20 utterances, all of them in one of ten dialogues.
+    targets = np.zeros(200, dtype=int)
+    dialogues = [f"d{i // 20}" for i in range(200)]
+    of_a = np.where(np.arange(200) < 20, 0, np.arange(200) % 2)
+    of_b = np.where(np.arange(200) < 20, 1, np.arange(200) % 2)
+    by_dialogue = paired_bootstrap(
+        make_stats(targets, of_a, dialogues),
+        make_stats(targets, of_b, dialogues),
+        "WA",
+    )
+    by_utterance = paired_bootstrap(
+        make_stats(targets, of_a), make_stats(targets, of_b), "WA"
+    )
+    assert by_dialogue.difference == by_utterance.difference == 10
+    assert by_utterance.p_value < 0.001
+    # A third of the resamples lacks the dialogue.
+    assert by_dialogue.p_value == pytest.approx(2 * 0.9**10, abs=0.03)
+
+
+def test_systems_that_are_equally_good_seldom_differ():
+    rejected = 0
+    for seed in range(200):
+        rng = np.random.default_rng(seed)
+        targets = rng.integers(3, size=120)
+        a, b = (
+            make_stats(targets, random_predictions(rng, targets, 0.6))
+            for _ in range(2)
+        )
+        p_value = paired_bootstrap(a, b, resamples=500).p_value
+        rejected += p_value < 0.1
+    assert 0.05 < rejected / 200 < 0.15
+
+
+def test_the_p_value_and_the_interval_agree():
+    for seed in range(40):
+        rng = np.random.default_rng(seed)
+        targets = rng.integers(3, size=120)
+        a, b = (
+            make_stats(targets, random_predictions(rng, targets, accuracy))
+            for accuracy in (0.65, 0.5)
+        )
+        found = paired_bootstrap(a, b, resamples=999)
+        if abs(found.p_value - 0.05) > 0.01:  # not by a hair
+            without_0 = found.low > 0 or found.high < 0
+            assert (found.p_value < 0.05) == without_0
+
+
+def test_only_systems_on_the_same_utterances_are_compared():
+    targets, predictions = np.array([0, 1, 2, 0]), np.array([0, 1, 1, 0])
+    a = make_stats(targets, predictions)
+    with pytest.raises(ValueError, match="second sad, happy, angry: only sys"):
+        paired_bootstrap(
+            a, make_stats(targets, predictions, None, LABELS[::-1])
+        )
+    with pytest.raises(ValueError, match="only the first .* on 'u0003'"):
+        paired_bootstrap(a, make_stats(targets[:3], predictions[:3]))
+    with pytest.raises(ValueError, match="only the second .* on 'u0003'"):
+        paired_bootstrap(make_stats(targets[:3], predictions[:3]), a)
+    with pytest.raises(ValueError, match="'u0000' is 'angry' .* 'happy' in"):
+        paired_bootstrap(a, make_stats((targets + 1) % 3, predictions))
+    with pytest.raises(ValueError, match="dialogue 'u0000' for .* 'd' for the"):
+        paired_bootstrap(a, make_stats(targets, predictions, ["d"] * 4))

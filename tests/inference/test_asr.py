@@ -1,0 +1,180 @@
+"""Recordings without a text are transcribed, by whatever model there is."""
+
+import itertools
+import json
+import time
+
+import pytest
+import soundfile
+import torch
+from huggingface_hub import constants
+from speechbrain.dataio.encoder import CTCTextEncoder
+from transformers import (
+    Wav2Vec2Config,
+    Wav2Vec2CTCTokenizer,
+    Wav2Vec2FeatureExtractor,
+    Wav2Vec2ForCTC,
+    Wav2Vec2Processor,
+    pipeline,
+)
+
+from emoq_modules import EmotionRecognizer, Recording
+from emoq_modules.errors import BackboneError
+from emoq_modules.inference.asr import load_transcriber
+
+VOCABULARY = ["<pad>", "|", *"abcdefghijklmnopqrstuvwxyz"]
+WAV = torch.sin(torch.arange(16000) ** 1.5 / 100) / 2
+
+
+@pytest.fixture(scope="module")
+def ctc_folder(tmp_path_factory):
+    """The folder of a tiny wav2vec 2.0 of random weights, with letters."""
+    folder = tmp_path_factory.mktemp("ctc")
+    vocabulary = {token: i for i, token in enumerate(VOCABULARY)}
+    (folder / "vocab.json").write_text(json.dumps(vocabulary))
+    tokenizer = Wav2Vec2CTCTokenizer(
+        str(folder / "vocab.json"), unk_token="<pad>", bos_token=None,
+        eos_token=None,
+    )  # fmt: skip
+    torch.manual_seed(0)
+    model = Wav2Vec2ForCTC(
+        Wav2Vec2Config(
+            vocab_size=len(VOCABULARY),
+            hidden_size=32,
+            num_hidden_layers=1,
+            num_attention_heads=2,
+            intermediate_size=32,
+            conv_dim=[32] * 7,
+            num_conv_pos_embeddings=16,
+            num_conv_pos_embedding_groups=2,
+            pad_token_id=0,
+        )
+    )
+    model.save_pretrained(folder)
+    Wav2Vec2Processor(Wav2Vec2FeatureExtractor(), tokenizer).save_pretrained(
+        folder
+    )
+    return folder
+
+
+@pytest.fixture(scope="module")
+def speechbrain_folder(tmp_path_factory):
+    """The folder of a tiny EncoderASR, as SpeechBrain's recipes write them."""
+    folder = tmp_path_factory.mktemp("speechbrain")
+    encoder = CTCTextEncoder()
+    encoder.insert_blank("_", 0)
+    encoder.update_from_iterable("ab", sequence_input=False)
+    encoder.save(str(folder / "tokenizer.ckpt"))
+    torch.manual_seed(0)
+    torch.save(torch.nn.Linear(400, 3).state_dict(), folder / "encoder.ckpt")
+    (folder / "hyperparams.yaml").write_text(
+        """
+pretrained_path: somebody/on-the-hub
+linear: !new:torch.nn.Linear [400, 3]
+encoder: !new:speechbrain.nnet.containers.LengthsCapableSequential
+    frames: !new:tests.inference.test_asr.Frames
+    linear: !ref <linear>
+    probabilities: !new:torch.nn.LogSoftmax
+        dim: -1
+tokenizer: !new:speechbrain.dataio.encoder.CTCTextEncoder
+decoding_function: !name:speechbrain.decoders.ctc_greedy_decode
+    blank_id: 0
+modules:
+    encoder: !ref <encoder>
+pretrainer: !new:speechbrain.utils.parameter_transfer.Pretrainer
+    loadables:
+        linear: !ref <linear>
+        tokenizer: !ref <tokenizer>
+    paths:
+        linear: !ref <pretrained_path>/encoder.ckpt
+        tokenizer: !ref <pretrained_path>/tokenizer.ckpt
+"""
+    )
+    return folder
+
+
+class Frames(torch.nn.Module):
+    """Waveforms ``(B, T)`` as frames of 25 ms."""
+
+    def forward(self, wavs):
+        return wavs[:, : wavs.shape[1] // 400 * 400].unflatten(1, (-1, 400))
+
+
+def greedy(tokens):
+    """What CTC makes of the best token of each frame."""
+    return [token for token, _ in itertools.groupby(tokens) if token]
+
+
+def test_transformers_model_transcribes(ctc_folder):
+    expected = pipeline("automatic-speech-recognition", model=str(ctc_folder))
+    text = expected(WAV.numpy())["text"].strip()
+    assert text  # of letters that random weights chose
+    assert load_transcriber(ctc_folder)(WAV) == text
+    assert load_transcriber(expected)(WAV) == text  # one already loaded
+    model = Wav2Vec2ForCTC.from_pretrained(ctc_folder)
+    wav = (WAV - WAV.mean()) / (WAV.var(correction=0) + 1e-7).sqrt()
+    with torch.inference_mode():
+        tokens = model(wav[None]).logits[0].argmax(dim=-1).tolist()
+    letters = "".join(VOCABULARY[token] for token in greedy(tokens))
+    assert text == letters.replace("|", " ").strip()
+
+
+def test_recording_longer_than_a_model_hears_is_transcribed(ctc_folder):
+    transcribe = load_transcriber(ctc_folder)
+    assert len(transcribe(WAV.repeat(40))) > len(transcribe(WAV))
+
+
+def test_speechbrain_model_transcribes(speechbrain_folder):
+    transcribe = load_transcriber(str(speechbrain_folder))
+    weights = torch.load(speechbrain_folder / "encoder.ckpt")
+    logits = WAV.unflatten(0, (-1, 400)) @ weights["weight"].T + weights["bias"]
+    tokens = greedy(logits.argmax(dim=-1).tolist())
+    expected = "".join("_ab"[token] for token in tokens)
+    assert expected and transcribe(WAV) == expected
+
+
+def test_only_recordings_without_a_text_are_transcribed(
+    recognizer_folder, tmp_path
+):
+    soundfile.write(tmp_path / "a.wav", WAV.numpy(), 16000)
+    heard = []
+
+    def transcribe(samples):
+        heard.append(len(samples))
+        return "great yes"
+
+    recognizer = EmotionRecognizer.from_hparams(
+        recognizer_folder, asr=transcribe
+    )
+    said = Recording(tmp_path / "a.wav", "sorry no")
+    found = list(
+        recognizer.recognize([tmp_path / "a.wav", said, tmp_path / "b.wav"])
+    )
+    assert [each.text for each in found] == ["great yes", "sorry no", ""]
+    assert heard == [16000]
+    expected, *_ = recognizer.classify_file(tmp_path / "a.wav", "great yes")
+    values = list(found[0].posteriors.values())
+    assert values == pytest.approx(expected[0].tolist(), abs=1e-5)
+    windows = recognizer.timeline(
+        tmp_path / "a.wav", 0.5, 0.5, asr=lambda samples: f"{len(samples)}"
+    )
+    assert [window.text for window in windows] == ["8000", "8000"]
+
+
+def test_folder_of_another_kind_is_said(recognizer_folder, llm, tmp_path):
+    with pytest.raises(BackboneError, match="none of EncoderASR"):
+        load_transcriber(recognizer_folder)
+    with pytest.raises(BackboneError, match="none that transcribes"):
+        load_transcriber(llm)
+    with pytest.raises(BackboneError, match="lacks config.json"):
+        load_transcriber(tmp_path)
+    with pytest.raises(BackboneError, match="transcribes nothing"):
+        load_transcriber(5)
+
+
+def test_model_that_is_not_to_be_had_is_a_quick_error(monkeypatch):
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    start = time.monotonic()
+    with pytest.raises(BackboneError, match="nobody/no-model"):
+        load_transcriber("nobody/no-model")
+    assert time.monotonic() - start < 5

@@ -1,0 +1,482 @@
+"""An export loads elsewhere, and gives the posteriors of the run."""
+
+import os
+import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from peft import PeftModel
+from ruamel.yaml import YAML
+from safetensors.torch import load_file, save_file
+from speechbrain.inference.interfaces import foreign_class
+from speechbrain.utils.fetching import FetchConfig
+from transformers import (
+    AutoModelForCausalLM,
+    AutoTokenizer,
+)
+
+import train
+from emoq_modules import EmotionRecognizer
+from emoq_modules.commands.export import _listing
+from emoq_modules.dataio.manifest_reader import read_manifest
+from emoq_modules.errors import (
+    BackboneError,
+    CheckpointError,
+    ExportError,
+    SourceError,
+    UnsafeYAMLError,
+)
+from emoq_modules.evaluation.calibration import fit_temperature
+from emoq_modules.evaluation.results import read_predictions
+from emoq_modules.inference.export import export_recognizer
+from tests.fake_hub import COMMIT, Hub
+
+RUN = "tiny/{variant}/fold1-seed1234"
+LABELS = ["angry", "happy", "sad"]
+# No dropout in training would do too; a last epoch is as good as any.
+PRESETS = {
+    "text_only": [],
+    "without_emoqformer": [],
+    "audio_only": [],
+    "emoqformer_audio": ["--fusion_weights", "null", "--pretrainer", "null"],
+    "emoqformer_text": ["--fusion_weights", "null", "--pretrainer", "null"],
+}
+
+
+def train_tiny(results, *options):
+    train.main(
+        [
+            *("hparams/emoq_stage2.yaml", "--preset", "tests/tiny.yaml"),
+            *("--results_folder", str(results), *options),
+        ]
+    )
+
+
+@pytest.fixture(scope="module")
+def results(tiny_results):
+    """The results of a tiny run, with all of its parts."""
+    return tiny_results
+
+
+@pytest.fixture(scope="module")
+def run(results):
+    return results / RUN.format(variant="emoq") / "stage2"
+
+
+@pytest.fixture(scope="module")
+def exported(run, tmp_path_factory):
+    """An export, never to be changed."""
+    return export_recognizer(run, tmp_path_factory.mktemp("export") / "emoq")
+
+
+@pytest.fixture
+def export(exported, tmp_path):
+    """A copy of an export, to be changed."""
+    return shutil.copytree(exported, tmp_path / "export")
+
+
+@pytest.fixture(scope="module")
+def merged(run, tmp_path_factory):
+    """An export with LoRA merged into the LLM."""
+    return export_recognizer(
+        run, tmp_path_factory.mktemp("merged") / "emoq", merged=True
+    )
+
+
+def posteriors(recognizer, results):
+    """Of the test utterances, in the order of the predictions."""
+    rows = read_manifest(
+        results / "tiny/manifests/fold1/test.json", LABELS, results / "data"
+    )
+    return torch.cat(
+        [
+            recognizer.classify_file(row["wav"], row["text"], row["speaker"])[0]
+            for row in rows.values()
+        ]
+    )
+
+
+def assert_gives_the_predictions(recognizer, results, run):
+    torch.testing.assert_close(
+        posteriors(recognizer, results),
+        torch.stack(read_predictions(run).posteriors),
+        atol=1e-4,
+        rtol=0,
+    )
+
+
+def edit(folder, old, new):
+    path = folder / "hyperparams.yaml"
+    text = path.read_text()
+    assert old in text
+    path.write_text(text.replace(old, new))
+
+
+def test_moved_and_with_its_run_deleted_it_gives_the_predictions(
+    results, tmp_path, no_hub, monkeypatch
+):
+    elsewhere = shutil.copytree(results, tmp_path / "results")
+    run = elsewhere / RUN.format(variant="emoq") / "stage2"
+    out = export_recognizer(run.parent, tmp_path / "export")  # the fold folder
+    shutil.rmtree(elsewhere)
+    moved = out.rename(tmp_path / "moved")
+    assert_gives_the_predictions(
+        EmotionRecognizer.from_hparams(moved),
+        results,
+        results / RUN.format(variant="emoq") / "stage2",
+    )
+    monkeypatch.chdir(tmp_path)
+    EmotionRecognizer.from_hparams("moved")
+    texts = (p.read_text() for p in moved.rglob("*.[jymt]*") if p.is_file())
+    assert not any(str(tmp_path) in text for text in texts)
+
+
+@pytest.mark.parametrize("variant", PRESETS)
+def test_every_ablation_can_be_exported(variant, results, tmp_path):
+    (tmp_path / "tiny").mkdir()
+    (tmp_path / "data").symlink_to(results / "data")
+    (tmp_path / "tiny/manifests").symlink_to(results / "tiny/manifests")
+    preset = f"hparams/presets/{variant}.yaml"
+    train_tiny(
+        tmp_path,
+        *("--preset", preset, "--number_of_epochs", "1", *PRESETS[variant]),
+    )
+    run = tmp_path / RUN.format(variant=variant) / "stage2"
+    for merged in (False, True):
+        out = export_recognizer(run, tmp_path / "export", merged=merged)
+        recognizer = EmotionRecognizer.from_hparams(out)
+        assert_gives_the_predictions(recognizer, results, run)
+        has_fusion = "emoqformer_" in variant
+        assert (out / "fusion.safetensors").exists() == has_fusion
+        has_projector = variant != "text_only"
+        assert (out / "projector.safetensors").exists() == has_projector
+
+
+def test_weights_are_safetensors_and_text_and_nothing_else(exported, merged):
+    for folder in (exported, merged):
+        suffixes = {p.suffix for p in folder.rglob("*") if p.is_file()}
+        assert suffixes == {
+            *(".safetensors", ".json", ".yaml", ".txt", ".md", ".jinja"),
+            ".py",
+        }
+        (code,) = folder.rglob("*.py")
+        assert code.name == "custom_interface.py"
+
+
+def test_speechbrain_loads_it_as_a_foreign_class(results, run, export):
+    foreign = foreign_class(
+        str(export),
+        pymodule_file="custom_interface.py",
+        classname="EmotionRecognizer",
+        overrides={"pretrained_path": str(export)},
+    )
+    assert_gives_the_predictions(foreign, results, run)
+
+
+def test_peft_itself_loads_the_adapter(exported):
+    recognizer = EmotionRecognizer.from_hparams(exported)
+    base = AutoModelForCausalLM.from_pretrained(exported / "llm")
+    model = PeftModel.from_pretrained(base, exported / "adapter").eval()
+    tokens = torch.arange(20)[None]
+    with torch.no_grad():
+        ours = recognizer.mods.decoder.llm(tokens).logits
+        theirs = model(tokens).logits
+        with model.disable_adapter():
+            without = model(tokens).logits
+    torch.testing.assert_close(theirs, ours)
+    assert (without - ours).abs().max() > 1e-3
+
+
+def test_merged_llm_gives_the_same_posteriors(results, exported, merged):
+    apart = EmotionRecognizer.from_hparams(exported)
+    one = EmotionRecognizer.from_hparams(merged)
+    torch.testing.assert_close(
+        posteriors(one, results), posteriors(apart, results), atol=1e-5, rtol=0
+    )
+    assert not (merged / "adapter").exists()
+
+
+def test_merged_llm_is_loaded_by_transformers(exported, merged):
+    names = load_file(merged / "llm/model.safetensors").keys()
+    assert not any("lora" in name or "base_layer" in name for name in names)
+    tokenizer = AutoTokenizer.from_pretrained(merged / "llm")
+    tokens = tokenizer("great yes he said", return_tensors="pt").input_ids
+    recognizer = EmotionRecognizer.from_hparams(exported)
+    with torch.no_grad():
+        torch.testing.assert_close(
+            AutoModelForCausalLM.from_pretrained(merged / "llm")(tokens).logits,
+            recognizer.mods.decoder.llm(tokens).logits,
+            atol=1e-5,
+            rtol=1e-4,
+        )
+
+
+def test_merged_export_is_loaded_where_there_is_no_peft(merged):
+    script = (
+        "import sys; sys.modules['peft'] = None\n"
+        "from emoq_modules import EmotionRecognizer\n"
+        "EmotionRecognizer.from_hparams(sys.argv[1])\n"
+    )
+    subprocess.run(
+        [sys.executable, "-c", script, str(merged)],
+        check=True,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )
+
+
+def test_temperature_is_that_of_the_validation_set(run, exported):
+    valid = read_predictions(run / "valid_predictions.csv")
+    expected = fit_temperature(
+        torch.stack(valid.posteriors).numpy(), valid.targets
+    )
+    hparams = EmotionRecognizer.from_hparams(exported).hparams
+    assert hparams.temperature == pytest.approx(expected)
+    assert hparams.temperature != 1
+    assert hparams.labels == LABELS
+
+
+@pytest.mark.parametrize("why", ["missing", "flawless"])
+def test_what_cannot_be_calibrated_gets_1_and_a_warning(
+    why, run, tmp_path, caplog
+):
+    copy = shutil.copytree(run, tmp_path / "run")
+    path = copy / "valid_predictions.csv"
+    if why == "missing":
+        path.unlink()
+    else:
+        path.write_text(
+            "id,label,prediction,dialogue,angry,happy,sad\n"
+            "a,angry,angry,d,0.9,0.05,0.05\n"
+        )
+    out = export_recognizer(copy, tmp_path / "export")
+    assert YAML().load(out / "hyperparams.yaml")["temperature"] == 1
+    assert "not calibrated" in caplog.text
+    assert "Not calibrated" in (out / "README.md").read_text()
+
+
+def test_labels_and_prompt_can_be_read(exported):
+    assert (exported / "labels.txt").read_text().split() == LABELS
+    assert "Voice: <AUDIO>" in (exported / "prompt.txt").read_text()
+
+
+def test_hub_name_downloads_what_is_needed_and_nothing_else(
+    exported, results, run, tmp_path, use_hub
+):
+    files = {
+        path.relative_to(exported).as_posix(): path.read_bytes()
+        for path in exported.rglob("*")
+        if path.is_file()
+    }
+    server = Hub({**files, "pytorch_model.bin": b"x"})
+    use_hub(server.url)
+    config = FetchConfig(huggingface_cache_dir=str(tmp_path))
+    recognizer = EmotionRecognizer.from_hparams(
+        "someone/model", fetch_config=config
+    )
+    assert_gives_the_predictions(recognizer, results, run)
+    needless = {"README.md", "custom_interface.py"}
+    assert sorted(server.downloaded) == sorted(files.keys() - needless)
+    # From then on the hub is not needed.
+    server.server.shutdown()
+    use_hub("http://127.0.0.1:9")
+    EmotionRecognizer.from_hparams("someone/model", fetch_config=config)
+
+
+def test_interrupted_download_is_completed(exported, tmp_path, use_hub):
+    files = {
+        path.relative_to(exported).as_posix(): path.read_bytes()
+        for path in exported.rglob("*")
+        if path.is_file()
+    }
+    use_hub(Hub(files).url)
+    config = FetchConfig(huggingface_cache_dir=str(tmp_path))
+    EmotionRecognizer.from_hparams("someone/model", fetch_config=config)
+    snapshot = tmp_path / f"models--someone--model/snapshots/{COMMIT}"
+    (snapshot / "projector.safetensors").unlink()
+    offline = FetchConfig(
+        huggingface_cache_dir=str(tmp_path), allow_network=False
+    )
+    with pytest.raises(SourceError, match="projector.safetensors is missing"):
+        EmotionRecognizer.from_hparams("someone/model", fetch_config=offline)
+    EmotionRecognizer.from_hparams("someone/model", fetch_config=config)
+
+
+def test_name_that_cannot_be_reached_fails_at_once(tmp_path, no_hub):
+    for config, error in (
+        (FetchConfig(huggingface_cache_dir=str(tmp_path)), BackboneError),
+        (
+            FetchConfig(
+                huggingface_cache_dir=str(tmp_path), allow_network=False
+            ),
+            SourceError,
+        ),
+    ):
+        started = time.monotonic()
+        with pytest.raises(error, match="someone/model"):
+            EmotionRecognizer.from_hparams("someone/model", fetch_config=config)
+        assert time.monotonic() - started < 3
+    with pytest.raises(SourceError, match="no folder results/no/such/run"):
+        EmotionRecognizer.from_hparams("results/no/such/run")
+
+
+def test_export_with_savedir_is_loaded(exported, tmp_path):
+    EmotionRecognizer.from_hparams(exported, savedir=tmp_path / "save")
+    # What lies there goes before the source, so it is what is checked.
+    settings = tmp_path / "save/hyperparams.yaml"
+    text = settings.read_text()
+    settings.unlink()
+    settings.write_text(f"{text}\nx: !apply:os.getpid []\n")
+    with pytest.raises(UnsafeYAMLError, match="os.getpid"):
+        EmotionRecognizer.from_hparams(exported, savedir=tmp_path / "save")
+
+
+def test_hostile_export_is_refused_unless_it_is_trusted(export, tmp_path):
+    mark = tmp_path / "executed"
+    edit(
+        export,
+        "context_turns: 0",
+        f"context_turns: 0\nx: !apply:os.system ['touch {mark}']",
+    )
+    with pytest.raises(UnsafeYAMLError, match="!apply:os.system in line"):
+        EmotionRecognizer.from_hparams(export)
+    assert not mark.exists()
+    EmotionRecognizer.from_hparams(export, trust_source=True)
+    assert mark.exists()
+
+
+def test_later_format_is_refused(export):
+    edit(export, "format_version: 1", "format_version: 2\nx: !new:emoq.New {}")
+    with pytest.raises(SourceError, match="format 2.*up to 1: install"):
+        EmotionRecognizer.from_hparams(export)
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "adapter/adapter_model.safetensors",
+        "projector.safetensors",
+        "fusion.safetensors",
+        "text_encoder/config.json",
+        "text_encoder/tokenizer.json",
+        "llm/model.safetensors",
+        "contents.json",
+    ],
+)
+def test_missing_file_is_named(name, export):
+    (export / name).unlink()
+    with pytest.raises(SourceError, match=f"not whole: {name} is missing"):
+        EmotionRecognizer.from_hparams(export)
+
+
+def test_truncated_file_is_named(export):
+    path = export / "adapter/adapter_model.safetensors"
+    path.write_bytes(path.read_bytes()[:-10])
+    with pytest.raises(SourceError, match=f"{path.name} has .* bytes instead"):
+        EmotionRecognizer.from_hparams(export)
+
+
+def test_adapter_of_another_model_is_refused(export):
+    path = export / "adapter/adapter_model.safetensors"
+    weights = load_file(path)
+    name = min(weights)
+    weights[name.replace("down", "town")] = weights.pop(name)
+    save_file(weights, path, metadata={"format": "pt"})
+    with pytest.raises(CheckpointError, match="2 of its weights do not fit"):
+        EmotionRecognizer.from_hparams(export)
+
+
+def test_folder_without_a_system_is_refused(tmp_path):
+    with pytest.raises(SourceError, match="holds no hyperparams.yaml"):
+        EmotionRecognizer.from_hparams(tmp_path)
+
+
+def test_earlier_export_is_replaced_whole(run, export):
+    (export / "llm/model.safetensors").write_bytes(b"damaged")
+    (export / "llm_tokenizer").mkdir()  # of an export of another kind
+    assert export_recognizer(run, export) == export
+    EmotionRecognizer.from_hparams(export)
+    assert not (export / "llm_tokenizer").exists()
+    assert [path.name for path in export.parent.iterdir()] == ["export"]
+
+
+@pytest.mark.parametrize("thing", ["notes.md", ".git/config", "save/a.ckpt"])
+def test_folder_with_other_things_is_left_alone(thing, run, export):
+    (export / thing).parent.mkdir(exist_ok=True)
+    (export / thing).write_text("mine")
+    before = (export / "contents.json").stat().st_mtime_ns
+    with pytest.raises(ExportError, match=f"holds {Path(thing).parts[0]}, wh"):
+        export_recognizer(run, export)
+    assert (export / "contents.json").stat().st_mtime_ns == before
+
+
+def test_files_that_only_look_like_an_exports_are_left_alone(run, tmp_path):
+    (tmp_path / "README.md").write_text("mine")
+    with pytest.raises(ExportError, match="holds README.md"):
+        export_recognizer(run, tmp_path)
+    with pytest.raises(ExportError, match="is a file"):
+        export_recognizer(run, tmp_path / "README.md")
+    assert (tmp_path / "README.md").read_text() == "mine"
+
+
+def test_export_that_fails_leaves_the_earlier_one(run, export, tmp_path):
+    broken = shutil.copytree(run, tmp_path / "broken")
+    (broken / "recognizer/decoder.safetensors").write_bytes(b"damaged")
+    with pytest.raises(CheckpointError, match="decoder.safetensors"):
+        export_recognizer(broken, export)
+    EmotionRecognizer.from_hparams(export)
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["broken", "export"]
+
+
+def test_export_that_would_recognize_otherwise_is_not_kept(
+    run, tmp_path, monkeypatch
+):
+    from emoq_modules.inference import export as module
+
+    real, calls = module._probe, []
+
+    def probe(recognizer):
+        calls.append(recognizer)
+        return real(recognizer) + 0.01 * len(calls)
+
+    monkeypatch.setattr(module, "_probe", probe)
+    with pytest.raises(ExportError, match="other posteriors than the run"):
+        export_recognizer(run, tmp_path / "export")
+    assert not any(tmp_path.iterdir())
+
+
+def test_class_of_ones_own_is_exported_and_has_to_be_trusted(
+    run, tmp_path, monkeypatch, caplog
+):
+    copy = shutil.copytree(run, tmp_path / "run")
+    edit(copy / "recognizer", "emoq_modules.FbankEncoder", "mine.MyEncoder")
+    with pytest.raises(ExportError, match="not installed.*mine.MyEncoder"):
+        export_recognizer(copy, tmp_path / "export")
+    (tmp_path / "mine.py").write_text(
+        "from emoq_modules import FbankEncoder\n"
+        "class MyEncoder(FbankEncoder): pass\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    out = export_recognizer(copy, tmp_path / "export")
+    assert "Others will be told: this export" in caplog.text
+    assert '"FOLDER", trust_source=True)' in (out / "README.md").read_text()
+    assert "trust_source=True)" in _listing(out)
+    with pytest.raises(UnsafeYAMLError, match="mine.MyEncoder"):
+        EmotionRecognizer.from_hparams(out)
+    EmotionRecognizer.from_hparams(out, trust_source=True)
+
+
+def test_what_is_no_finished_stage_2_is_refused(run, tmp_path):
+    out = tmp_path / "export"
+    with pytest.raises(ExportError, match="no folder .*nowhere"):
+        export_recognizer(tmp_path / "nowhere", out)
+    with pytest.raises(ExportError, match="no trained stage 2"):
+        export_recognizer(run.parent / "stage1", out)
+    unfinished = shutil.copytree(run, tmp_path / "unfinished")
+    (unfinished / "results.json").unlink()
+    with pytest.raises(ExportError, match="not finished"):
+        export_recognizer(unfinished, out)
+    assert not out.exists()

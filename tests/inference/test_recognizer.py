@@ -1,0 +1,405 @@
+"""The trained system, loaded as others do, says what the run measured."""
+
+import shutil
+import time
+
+import numpy as np
+import pytest
+import soundfile
+import torch
+from huggingface_hub import constants
+
+import train
+from emoq_modules import EmotionRecognizer, Recording
+from emoq_modules.dataio.manifest_reader import read_manifest
+from emoq_modules.errors import AudioError, BackboneError, SourceError
+from emoq_modules.evaluation.results import read_predictions
+
+RUN = "tiny/emoq/fold1-seed1234/stage2"
+LABELS = ["angry", "happy", "sad"]
+
+
+@pytest.fixture(scope="module")
+def results(tiny_results):
+    return tiny_results
+
+
+@pytest.fixture(scope="module")
+def recognizer(recognizer_folder):
+    return EmotionRecognizer.from_hparams(recognizer_folder)
+
+
+@pytest.fixture(scope="module")
+def rows(results):
+    return read_manifest(
+        results / "tiny/manifests/fold1/test.json", LABELS, results / "data"
+    )
+
+
+def test_files_get_the_posteriors_of_the_run(results, recognizer, rows):
+    stats = read_predictions(results / RUN)
+    for name, expected in zip(stats.ids, stats.posteriors, strict=True):
+        row = rows[name]
+        posteriors, score, index, label = recognizer.classify_file(
+            row["wav"], row["text"], row["speaker"]
+        )
+        torch.testing.assert_close(posteriors[0], expected, atol=1e-4, rtol=0)
+        assert score.item() == posteriors.max().item()
+        assert label == [LABELS[index.item()]]
+
+
+def test_run_may_be_moved(results, recognizer, rows, tmp_path, monkeypatch):
+    shutil.copytree(results / RUN, tmp_path / "moved")
+    (results / RUN / "backbones").rename(results / RUN / "away")
+    monkeypatch.chdir(tmp_path)
+    try:
+        moved = EmotionRecognizer.from_hparams("moved/recognizer")
+    finally:
+        (results / RUN / "away").rename(results / RUN / "backbones")
+    row = next(iter(rows.values()))
+    assert torch.equal(
+        moved.classify_file(row["wav"], row["text"])[0],
+        recognizer.classify_file(row["wav"], row["text"])[0],
+    )
+
+
+def test_it_computes_in_the_precision_of_the_runs_evaluation(
+    results, rows, tmp_path
+):
+    stage1 = "tiny/emoq/fold1-seed1234/stage1"
+    (tmp_path / stage1).parent.mkdir(parents=True)
+    (tmp_path / stage1).symlink_to(results / stage1)
+    train.main(
+        [
+            *("hparams/emoq_stage2.yaml", "--preset", "tests/tiny.yaml"),
+            *("--results_folder", str(tmp_path), "--eval_precision", "bf16"),
+        ]
+    )
+    stats = read_predictions(tmp_path / RUN)
+    expected = torch.stack(stats.posteriors)
+
+    def distance(**options):
+        loaded = EmotionRecognizer.from_hparams(
+            str(tmp_path / RUN / "recognizer"), **options
+        )
+        items = [
+            Recording(row["wav"], row["text"], row["speaker"])
+            for row in rows.values()
+        ]
+        found = [
+            list(x.posteriors.values())
+            for x in loaded.recognize(items, len(items))
+        ]
+        order = [list(rows).index(name) for name in stats.ids]
+        return (torch.tensor(found)[order] - expected).abs().mean()
+
+    in_float32 = distance(overrides={"eval_precision": "fp32"})
+    # Not equal: in half precision what shares a row moves the last bits.
+    assert distance() < in_float32 / 2
+
+
+def test_files_with_turns_before_get_the_posteriors_of_the_run(
+    results, recognizer, rows, tmp_path
+):
+    stage1 = "tiny/emoq/fold1-seed1234/stage1"
+    (tmp_path / stage1).parent.mkdir(parents=True)
+    (tmp_path / stage1).symlink_to(results / stage1)
+    options = ["--context_turns", "2", "--number_of_epochs", "1"]
+    train.main(
+        [
+            *("hparams/emoq_stage2.yaml", "--preset", "tests/tiny.yaml"),
+            *("--results_folder", str(tmp_path), *options),
+        ]
+    )
+    stats = read_predictions(tmp_path / RUN)
+    folder = str(tmp_path / RUN / "recognizer")
+    with_context = EmotionRecognizer.from_hparams(folder)
+    said = []  # all of the dialogue so far, of which two turns count
+    for name, row in rows.items():
+        posteriors, *_ = with_context.classify_file(
+            row["wav"], row["text"], row["speaker"], said
+        )
+        expected = stats.posteriors[stats.ids.index(name)]
+        torch.testing.assert_close(posteriors[0], expected, atol=1e-4, rtol=0)
+        said.append((row["speaker"], row["text"]))
+    item = (row["wav"], row["text"], row["speaker"])
+    alone, *_ = with_context.classify_file(*item)
+    assert (posteriors - alone).abs().max() > 1e-3
+    with_context.hparams.speaker_in_prompt = False
+    anonymous, *_ = with_context.classify_file(*item, said)
+    nobody = [(None, text) for _, text in said]
+    expected, *_ = with_context.classify_file(*item, nobody)
+    assert torch.equal(anonymous, expected)
+    assert not torch.equal(anonymous, posteriors)
+    with pytest.raises(ValueError, match="trained without the turns before"):
+        recognizer.classify_file(*item, context=said)
+
+
+def test_batch_gives_what_each_recording_alone_does(recognizer):
+    torch.manual_seed(0)
+    wavs = 0.1 * torch.randn(2, 16000)
+    texts, lens = ["great yes", "no"], torch.tensor([1.0, 0.5])
+    together = recognizer.classify_batch(wavs, lens, texts)[0]
+    alone = recognizer.classify_batch(wavs[1:, :8000], texts=texts[1:])[0]
+    torch.testing.assert_close(together[1:], alone, atol=1e-4, rtol=0)
+
+
+def test_recording_without_a_transcript_is_recognized_too(recognizer, rows):
+    row = next(iter(rows.values()))
+    posteriors, *_ = recognizer.classify_file(row["wav"])
+    assert posteriors.sum().item() == pytest.approx(1, abs=1e-5)
+
+
+def test_file_that_is_no_audio_is_named(recognizer, tmp_path):
+    path = tmp_path / "notes.wav"
+    path.write_text("not audio")
+    with pytest.raises(AudioError, match="notes.wav"):
+        recognizer.classify_file(path)
+
+
+def test_any_rate_and_channels_will_do(recognizer, tmp_path):
+    path = tmp_path / "stereo.wav"
+    soundfile.write(path, np.full((44100, 2), 0.01), 44100)
+    assert recognizer.classify_file(path, "no")[0].shape == (1, 3)
+
+
+def pairs(rows):
+    return [Recording(row["wav"], row["text"]) for row in rows.values()]
+
+
+@pytest.mark.parametrize("batch_size", [1, 4, 100])
+def test_recognitions_are_those_of_each_file_alone(
+    recognizer, rows, batch_size
+):
+    found = list(recognizer.recognize(pairs(rows), batch_size))
+    for recording, recognition in zip(pairs(rows), found, strict=True):
+        posteriors, score, _, label = recognizer.classify_file(
+            recording.path, recording.text
+        )
+        assert list(recognition.posteriors) == LABELS
+        values = list(recognition.posteriors.values())
+        assert values == pytest.approx(posteriors[0].tolist(), abs=1e-5)
+        assert recognition.label == label[0]
+        assert recognition.confidence == pytest.approx(score.item(), abs=1e-5)
+        assert recognition.path == recording.path
+        assert recognition.text == recording.text
+        duration = soundfile.info(recording.path).duration
+        assert (recognition.start, recognition.end) == (0, duration)
+
+
+def test_bad_recordings_are_errors_and_the_rest_goes_on(
+    recognizer, rows, tmp_path
+):
+    (tmp_path / "text.wav").write_text("not audio")
+    soundfile.write(tmp_path / "short.wav", np.full(160, 0.1), 16000)
+    loud = np.full(16000, 1e30)
+    soundfile.write(tmp_path / "loud.wav", loud, 16000, subtype="FLOAT")
+    path = next(iter(rows.values()))["wav"]
+    bad = {
+        "there is no file": tmp_path / "missing.wav",
+        "cannot be read as audio": tmp_path / "text.wav",
+        "too short: 10 ms": tmp_path / "short.wav",
+        "loud.wav is not recognized": tmp_path / "loud.wav",
+        "trained without the turns": Recording(path, context=[("A", "B")]),
+        "5 is given": Recording(path, text=5),
+    }
+    mixed = [item for fault in bad.values() for item in (fault, path)]
+    found = list(recognizer.recognize(mixed, batch_size=3))
+    for message, recognition in zip(bad, found[::2], strict=True):
+        assert message in recognition.error
+        assert recognition.label is None and recognition.posteriors == {}
+    (alone,) = recognizer.recognize([path])
+    for recognition in found[1::2]:
+        assert recognition.error is None
+        assert recognition.posteriors == pytest.approx(
+            alone.posteriors, abs=1e-5
+        )
+
+
+def test_longer_recordings_are_for_the_timeline(recognizer, tmp_path):
+    soundfile.write(tmp_path / "a.wav", np.full(16000 * 3, 0.1), 16000)
+    (found,) = recognizer.recognize([tmp_path / "a.wav"], max_seconds=2)
+    assert "longer than 2 s" in found.error and "timeline" in found.error
+    (found,) = recognizer.recognize([tmp_path / "a.wav"], max_seconds=3)
+    assert found.error is None
+
+
+def test_results_come_while_recordings_still_do(recognizer, rows):
+    path = next(iter(rows.values()))["wav"]
+    asked = []
+
+    def endless():
+        while True:
+            asked.append(path)
+            yield path
+
+    results = recognizer.recognize(endless(), batch_size=2)
+    for _ in range(20):
+        next(results)
+    assert len(asked) < 20 + 2 * 4 * 2
+
+
+def test_text_of_any_length_is_cut_as_in_training(recognizer, rows):
+    path = next(iter(rows.values()))["wav"]
+    limit = recognizer.hparams.max_text_tokens
+    # Whole words of one token each, in either tokenizer, or one more.
+    texts = ["great yes " * 10_000, "great yes " * limit, "x" * 100_000]
+    start = time.monotonic()
+    long, cut, _ = recognizer.recognize(Recording(path, t) for t in texts)
+    assert time.monotonic() - start < 5
+    assert long.posteriors == pytest.approx(cut.posteriors, abs=1e-5)
+
+
+def test_confidence_is_calibrated_and_posteriors_are_not(recognizer_folder):
+    recognizer = EmotionRecognizer.from_hparams(recognizer_folder)
+    torch.manual_seed(0)
+    wavs = 0.1 * torch.randn(2, 16000)
+    raw, score, *_ = recognizer.classify_batch(wavs)
+    assert torch.equal(score, raw.amax(dim=1))
+    recognizer.hparams.temperature = 2.5
+    posteriors, score, index, _ = recognizer.classify_batch(wavs)
+    assert torch.equal(posteriors, raw)
+    expected = (raw.log() / 2.5).softmax(dim=1)
+    torch.testing.assert_close(score, expected.amax(dim=1))
+    assert torch.equal(index, expected.argmax(dim=1))
+
+
+def test_unsure_answers_are_withheld(recognizer, rows):
+    free = list(recognizer.recognize(pairs(rows)))
+    median = sorted(found.confidence for found in free)[len(free) // 2]
+    shy = list(recognizer.recognize(pairs(rows), abstain_below=median))
+    for sure, found in zip(free, shy, strict=True):
+        assert found.abstained == (sure.confidence < median)
+        assert found.label == (None if found.abstained else sure.label)
+        assert found.posteriors == sure.posteriors
+    assert 0 < sum(found.abstained for found in shy) < len(shy)
+    recognizer.hparams.abstain_below = 1.0
+    try:
+        assert all(
+            found.abstained for found in recognizer.recognize(pairs(rows))
+        )
+    finally:
+        recognizer.hparams.abstain_below = 0.0
+
+
+def test_arguments_out_of_range_are_refused_at_once(recognizer):
+    for options in ({"batch_size": 0}, {"abstain_below": 1.5}):
+        with pytest.raises(ValueError, match=next(iter(options))):
+            recognizer.recognize([], **options)
+
+
+def test_batch_that_is_too_large_for_the_memory_is_cut_up(
+    recognizer, rows, monkeypatch
+):
+    expected = list(recognizer.recognize(pairs(rows)))
+    compute, sizes = recognizer.mods.decoder.posteriors, []
+
+    def limited(embeddings, *others):
+        sizes.append(len(embeddings))
+        if len(embeddings) > 2:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return compute(embeddings, *others)
+
+    monkeypatch.setattr(recognizer.mods.decoder, "posteriors", limited)
+    found = list(recognizer.recognize(pairs(rows)))
+    assert max(sizes) > 2
+    for ours, theirs in zip(found, expected, strict=True):
+        assert ours.path == theirs.path and ours.label == theirs.label
+
+
+def test_timeline_recognizes_each_window_as_a_file_of_its_own(
+    recognizer, tmp_path
+):
+    torch.manual_seed(0)
+    samples = 0.1 * torch.randn(16000 * 5).numpy()
+    path = tmp_path / "a.wav"
+    soundfile.write(path, samples, 16000, subtype="FLOAT")
+    found = recognizer.timeline(path, window_s=1, hop_s=0.7, batch_size=3)
+    times = [(window.start, window.end) for window in found]
+    assert times == [
+        *((pytest.approx(s), pytest.approx(s + 1)) for s in (0, 0.7, 1.4)),
+        *((pytest.approx(s), pytest.approx(s + 1)) for s in (2.1, 2.8, 3.5)),
+        (4, 5),
+    ]
+    for window in found:
+        piece = samples[round(16000 * window.start) : round(16000 * window.end)]
+        soundfile.write(tmp_path / "b.wav", piece, 16000, subtype="FLOAT")
+        posteriors, *_, label = recognizer.classify_file(tmp_path / "b.wav")
+        values = list(window.posteriors.values())
+        assert values == pytest.approx(posteriors[0].tolist(), abs=1e-5)
+        assert window.label == label[0] and window.path == str(path)
+
+
+def test_windows_without_sound_are_not_recognized(recognizer, tmp_path):
+    samples = np.zeros(16000 * 3)
+    samples[:16000] = 0.1 * np.sin(np.arange(16000))
+    samples[16000:32000] = 0.0005 * np.sin(np.arange(16000))  # -69 dB
+    soundfile.write(tmp_path / "a.wav", samples, 16000, subtype="FLOAT")
+    heard, faint, silent = recognizer.timeline(tmp_path / "a.wav", 1, 1)
+    assert heard.label is not None and not heard.abstained
+    for window in (faint, silent):
+        assert window.abstained and window.posteriors == {}
+        assert (window.label, window.confidence, window.error) == (None,) * 3
+    _, faint, silent = recognizer.timeline(
+        tmp_path / "a.wav", 1, 1, silence_dbfs=-80
+    )
+    assert faint.label is not None and silent.label is None
+
+
+def test_timeline_of_what_is_no_audio_is_an_error(recognizer, tmp_path):
+    with pytest.raises(AudioError, match="there is no file"):
+        recognizer.timeline(tmp_path / "missing.wav")
+    with pytest.raises(ValueError, match="hop_s"):
+        recognizer.timeline(tmp_path / "missing.wav", hop_s=0)
+
+
+class FakeVAD:
+    """Speaks of the same two segments, and of what it was given."""
+
+    def get_speech_segments(self, path):
+        self.info = soundfile.info(path)
+        return torch.tensor([[0.25, 1.0], [1.5, 62.0]])
+
+
+def test_vad_gives_segments_in_the_place_of_windows(recognizer, tmp_path):
+    noise = 0.1 * np.random.default_rng(0).standard_normal((44100 * 62, 2))
+    soundfile.write(tmp_path / "a.wav", noise, 44100)
+    vad = FakeVAD()
+    found = recognizer.timeline(tmp_path / "a.wav", vad=vad)
+    assert (vad.info.samplerate, vad.info.channels) == (16000, 1)
+    times = [time for window in found for time in (window.start, window.end)]
+    third = 60.5 / 3  # no segment is longer than 30 s
+    expected = [0.25, 1, 1.5]
+    expected += [1.5 + third, 1.5 + third, 1.5 + 2 * third, 1.5 + 2 * third, 62]
+    assert times == pytest.approx(expected, abs=1e-4)
+    assert all(window.label for window in found)
+
+
+def test_vad_that_is_not_to_be_had_is_a_quick_error(
+    recognizer, rows, monkeypatch
+):
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    path = next(iter(rows.values()))["wav"]
+    with pytest.raises(BackboneError, match="nobody/no-vad"):
+        recognizer.timeline(path, vad="nobody/no-vad")
+
+
+def test_prompt_text_is_what_the_model_reads(recognizer):
+    text = recognizer.prompt_text("Oh, hello!", "Ross")
+    assert "Speaker: Ross\nTranscript: Oh, hello!\nVoice:<AUDIO>" in text
+    assert text.endswith("Emotion:")
+    prompt = recognizer.mods.decoder.prompt
+    before, after = prompt.encode("Oh, hello!", "Ross")
+    beginning, end = text.split("<AUDIO>")
+    assert prompt.tokenizer.decode(before) == beginning
+    assert prompt.tokenizer.decode(after) == end
+    assert "Transcript" not in recognizer.prompt_text()
+
+
+def test_folder_that_holds_no_recognizer_is_said(tiny_results, tmp_path):
+    with pytest.raises(SourceError, match="is in .*stage2/recognizer"):
+        EmotionRecognizer.from_hparams(tiny_results / RUN)
+    with pytest.raises(SourceError, match="no hyperparams.yaml"):
+        EmotionRecognizer.from_hparams(tmp_path)
+    with pytest.raises(SourceError, match="There is no folder"):
+        EmotionRecognizer.from_hparams(tmp_path / "missing")

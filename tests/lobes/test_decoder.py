@@ -1,0 +1,382 @@
+"""The decoder: what it projects equals the full computation."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from peft import LoraConfig, get_peft_model
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from emoq_modules import PromptTemplate, SoftPromptDecoder
+from emoq_modules.lobes.decoder import Projector
+
+LABELS = ["angry", "happy", "neutral", "sad"]
+TEXTS = ["Leave me alone.", "I can't believe we won the game, at last!", ""]
+SPEAKERS = ["Ross", None, "Rachel Green"]
+TARGETS = torch.tensor([0, 1, 3])
+DIM = 6
+
+
+def template(audio="\nVoice: <AUDIO>"):
+    """A prompt with speaker and transcript."""
+    user = "Speaker: {speaker}\nTranscript: {text}" + audio
+    return PromptTemplate("Name the emotion: {labels}.", user)
+
+
+def make_decoder(source, labels=LABELS, **options):
+    """A decoder whose LoRA is not at its start."""
+    torch.manual_seed(0)
+    decoder = SoftPromptDecoder(
+        source, template(), labels, embedding_dim=DIM, **options
+    )
+    with torch.no_grad():  # LoRA starts at zero; it should matter here
+        for name, parameter in decoder.named_parameters():
+            if "lora_B" in name:
+                parameter.normal_(std=0.05)
+    return decoder.eval()
+
+
+@pytest.fixture(scope="module")
+def decoder(llm):
+    """One of a small Qwen2."""
+    return make_decoder(llm)
+
+
+@pytest.fixture(scope="module")
+def embeddings():
+    """Three unit vectors."""
+    generator = torch.Generator().manual_seed(1)
+    embeddings = torch.randn(3, DIM, generator=generator)
+    return torch.nn.functional.normalize(embeddings, dim=-1)
+
+
+def full_logits(decoder, embedding, text, speaker, answer=()):
+    """Logits at every position of one unpadded sequence, (S, |V|)."""
+    before, after = decoder.prompt.encode(text, speaker)
+    embed = decoder.llm.get_input_embeddings()
+    inputs = torch.cat(
+        [
+            embed(torch.tensor(before)),
+            decoder.projector(embedding)[None],
+            embed(torch.tensor([*after, *answer])),
+        ]
+    )
+    return decoder.llm(inputs_embeds=inputs[None]).logits[0]
+
+
+def full_log_probabilities(decoder, embedding, text, speaker, answer):
+    """Those of an answer's tokens, ``(len(answer),)``."""
+    logits = full_logits(decoder, embedding, text, speaker, answer)
+    chosen = logits[-len(answer) - 1 : -1].log_softmax(dim=-1)
+    return chosen[range(len(answer)), answer]
+
+
+def test_loss_equals_the_full_computation(decoder, embeddings):
+    total = weights = 0.0
+    for embedding, text, speaker, target in zip(
+        embeddings, TEXTS, SPEAKERS, TARGETS.tolist(), strict=True
+    ):
+        answer = [*decoder.prompt.words[target], decoder.prompt.end]
+        log_probabilities = full_log_probabilities(
+            decoder, embedding, text, speaker, answer
+        )
+        total -= 5 * log_probabilities[0] + 1 * log_probabilities[1]
+        weights += 5 + 1
+    loss = decoder.loss(embeddings, TEXTS, SPEAKERS, TARGETS)
+    torch.testing.assert_close(loss, total / weights, atol=1e-5, rtol=1e-5)
+    assert decoder.answer_weight(TARGETS) == weights
+
+
+def test_posteriors_equal_the_full_computation(decoder, embeddings):
+    rows = [word[0] for word in decoder.prompt.words]
+    expected = torch.stack(
+        [
+            full_logits(decoder, *item)[-1, rows].softmax(dim=-1)
+            for item in zip(embeddings, TEXTS, SPEAKERS, strict=True)
+        ]
+    )
+    posteriors = decoder.posteriors(embeddings, TEXTS, SPEAKERS)
+    torch.testing.assert_close(posteriors, expected, atol=1e-5, rtol=1e-5)
+
+
+CONTEXTS = [
+    [("Ross", "The meeting is on Tuesday."), (None, "Leave me alone.")],
+    [],
+    [("Rachel Green", "Oh no, what have you done to my car?")],
+]
+
+
+@pytest.fixture(scope="module")
+def context_decoder(llm):
+    """One whose prompt tells what was said before."""
+    torch.manual_seed(0)
+    user = f"Before: {{context}}\n{template().user}"
+    prompt = PromptTemplate("Name the emotion: {labels}.", user)
+    return SoftPromptDecoder(llm, prompt, LABELS, embedding_dim=DIM).eval()
+
+
+def test_context_in_a_padded_batch_is_that_of_each_alone(
+    context_decoder, embeddings
+):
+    arguments = (TEXTS, SPEAKERS, CONTEXTS)
+    together = context_decoder.posteriors(embeddings, *arguments)
+    alone = torch.cat(
+        [
+            context_decoder.posteriors(
+                embeddings[index : index + 1],
+                *(argument[index : index + 1] for argument in arguments),
+            )
+            for index in range(3)
+        ]
+    )
+    torch.testing.assert_close(together, alone, atol=1e-5, rtol=1e-5)
+    without = context_decoder.posteriors(embeddings, TEXTS, SPEAKERS)
+    moved = (together - without).abs().amax(dim=1)
+    assert moved[1] < 1e-5 < 1e-3 < min(moved[0], moved[2])
+
+
+def test_every_way_into_the_decoder_takes_the_context(
+    context_decoder, embeddings
+):
+    arguments = (embeddings, TEXTS, SPEAKERS, TARGETS)
+    loss = context_decoder.loss(*arguments, contexts=CONTEXTS)
+    assert loss != context_decoder.loss(*arguments)
+    torch.testing.assert_close(
+        context_decoder(*arguments, contexts=CONTEXTS), loss
+    )
+    posteriors = context_decoder.posteriors(*arguments[:-1], contexts=CONTEXTS)
+    for both in (
+        context_decoder.loss_and_posteriors(*arguments, contexts=CONTEXTS),
+        context_decoder(*arguments, with_posteriors=True, contexts=CONTEXTS),
+    ):
+        torch.testing.assert_close(both[0], loss)
+        torch.testing.assert_close(both[1], posteriors, atol=1e-5, rtol=1e-5)
+
+
+def test_loss_and_posteriors_in_one_pass_equal_both(decoder, embeddings):
+    arguments = (embeddings, TEXTS, SPEAKERS)
+    loss, posteriors = decoder.loss_and_posteriors(*arguments, TARGETS)
+    torch.testing.assert_close(loss, decoder.loss(*arguments, TARGETS))
+    torch.testing.assert_close(
+        posteriors, decoder.posteriors(*arguments), atol=1e-5, rtol=1e-5
+    )
+
+
+def test_words_of_several_tokens_score_by_their_mean_log_probability(
+    llm, embeddings
+):
+    labels = ["angry", "passive-aggressive", "sad"]
+    decoder = make_decoder(llm, labels)
+    assert not decoder.prompt.words_are_single_tokens
+    arguments = (embeddings, TEXTS, SPEAKERS)
+    expected = torch.stack(
+        [
+            torch.stack(
+                [
+                    full_log_probabilities(decoder, *item, word).mean()
+                    for word in decoder.prompt.words
+                ]
+            ).softmax(dim=-1)
+            for item in zip(*arguments, strict=True)
+        ]
+    )
+    torch.testing.assert_close(
+        decoder.posteriors(*arguments), expected, atol=1e-5, rtol=1e-5
+    )
+    targets = torch.tensor([1, 0, 2])
+    loss, posteriors = decoder.loss_and_posteriors(*arguments, targets)
+    torch.testing.assert_close(posteriors, expected, atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(loss, decoder.loss(*arguments, targets))
+
+
+def test_only_labeled_positions_meet_the_vocabulary(decoder, embeddings):
+    seen = []
+    hook = decoder.llm.get_output_embeddings().register_forward_hook(
+        lambda module, inputs, output: seen.append(output.shape[:-1].numel())
+    )
+    decoder.loss(embeddings, TEXTS, SPEAKERS, TARGETS)
+    assert seen == [6], "two tokens for each of three answers"
+    decoder.posteriors(embeddings, TEXTS, SPEAKERS)
+    assert seen == [6], "posteriors take rows of the layer, not the layer"
+    hook.remove()
+
+
+def test_projector_and_lora_train_and_the_llm_does_not(decoder, embeddings):
+    decoder.zero_grad()
+    decoder.loss(embeddings, TEXTS, SPEAKERS, TARGETS).backward()
+    training = {n for n, p in decoder.named_parameters() if p.requires_grad}
+    with_gradient = {
+        name
+        for name, parameter in decoder.named_parameters()
+        if parameter.grad is not None and parameter.grad.abs().sum() > 0
+    }
+    decoder.zero_grad()
+    assert with_gradient == training
+    assert all(
+        "lora_" in name or name.startswith("projector.") for name in training
+    )
+
+
+def test_lora_is_on_every_attention_and_mlp_projection(decoder):
+    layers = {
+        name.split(".lora_A")[0].rpartition(".")[2]
+        for name, _ in decoder.named_parameters()
+        if "lora_A" in name
+    }
+    assert layers == {
+        *("q_proj", "k_proj", "v_proj", "o_proj"),
+        *("gate_proj", "up_proj", "down_proj"),
+    }
+    config = decoder.llm.peft_config["default"]
+    assert (config.r, config.lora_dropout) == (16, 0.1)
+
+
+def test_lora_is_what_peft_makes_of_the_llm(decoder, llm, embeddings):
+    reference = get_peft_model(
+        AutoModelForCausalLM.from_pretrained(llm),
+        LoraConfig(r=16, lora_alpha=32, target_modules="all-linear"),
+    )
+    adapter = {
+        name: parameter
+        for name, parameter in decoder.llm.named_parameters()
+        if "lora_" in name
+    }
+    reference.get_base_model().load_state_dict(adapter, strict=False)
+    before, after = decoder.prompt.encode(TEXTS[0], SPEAKERS[0])
+    tokens = torch.tensor([before + after])
+    torch.testing.assert_close(
+        decoder.llm(tokens).logits, reference.eval()(tokens).logits
+    )
+
+
+def test_soft_prompt_starts_as_long_as_a_word_embedding():
+    torch.manual_seed(0)
+    words = 3 * torch.randn(500, 64)
+    projector = Projector(32, words)
+    embeddings = torch.nn.functional.normalize(torch.randn(200, 32), dim=-1)
+    ratio = (
+        projector(embeddings).norm(dim=-1).mean() / words.norm(dim=-1).mean()
+    )
+    assert 0.9 < ratio < 1.1
+
+
+def test_vocabulary_is_never_resized(decoder, llm):
+    original = AutoModelForCausalLM.from_pretrained(llm)
+    assert (
+        decoder.llm.get_input_embeddings().weight.shape
+        == original.get_input_embeddings().weight.shape
+    )
+
+
+def test_gradient_checkpointing_changes_nothing(llm, decoder, embeddings):
+    other = make_decoder(llm, gradient_checkpointing=True).train()
+    for module in other.modules():
+        if isinstance(module, torch.nn.Dropout):
+            module.eval()
+    other.load_state_dict(decoder.state_dict())
+    losses = []
+    for each in (decoder, other):
+        each.zero_grad()
+        loss = each.loss(embeddings, TEXTS, SPEAKERS, TARGETS)
+        loss.backward()
+        losses.append((loss.item(), each.projector.linear.weight.grad.norm()))
+    decoder.zero_grad()
+    assert losses[0][0] == pytest.approx(losses[1][0], abs=1e-6)
+    torch.testing.assert_close(losses[0][1], losses[1][1])
+
+
+def test_bfloat16_llm_trains_and_predicts(llm, embeddings):
+    decoder = make_decoder(llm, dtype="bfloat16").train()
+    loss = decoder.loss(embeddings, TEXTS, SPEAKERS, TARGETS)
+    loss.backward()
+    posteriors = decoder.posteriors(embeddings, TEXTS, SPEAKERS)
+    assert loss.isfinite() and posteriors.dtype == torch.float32
+    assert decoder.projector.linear.weight.grad.isfinite().all()
+
+
+@pytest.mark.parametrize("family", ["llama", "gpt2", "mistral"])
+def test_other_families_equal_the_full_computation(llm, family, embeddings):
+    vocabulary = len(AutoTokenizer.from_pretrained(llm))
+    config = {
+        "model_type": family,
+        "vocab_size": vocabulary,
+        "hidden_size": 32,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "intermediate_size": 64,
+        "pad_token_id": 0,
+        "bos_token_id": 0,
+        "eos_token_id": 2,
+    }
+    if family != "gpt2":
+        config["num_key_value_heads"] = 2
+    decoder = make_decoder(config, tokenizer=llm)
+    expected = torch.stack(
+        [
+            full_logits(decoder, *item)[
+                -1, [word[0] for word in decoder.prompt.words]
+            ].softmax(dim=-1)
+            for item in zip(embeddings, TEXTS, SPEAKERS, strict=True)
+        ]
+    )
+    posteriors = decoder.posteriors(embeddings, TEXTS, SPEAKERS)
+    torch.testing.assert_close(posteriors, expected, atol=1e-5, rtol=1e-5)
+    decoder.keeps_beginning = True
+    with torch.no_grad():
+        posteriors = decoder.posteriors(embeddings, TEXTS, SPEAKERS)
+    torch.testing.assert_close(posteriors, expected, atol=1e-5, rtol=1e-5)
+
+
+def test_text_only_prompt_needs_no_embeddings(llm):
+    decoder = SoftPromptDecoder(llm, template(audio=""), LABELS).eval()
+    posteriors = decoder.posteriors(None, TEXTS, SPEAKERS)
+    assert posteriors.shape == (3, 4)
+    assert decoder.projector is None
+    assert decoder.loss(None, TEXTS, SPEAKERS, TARGETS).isfinite()
+
+
+def test_prompt_and_embedding_size_must_fit(llm):
+    with pytest.raises(ValueError, match="exactly when the prompt holds"):
+        SoftPromptDecoder(llm, template(), LABELS)
+    with pytest.raises(ValueError, match="exactly when the prompt holds"):
+        SoftPromptDecoder(llm, template(audio=""), LABELS, embedding_dim=DIM)
+
+
+def test_llm_that_changes_its_logits_is_refused(llm):
+    config = {
+        "model_type": "granite",
+        "vocab_size": 2000,
+        "hidden_size": 32,
+        "num_hidden_layers": 1,
+        "num_attention_heads": 2,
+        "num_key_value_heads": 2,
+        "intermediate_size": 32,
+        "logits_scaling": 8.0,
+    }
+    with pytest.raises(ValueError, match="logits_scaling"):
+        make_decoder(config, tokenizer=llm)
+
+
+def test_tokenizer_of_another_llm_is_refused(llm):
+    config = {
+        "model_type": "llama",
+        "vocab_size": 10,
+        "hidden_size": 32,
+        "num_hidden_layers": 1,
+        "num_attention_heads": 2,
+        "intermediate_size": 32,
+    }
+    with pytest.raises(ValueError, match="do not belong together"):
+        make_decoder(config, tokenizer=llm)
+
+
+def test_a_folder_may_be_given_as_a_path(llm, decoder, embeddings):
+    same = make_decoder(Path(llm))
+    expected = decoder.posteriors(embeddings, TEXTS, SPEAKERS)
+    found = same.posteriors(embeddings, TEXTS, SPEAKERS)
+    torch.testing.assert_close(found, expected)
+
+
+def test_a_label_without_a_word_is_named(decoder, embeddings):
+    with pytest.raises(ValueError, match="a label 4, but there are 4 emotion"):
+        decoder.loss(embeddings, TEXTS, SPEAKERS, torch.tensor([0, 4, 1]))

@@ -1,0 +1,269 @@
+"""Stage 2 with a base in four bits: what trains, stays and is written."""
+
+import json
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from ruamel.yaml import YAML
+from safetensors.torch import load_file
+
+import train
+from emoq_modules import EmotionRecognizer, PromptTemplate, SoftPromptDecoder
+from emoq_modules.dataio.manifest_reader import read_manifest
+from emoq_modules.errors import BackboneError, ExportError
+from emoq_modules.evaluation.results import read_predictions
+from emoq_modules.inference.export import export_recognizer
+from emoq_modules.lobes import quantization
+from emoq_modules.lobes.quantization import BYTES_PER_WEIGHT
+from emoq_modules.training.checkpoints import TrainableCheckpointer
+from emoq_modules.training.describe import describe
+
+bnb = pytest.importorskip("bitsandbytes")
+
+LABELS = ["angry", "happy", "neutral", "sad"]
+TEXTS = ["Leave me alone.", "I can't believe we won, at last!", "", "Oh no."]
+DIM = 8
+TEMPLATE = PromptTemplate(
+    "Name the emotion: {labels}.", "Transcript: {text}\nVoice: <AUDIO>"
+)
+QWEN = {
+    "model_type": "qwen2",
+    "vocab_size": 2000,
+    "hidden_size": 256,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "intermediate_size": 512,
+}
+RUN = "tiny/emoq/fold1-seed1234/stage2"
+
+
+def make_decoder(source, quantized=True, **options):
+    torch.manual_seed(0)
+    return SoftPromptDecoder(
+        source,
+        TEMPLATE,
+        LABELS,
+        embedding_dim=DIM,
+        quantization="nf4" if quantized else None,
+        **options,
+    )
+
+
+def packed(decoder):
+    return {
+        name: parameter
+        for name, parameter in decoder.named_parameters()
+        if isinstance(parameter, bnb.nn.Params4bit)
+    }
+
+
+@pytest.mark.parametrize("from_file", [True, False])
+def test_every_projection_of_the_llm_is_in_four_bits(llm, from_file):
+    decoder = make_decoder(llm if from_file else QWEN, tokenizer=llm)
+    config = decoder.llm.config
+    assert len(packed(decoder)) == 7 * config.num_hidden_layers
+    for name, parameter in packed(decoder).items():
+        assert parameter.dtype == torch.uint8, name
+        assert parameter.quant_state.quant_type == "nf4"
+        assert parameter.quant_state.nested  # its scales are quantized too
+        assert not parameter.requires_grad
+    embeddings = decoder.llm.get_input_embeddings().weight
+    assert embeddings.dtype == torch.float32
+    assert decoder.llm.get_output_embeddings().weight.dtype == torch.float32
+
+
+def test_both_ways_give_the_same_numbers(llm, tmp_path):
+    """Quantized in memory, a model is what it is when read from a file."""
+    plain = make_decoder(QWEN, quantized=False, lora=None, tokenizer=llm)
+    plain.llm.save_pretrained(tmp_path)
+    read = make_decoder(str(tmp_path), lora=None, tokenizer=llm)
+    built = make_decoder(QWEN, lora=None, tokenizer=llm)
+    found = zip(packed(read).items(), packed(built).items(), strict=True)
+    for (name, one), (other_name, other) in found:
+        assert name == other_name
+        assert torch.equal(one, other)
+    built.projector.load_state_dict(read.projector.state_dict())
+    embeddings = torch.randn(4, DIM)
+    with torch.no_grad():
+        assert torch.equal(
+            read.posteriors(embeddings, TEXTS),
+            built.posteriors(embeddings, TEXTS),
+        )
+
+
+def test_a_weight_takes_as_many_bytes_as_is_said(llm):
+    decoder = make_decoder(QWEN, tokenizer=llm)
+    weights = packed(decoder).values()
+    state = [parameter.quant_state for parameter in weights]
+    size = sum(parameter.nbytes for parameter in weights) + sum(
+        s.absmax.nbytes + s.state2.absmax.nbytes for s in state
+    )
+    number = sum(s.shape.numel() for s in state)
+    assert size / number == pytest.approx(BYTES_PER_WEIGHT, rel=0.01)
+
+
+def test_adapter_learns_and_the_base_stays(llm):
+    decoder = make_decoder(QWEN, tokenizer=llm).train()
+    before = {name: p.clone() for name, p in packed(decoder).items()}
+    trained = [p for p in decoder.parameters() if p.requires_grad]
+    optimizer = torch.optim.AdamW(trained, lr=0.003)
+    embeddings = torch.nn.functional.normalize(torch.randn(4, DIM), dim=-1)
+    losses = []
+    for _ in range(6):
+        loss = decoder.loss(embeddings, TEXTS, None, torch.arange(4))
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        losses.append(loss.item())
+    assert losses[-1] < 0.8 * losses[0]
+    adapted = [n for n, p in decoder.named_parameters() if p.requires_grad]
+    assert {"projector.scale"} < set(adapted)
+    assert sum("lora_B" in name for name in adapted) == len(before)
+    for name, parameter in packed(decoder).items():
+        assert torch.equal(parameter, before[name]), name
+
+
+def test_gradient_checkpointing_changes_no_gradient(llm):
+    found = []
+    for checkpointing in (False, True):
+        decoder = make_decoder(
+            QWEN, tokenizer=llm, gradient_checkpointing=checkpointing
+        )
+        decoder.train()
+        torch.manual_seed(1)
+        decoder.loss(
+            torch.ones(4, DIM), TEXTS, None, torch.arange(4)
+        ).backward()
+        found.append(
+            [p.grad for p in decoder.parameters() if p.grad is not None]
+        )
+    for one, other in zip(*found, strict=True):
+        torch.testing.assert_close(one, other)
+
+
+def test_training_goes_on_after_an_evaluation(llm):
+    decoder = make_decoder(QWEN, tokenizer=llm)
+    batch = torch.ones(4, DIM), TEXTS, None, torch.arange(4)
+
+    def gradient():
+        torch.manual_seed(1)
+        weight = decoder.projector.linear.weight
+        return torch.autograd.grad(decoder.train().loss(*batch), weight)[0]
+
+    before = gradient()
+    with torch.no_grad():
+        decoder.eval().posteriors(*batch[:2])
+    assert torch.equal(gradient(), before)
+    assert before.any()
+
+
+def options(results, *others):
+    return [
+        *("hparams/emoq_stage2.yaml", "--preset", "tests/tiny.yaml"),
+        *("--results_folder", str(results), "--llm_quantization", "nf4"),
+        *others,
+    ]
+
+
+@pytest.fixture(scope="module")
+def results(tmp_path_factory):
+    """The results folder of both stages."""
+    results = tmp_path_factory.mktemp("results")
+    train.main(options(results))
+    return results
+
+
+def test_run_leaves_a_recognizer_of_the_same_posteriors(results):
+    run = results / RUN
+    recognizer = EmotionRecognizer.from_hparams(str(run / "recognizer"))
+    assert packed(recognizer.mods.decoder)
+    assert_gives_the_predictions(recognizer, results)
+
+
+def assert_gives_the_predictions(recognizer, results):
+    rows = read_manifest(
+        results / "tiny/manifests/fold1/test.json",
+        ["angry", "happy", "sad"],
+        results / "data",
+    )
+    found = [
+        recognizer.classify_file(row["wav"], row["text"], row["speaker"])[0]
+        for row in rows.values()
+    ]
+    torch.testing.assert_close(
+        torch.cat(found),
+        torch.stack(read_predictions(results / RUN).posteriors),
+        atol=1e-4,
+        rtol=0,
+    )
+
+
+def test_checkpoint_holds_what_trains_alone(results):
+    newest = TrainableCheckpointer(results / RUN / "save", {}).find_checkpoint()
+    names = set(load_file(newest.paramfiles["decoder"]))
+    assert any("lora_A" in name for name in names)
+    assert all("lora_" in n or n.startswith("projector.") for n in names)
+
+
+def test_stopped_run_ends_as_if_it_had_never_been(results, tmp_path):
+    class Stopped(Exception):
+        pass
+
+    def stop(self, *arguments):
+        if self.hparams.stage == 2 and self.optimizer_step == 5:
+            raise Stopped
+
+    every = ("--ckpt_interval_minutes", "0", "--ckpt_interval_steps", "2")
+    with pytest.MonkeyPatch.context() as patch:
+        brain = sys.modules["emoq_modules.training.brain"].EmoQBrain
+        patch.setattr(brain, "on_fit_batch_end", stop)
+        with pytest.raises(Stopped):
+            train.main(options(tmp_path, *every))
+    assert not (tmp_path / RUN / "results.json").exists()
+    train.main(options(tmp_path, *every))
+    whole, resumed = (
+        json.loads((folder / RUN / "results.json").read_text())
+        for folder in (results, tmp_path)
+    )
+    assert resumed["UA"] == whole["UA"]
+    one, other = (
+        torch.stack(read_predictions(folder / RUN).posteriors)
+        for folder in (results, tmp_path)
+    )
+    assert torch.equal(one, other)
+
+
+def test_export_names_the_base_in_four_bits(results, tmp_path):
+    export = export_recognizer(results / RUN, tmp_path / "emoq")
+    tree = YAML().load((export / "hyperparams.yaml").read_text())
+    assert tree["decoder"]["quantization"] == "nf4"
+    # The base goes along as it is, and is quantized when it is loaded.
+    base = load_file(Path(export, "llm/model.safetensors"))
+    assert not any(t.dtype == torch.uint8 for t in base.values())
+    recognizer = EmotionRecognizer.from_hparams(str(export))
+    assert_gives_the_predictions(recognizer, results)
+
+
+def test_adapter_is_not_merged_into_a_base_it_was_not_trained_on(
+    results, tmp_path
+):
+    with pytest.raises(ExportError, match="4 bits.*without --merge"):
+        export_recognizer(results / RUN, tmp_path / "emoq", merged=True)
+    assert not (tmp_path / "emoq").exists()
+
+
+def test_description_counts_weights_and_not_bytes():
+    experiment = "hparams/emoq_stage2.yaml"
+    preset = "hparams/presets/qlora.yaml"
+    assert describe(experiment, [preset]) == describe(experiment)
+
+
+def test_what_is_missing_is_told(llm, monkeypatch):
+    with pytest.raises(ValueError, match="nf4 or null; it is 'int8'"):
+        SoftPromptDecoder(llm, TEMPLATE, LABELS, DIM, quantization="int8")
+    monkeypatch.setattr(quantization, "find_spec", lambda name: None)
+    with pytest.raises(BackboneError, match=r"pip install bitsandbytes"):
+        make_decoder(llm)

@@ -1,0 +1,163 @@
+"""From nothing to the demo corpus's wavs and manifests."""
+
+import importlib.util
+import json
+import logging
+from pathlib import Path
+
+import numpy as np
+import pytest
+import soundfile
+
+from emoq_modules.dataio.prepare import main, read_dialogues, read_manifest
+from emoq_modules.errors import CorpusError
+from recipes.demo.dialogues import plan_corpus
+
+ROOT = Path(__file__).parents[2]
+SIZES = {"seed": 5, "num_speakers": 6, "num_dialogues": 3, "num_turns": 8}
+EMOTIONS = ("angry", "happy", "neutral", "sad")
+
+
+@pytest.fixture(scope="module")
+def recipe():
+    path = ROOT / "recipes" / "demo" / "demo_prepare.py"
+    spec = importlib.util.spec_from_file_location("demo_prepare", path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture
+def folders(tmp_path):
+    return tmp_path / "data", tmp_path / "save"
+
+
+@pytest.fixture
+def prepared(recipe, folders):
+    recipe.prepare_demo(*folders, **SIZES)
+    return folders
+
+
+def contents(folder):
+    return {
+        path.relative_to(folder): path.read_bytes()
+        for path in sorted(folder.rglob("*"))
+        if path.is_file()
+    }
+
+
+def wavs_of(folder):
+    return sorted(folder.rglob("*.wav"))
+
+
+def test_manifests_hold_the_plan_and_the_wavs_its_sound(prepared):
+    data, save = prepared
+    plan = plan_corpus(**SIZES)
+    rows = {
+        split: read_manifest(save / f"{split}.json", EMOTIONS, data)
+        for split in ("train", "valid", "test")
+    }
+    assert sum(map(len, rows.values())) == len(plan.utterances) == 24
+    for planned in plan.utterances:
+        row = rows[planned.split][planned.id]
+        for column in "speaker session dialogue turn text emotion".split():
+            assert row[column] == getattr(planned, column)
+        samples, rate = soundfile.read(row["wav"])
+        info = soundfile.info(row["wav"])
+        assert (rate, info.channels, info.subtype) == (16000, 1, "PCM_16")
+        assert row["duration"] == pytest.approx(len(samples) / rate)
+        expected = plan.speak(planned)
+        np.testing.assert_allclose(samples, expected, atol=2**-15)
+
+
+def test_dialogues_are_those_of_the_plan(prepared):
+    planned = {}
+    for turn in plan_corpus(**SIZES).utterances:
+        said = (turn.turn, turn.speaker, turn.text)
+        planned.setdefault(turn.dialogue, []).append(said)
+    assert read_dialogues(prepared[1] / "dialogues.json") == planned
+    assert {len(turns) for turns in planned.values()} == {8}
+
+
+def test_paths_in_the_manifests_move_with_the_data(prepared):
+    row = next(
+        iter(json.loads((prepared[1] / "test.json").read_text()).items())
+    )
+    assert row[1]["wav"].startswith("{data_root}/")
+
+
+def test_a_second_run_changes_nothing(recipe, prepared):
+    before = [contents(folder) for folder in prepared]
+    stamps = [path.stat().st_mtime_ns for path in wavs_of(prepared[0])]
+    recipe.prepare_demo(*prepared, **SIZES)
+    assert [contents(folder) for folder in prepared] == before
+    assert [path.stat().st_mtime_ns for path in wavs_of(prepared[0])] == stamps
+
+
+def test_the_same_seed_gives_the_same_bytes_elsewhere(
+    recipe, prepared, tmp_path
+):
+    recipe.prepare_demo(tmp_path / "other", tmp_path / "save2", **SIZES)
+    assert contents(tmp_path / "other") == contents(prepared[0])
+
+
+def test_a_half_made_corpus_is_completed(recipe, prepared):
+    data, _ = prepared
+    whole = contents(data)
+    next(data.rglob("corpus.json")).unlink()
+    first, *_, last = wavs_of(data)
+    last.unlink()
+    stamp = first.stat().st_mtime_ns
+    recipe.prepare_demo(*prepared, **SIZES)
+    assert contents(data) == whole
+    assert first.stat().st_mtime_ns == stamp
+
+
+@pytest.mark.parametrize("damage", ["truncated", "missing", "record"])
+def test_a_changed_corpus_is_made_again(recipe, prepared, damage, caplog):
+    data, _ = prepared
+    whole = contents(data)
+    victim = wavs_of(data)[3]
+    if damage == "truncated":
+        victim.write_bytes(victim.read_bytes()[:1000])
+    elif damage == "missing":
+        victim.unlink()
+    else:
+        next(data.rglob("corpus.json")).write_text("{")
+    with caplog.at_level(logging.WARNING):
+        recipe.prepare_demo(*prepared, **SIZES)
+    assert contents(data) == whole
+    assert "has changed since it was made" in caplog.text
+
+
+def test_another_seed_leaves_the_first_corpus_alone(recipe, prepared):
+    data, save = prepared
+    before = contents(data)
+    texts = (save / "train.json").read_text()
+    recipe.prepare_demo(data, save, **{**SIZES, "seed": 6})
+    assert before.items() < contents(data).items()
+    assert (save / "train.json").read_text() != texts
+
+
+def test_it_runs_as_a_program(recipe, folders, capsys):
+    arguments = [str(folder) for folder in folders]
+    for name, value in SIZES.items():
+        arguments += [f"--{name}", str(value)]
+    assert main(recipe.prepare_demo, arguments) == 0
+    assert (folders[1] / "train.json").is_file()
+
+
+def test_sizes_that_make_no_corpus_are_refused_before_anything_is_written(
+    recipe, folders
+):
+    with pytest.raises(CorpusError, match="num_speakers is 7"):
+        recipe.prepare_demo(*folders, num_speakers=7)
+    assert not folders[0].exists() and not folders[1].exists()
+
+
+def test_a_data_folder_that_is_a_file_is_named(recipe, tmp_path):
+    file = tmp_path / "file"
+    file.write_text("kept")
+    with pytest.raises(CorpusError, match="Cannot make the folder .*file"):
+        recipe.prepare_demo(file, tmp_path / "save", **SIZES)
+    assert file.read_text() == "kept"

@@ -1,0 +1,414 @@
+"""The training loop: steps, learning rates, schedule, modes."""
+
+import pytest
+import speechbrain as sb
+import torch
+from speechbrain.dataio.batch import PaddedBatch
+from speechbrain.dataio.dataset import DynamicItemDataset
+from torch import nn
+
+from emoq_modules import PromptTemplate, SoftPromptDecoder
+from emoq_modules.dataio.sampler import ClassGroupSampler
+from emoq_modules.errors import ConfigurationError
+from emoq_modules.lobes.audio_encoder import FrozenEncoder
+from emoq_modules.training.stages import Stage1Brain, Stage2Brain
+from tests.small_brain import (
+    DIM,
+    LABELS,
+    Fusion,
+    Mal,
+    fit,
+    make_brain,
+    make_dataset,
+)
+
+
+def weights(brain):
+    return {
+        name: parameter.detach().clone()
+        for name, parameter in brain.modules.named_parameters()
+        if parameter.requires_grad
+    }
+
+
+def assert_same(one, other, **tolerance):
+    assert one.keys() == other.keys()
+    for name, value in one.items():
+        torch.testing.assert_close(value, other[name], **tolerance)
+
+
+# --- Steps --------------------------------------------------------------------
+
+
+def stage_2(folder, llm, **changes):
+    """Words of one, two and more tokens: answers of different weight."""
+    labels = ["angry", "happy", "flabbergasted"]
+    torch.manual_seed(0)
+    decoder = SoftPromptDecoder(
+        llm,
+        PromptTemplate("Which of {labels}?", "{text}\n<AUDIO>"),
+        labels,
+        embedding_dim=DIM,
+        lora={"r": 2, "target_modules": "all-linear"},
+    )
+    return make_brain(
+        folder,
+        Stage2Brain,
+        {"fusion": Fusion(), "decoder": decoder},
+        labels=labels,
+        speaker_in_prompt=True,
+        **changes,
+    )
+
+
+def test_accumulated_batches_step_as_one_big_batch_would(tmp_path, llm):
+    # Seven utterances: two batches, two batches of other sizes, and what is
+    # left at the end of the epoch; the answers' token weights differ too.
+    dataset = make_dataset(7)
+    big = stage_2(tmp_path / "big", llm)
+    fit(big, dataset, [[0, 1, 2], [3, 4, 5], [6]])
+    small = stage_2(tmp_path / "small", llm, grad_accumulation_factor=2)
+    fit(small, dataset, [[0, 1], [2], [3], [4, 5], [6]])
+    assert big.optimizer_step == small.optimizer_step == 3
+    assert_same(weights(small), weights(big), atol=1e-5, rtol=1e-4)
+
+
+class Told(nn.Module):
+    """In the place of the decoder: returns what it is told."""
+
+    def forward(self, embeddings, texts, speakers, labels, **rest):
+        return speakers, rest["contexts"]
+
+
+@pytest.mark.parametrize(
+    ("speaker_in_prompt", "told"),
+    [
+        (True, (["Joey"], [[["Ross", "Oh no."], ["Rachel", "What?"]]])),
+        (False, (None, [[(None, "Oh no."), (None, "What?")]])),
+    ],
+)
+def test_speakers_are_told_with_the_utterance_and_before_it_or_nowhere(
+    tmp_path, speaker_in_prompt, told
+):
+    brain = make_brain(
+        tmp_path,
+        Stage2Brain,
+        {"decoder": Told()},
+        speaker_in_prompt=speaker_in_prompt,
+    )
+    batch = PaddedBatch(
+        [
+            {
+                "text": "Nothing.",
+                "speaker": "Joey",
+                "context": [("Ross", "Oh no."), ("Rachel", "What?")],
+                "label": 0,
+            }
+        ]
+    )
+    assert brain.compute_forward(batch, sb.Stage.TRAIN) == told
+
+
+def test_answers_of_different_length_have_different_weight(tmp_path, llm):
+    # Or the test above could not tell tokens from utterances.
+    decoder = stage_2(tmp_path, llm).modules["decoder"]
+    words = [decoder.answer_weight(torch.tensor([label])) for label in range(3)]
+    assert words[0] == words[1] == 5 + 1
+    assert words[2] > 2 * words[0]
+
+
+class UnfinishedBrain(Stage1Brain):
+    """Notes what each step weighs, and leaves the first epoch early."""
+
+    weighed = ()
+
+    def optimizers_step(self):
+        self.weighed = [*self.weighed, self.accumulated_weight]
+        super().optimizers_step()
+
+    def on_stage_end(self, stage, stage_loss, epoch=None):
+        self.debug = False
+        super().on_stage_end(stage, stage_loss, epoch)
+
+
+def test_what_an_epoch_left_unfinished_has_no_part_in_the_next(tmp_path):
+    # Debugging ends an epoch after two batches, here before a step of three.
+    brain = make_brain(
+        tmp_path,
+        UnfinishedBrain,
+        grad_accumulation_factor=3,
+        number_of_epochs=2,
+    )
+    brain.debug = True
+    fit(brain, make_dataset(8), [[0, 1], [2, 3], [4, 5], [6, 7]])
+    assert brain.weighed == [6, 2]
+
+
+def test_gradient_is_clipped_over_all_groups_together(tmp_path):
+    dataset, batches = make_dataset(6), [[0, 1, 2, 3, 4, 5]]
+    free = make_brain(tmp_path / "free")
+    start = weights(free)
+    fit(free, dataset, batches)
+    rate, limit = 0.1, 0.01
+    gradients = {
+        name: (start[name] - value) / rate
+        for name, value in weights(free).items()
+    }
+    for gradient in gradients.values():
+        gradient.grad = gradient.clone()
+    norm = torch.nn.utils.clip_grad_norm_(gradients.values(), limit)
+    assert norm > 10 * limit
+
+    clipped = make_brain(
+        tmp_path / "clipped",
+        max_grad_norm=limit,
+        learning_rates={"fusion": rate, "head": 2 * rate},
+    )
+    fit(clipped, dataset, batches)
+    for name, value in weights(clipped).items():
+        factor = 2 if name.startswith("head") else 1
+        torch.testing.assert_close(
+            start[name] - value,
+            factor * rate * gradients[name].grad,
+            atol=1e-6,
+            rtol=1e-3,
+        )
+
+
+@pytest.mark.parametrize("limit", [0.0, -1.0])
+def test_a_limit_that_is_none_does_not_touch_the_gradient(tmp_path, limit):
+    dataset, batches = make_dataset(6), [[0, 1, 2], [3, 4, 5]]
+    free = make_brain(tmp_path / "free", max_grad_norm=1e9)
+    fit(free, dataset, batches)
+    brain = make_brain(tmp_path / "none", max_grad_norm=limit)
+    fit(brain, dataset, batches)
+    assert_same(weights(brain), weights(free))
+
+
+@pytest.mark.parametrize("max_grad_norm", [0.0, 1.0])
+def test_a_gradient_that_is_not_finite_changes_no_weight(
+    tmp_path, max_grad_norm
+):
+    dataset = make_dataset(6)  # class 2 is in the second batch alone
+    brain = make_brain(
+        tmp_path / "bad", mal=Mal(bad=2), max_grad_norm=max_grad_norm
+    )
+    fit(brain, dataset, [[0, 1], [2, 5], [3, 4]])
+    without = make_brain(tmp_path / "without", max_grad_norm=max_grad_norm)
+    fit(without, dataset, [[0, 1], [3, 4]])
+    assert_same(weights(brain), weights(without))
+
+
+# --- Learning rates -----------------------------------------------------------
+
+
+def test_each_part_has_its_own_learning_rate(tmp_path):
+    brain = make_brain(
+        tmp_path,
+        learning_rates={"fusion": 0.0, "fusion.outer": 0.1, "head": 0.2},
+    )
+    start = weights(brain)
+    fit(brain, make_dataset(6), [[0, 1, 2, 3, 4, 5]])
+    rates = {
+        id(parameter): group["lr"]
+        for group in brain.optimizer.param_groups
+        for parameter in group["params"]
+    }
+    expected = {"fusion.inner": 0.0, "fusion.outer": 0.1, "head": 0.2}
+    for name, parameter in brain.modules.named_parameters():
+        part = name.rpartition(".")[0]
+        assert rates[id(parameter)] == expected[part]
+        assert torch.equal(parameter, start[name]) == (expected[part] == 0)
+
+
+@pytest.mark.parametrize(
+    ("rates", "says"),
+    [
+        ({"fusion": 0.1}, r"no part that head\.weight belongs to; it has fus"),
+        ({"fusion": 0.1, "hea": 0.1}, r"no part that head\.weight belongs to"),
+        (
+            {"fusion": 0.1, "head": 0.1, "decoder": 0.1},
+            r"a rate for decoder, which is no part of fusion, head",
+        ),
+        (
+            {"fusion": 0.1, "head": 0.1, "fusion.iner": 0.1},
+            r"a rate for fusion\.iner, which is no part",
+        ),
+    ],
+)
+def test_learning_rates_and_parts_must_match(tmp_path, rates, says):
+    brain = make_brain(tmp_path, learning_rates=rates)
+    with pytest.raises(ConfigurationError, match=says):
+        fit(brain, make_dataset(3), [[0, 1, 2]])
+
+
+def test_a_part_that_is_left_out_or_frozen_may_have_a_learning_rate(tmp_path):
+    modules = {
+        "fusion": Fusion(),
+        "head": nn.Linear(DIM, len(LABELS)),
+        "spare": None,
+    }
+    modules["fusion"].inner.requires_grad_(False)
+    rates = {"fusion.inner": 1, "fusion": 0.1, "head": 0.1, "spare": 0.1}
+    brain = make_brain(tmp_path, modules=modules, learning_rates=rates)
+    fit(brain, make_dataset(3), [[0, 1, 2]])
+    assert len(brain.optimizer.param_groups) == 2
+
+
+@pytest.mark.parametrize(
+    ("key", "says"),
+    [
+        ("scheduler", r"scheduler is 'no'; it can be linear"),
+        ("selection_metric", r"is 'no'; it can be last, loss, WA, UA, WF1"),
+    ],
+)
+def test_what_can_be_chosen_is_said_before_training(tmp_path, key, says):
+    brain = make_brain(tmp_path, **{key: "no"})
+    with pytest.raises(ConfigurationError, match=says):
+        fit(brain, make_dataset(3), [[0, 1, 2]])
+    assert brain.optimizer_step == 0
+
+
+class RecordingBrain(Stage1Brain):
+    """Notes the learning rate of every step."""
+
+    rates = ()
+
+    def optimizers_step(self):
+        self.rates = [*self.rates, self.optimizer.param_groups[0]["lr"]]
+        super().optimizers_step()
+
+
+def test_learning_rate_warms_up_and_goes_down_over_the_steps(tmp_path):
+    # Five batches and three at a time are two steps; four epochs have eight.
+    brain = make_brain(
+        tmp_path,
+        RecordingBrain,
+        scheduler="linear",
+        warmup_ratio=0.5,
+        number_of_epochs=4,
+        grad_accumulation_factor=3,
+    )
+    fit(brain, make_dataset(5), [[0], [1], [2], [3], [4]])
+    quarters = [0, 1, 2, 3, 4, 3, 2, 1]
+    assert brain.rates == pytest.approx([0.1 * q / 4 for q in quarters])
+
+
+def test_a_sampler_is_told_the_epoch(tmp_path):
+    sampler = ClassGroupSampler([0, 1, 2, 0], group_size=1, seed=0)
+    brain = make_brain(tmp_path, number_of_epochs=2)
+    orders = []
+    brain.on_fit_batch_end = lambda batch, *rest: orders.append(batch.id)
+    brain.fit(
+        brain.hparams.epoch_counter,
+        make_dataset(4),
+        make_dataset(3),
+        train_loader_kwargs={"batch_size": 4, "sampler": sampler},
+    )
+    expected = []
+    for epoch in (1, 2):
+        sampler.set_epoch(epoch)
+        expected.append([f"u{index}" for index in sampler])
+    assert orders == expected
+    assert orders[0] != orders[1]
+
+
+def test_embeddings_of_the_set_measured_last_stay_in_its_order(tmp_path):
+    brain, dataset = make_brain(tmp_path), make_dataset(5)
+    fit(brain, dataset, [[0, 1], [2, 3, 4]], valid=make_dataset(3))
+    for size, split in ((3, "valid"), (5, "test")):
+        brain.evaluate(
+            make_dataset(size),
+            split=split,
+            test_loader_kwargs={"batch_size": 2},
+        )
+    assert brain.stats.ids == [f"u{index}" for index in range(5)]
+    with torch.no_grad():
+        expected = [
+            brain.modules["fusion"](
+                dataset[index]["audio"][None], torch.ones(1), None, None
+            )[0]
+            for index in range(5)
+        ]
+    torch.testing.assert_close(brain.tested_embeddings, expected)
+
+
+# --- Modes and checkpoints ----------------------------------------------------
+
+
+class WatchingEncoder(FrozenEncoder):
+    """Notes in which mode it works; of each sample it makes a frame."""
+
+    def __init__(self):
+        super().__init__(DIM, {"class": "WatchingEncoder"})
+        self.layer = nn.Linear(1, DIM).requires_grad_(False)
+        self.dropout = nn.Dropout(0.5)
+        self.seen = []
+
+    def encode(self, wavs, samples):
+        modes = {module.training for module in self.modules()}
+        self.seen.append((modes, torch.is_grad_enabled()))
+        frames = self.dropout(self.layer(wavs.unsqueeze(2)))
+        return [f[:count] for f, count in zip(frames, samples, strict=True)]
+
+
+def test_frozen_encoder_stays_in_eval_mode_and_without_gradient(tmp_path):
+    rows = {
+        f"u{i}": {
+            "audio": torch.randn(5 + i),
+            "tokens": torch.tensor([0, 2]),
+            "dialogue": "d",
+            "label": i % 3,
+        }
+        for i in range(6)
+    }
+    dataset = DynamicItemDataset(rows, output_keys=["id", *rows["u0"]])
+    encoder = WatchingEncoder()
+    brain = make_brain(tmp_path)
+    brain.modules["encoder"] = encoder
+    before = encoder.layer.weight.clone()
+    fit(brain, dataset, [[0, 1, 2], [3, 4, 5]], valid=dataset)
+    assert len(encoder.seen) >= 4
+    assert all(seen == ({False}, False) for seen in encoder.seen)
+    assert torch.equal(encoder.layer.weight, before)
+    assert encoder.layer.weight.grad is None
+
+
+def test_frames_on_the_fly_are_rounded_as_in_the_store(tmp_path):
+    brain = make_brain(tmp_path, store_precision="bf16")
+    brain.modules["encoder"] = WatchingEncoder()
+    batch = sb.dataio.batch.PaddedBatch([{"audio": torch.randn(9)}])
+    frames, _ = brain.audio_frames(batch, sb.Stage.VALID)
+    assert torch.equal(frames, frames.bfloat16().float())
+
+
+def test_each_waveform_is_augmented_by_itself_and_in_training_alone(tmp_path):
+    heard = []
+
+    def halve(wav):
+        heard.append(wav)
+        return wav[:, : wav.shape[1] // 2]
+
+    brain = make_brain(tmp_path, augment_audio=halve)
+    brain.modules["encoder"] = WatchingEncoder()
+    wavs = [torch.randn(9), torch.randn(4), torch.randn(6)]
+    batch = sb.dataio.batch.PaddedBatch([{"audio": wav} for wav in wavs])
+    frames, lens = brain.audio_frames(batch, sb.Stage.TRAIN)
+    assert all(
+        torch.equal(found[0], wav)
+        for found, wav in zip(heard, wavs, strict=True)
+    )
+    assert frames.shape[:2] == (3, 4)
+    assert (lens * 4).tolist() == [4, 2, 3]
+
+    frames, _ = brain.audio_frames(batch, sb.Stage.VALID)
+    assert frames.shape[1] == 9 and len(heard) == 3
+
+
+def test_no_checkpoint_is_made_between_two_steps(tmp_path):
+    brain = make_brain(tmp_path, grad_accumulation_factor=2)
+    brain.ckpt_interval_steps = 1
+    saved = []
+    brain._save_intra_epoch_ckpt = lambda: saved.append(brain.step)
+    fit(brain, make_dataset(5), [[0], [1], [2], [3], [4]])
+    assert saved == [2, 4, 5]

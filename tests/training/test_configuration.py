@@ -1,0 +1,266 @@
+"""An experiment, presets over it, options on top."""
+
+from collections import Counter
+from pathlib import Path
+
+import pytest
+import torch
+
+from emoq_modules.errors import ConfigurationError
+from emoq_modules.training.configuration import (
+    change,
+    compose,
+    differences,
+    known_options,
+    load,
+)
+
+ROOT = Path(__file__).parents[2]
+EXPERIMENT = """\
+stage: 1
+data_folder: !PLACEHOLDER
+size: 2
+rate: 0.1
+shuffle: True
+labels: [angry, sad]
+folder: !ref <data_folder>/<size>
+rates:
+    one: !ref <rate>
+    other: 0.2
+layer: !new:torch.nn.Linear
+    in_features: !ref <size>
+    out_features: 3
+optimizer: !name:torch.optim.SGD
+    lr: !ref <rate>
+store: null
+"""
+
+
+@pytest.fixture
+def write(tmp_path):
+    """Writes a YAML file and returns its path."""
+
+    def writer(name, content):
+        path = tmp_path / name
+        path.write_text(content)
+        return path
+
+    return writer
+
+
+@pytest.fixture
+def experiment(write):
+    return write("experiment.yaml", EXPERIMENT)
+
+
+def plain(experiment, presets=(), options="data_folder: here"):
+    return load(compose(experiment, presets, options), keys=[])
+
+
+# --- What wins ----------------------------------------------------------------
+
+
+def test_a_preset_wins_over_the_experiment_and_leaves_the_rest(
+    experiment, write
+):
+    values = plain(experiment, [write("a.yaml", "size: 5")])
+    assert (values["size"], values["rate"]) == (5, 0.1)
+
+
+def test_a_later_preset_wins(experiment, write):
+    presets = [
+        write("a.yaml", "size: 5\nrate: 1.0"),
+        write("b.yaml", "size: 6"),
+    ]
+    values = plain(experiment, presets)
+    assert (values["size"], values["rate"]) == (6, 1.0)
+
+
+def test_options_win_over_all(experiment, write):
+    presets = [write("a.yaml", "size: 5"), write("b.yaml", "size: 6")]
+    values = plain(experiment, presets, "data_folder: here\nsize: 7")
+    assert values["size"] == 7
+
+
+def test_a_preset_replaces_a_key_whole(experiment, write):
+    values = plain(experiment, [write("a.yaml", "rates: {one: 5}")])
+    assert values["rates"] == {"one": 5}
+
+
+@pytest.mark.parametrize(("stage", "size"), [(1, 10), (2, 20)])
+def test_a_section_is_for_its_stage_alone(write, stage, size):
+    experiment = write("e.yaml", f"stage: {stage}\nsize: 1\nrate: 2")
+    preset = write("p.yaml", "rate: 3\nstage1: {size: 10}\nstage2: {size: 20}")
+    assert plain(experiment, [preset], "") == {
+        "stage": stage,
+        "size": size,
+        "rate": 3,
+    }
+
+
+def test_a_section_wins_over_the_keys_outside_it(write):
+    experiment = write("e.yaml", "stage: 1\nsize: 1")
+    preset = write("p.yaml", "stage1: {size: 10}\nsize: 5")
+    assert plain(experiment, [preset], "")["size"] == 10
+
+
+def test_an_empty_section_changes_nothing(experiment, write):
+    assert plain(experiment, [write("a.yaml", "stage1:\nsize: 5")])["size"] == 5
+
+
+# --- References and objects ---------------------------------------------------
+
+
+def test_references_resolve_after_everything_is_laid_over(experiment, write):
+    preset = write("a.yaml", "size: 5\nstore: !ref <folder>/store")
+    values = plain(experiment, [preset], "data_folder: there\nrate: 0.5")
+    assert values["folder"] == "there/5"
+    assert values["store"] == "there/5/store"
+    assert values["rates"] == {"one": 0.5, "other": 0.2}
+
+
+def test_tags_survive_and_make_objects(experiment, write):
+    preset = write("a.yaml", "size: 5\nstore: !new:collections.Counter")
+    hparams = load(compose(experiment, [preset], "data_folder: here"))
+    assert hparams["layer"].weight.shape == (3, 5)
+    assert hparams["optimizer"].func is torch.optim.SGD
+    assert hparams["optimizer"].keywords == {"lr": 0.1}
+    assert hparams["store"] == Counter()
+
+
+def test_plain_values_load_without_making_objects(experiment):
+    values = plain(experiment)
+    assert "layer" not in values and "optimizer" not in values
+    assert values["labels"] == ["angry", "sad"]
+
+
+def test_chosen_keys_are_made(experiment):
+    resolved = compose(experiment, (), "data_folder: here")
+    hparams = load(resolved, keys=["optimizer"])
+    assert hparams["optimizer"].func is torch.optim.SGD
+    assert "layer" not in hparams
+
+
+def test_a_composed_experiment_composes_to_itself(experiment, write):
+    resolved = compose(experiment, (), "data_folder: here\nrate: 1e-5")
+    assert compose(write("again.yaml", resolved)) == resolved
+    assert load(resolved, keys=[])["rate"] == 1e-5
+
+
+# --- What is refused ----------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("preset", "options", "says"),
+    [
+        ("sise: 3", "", r"'sise' in .*p\.yaml .*Did you mean size\?"),
+        ("stage1: {sise: 3}", "", r"'sise' in .*p\.yaml .*mean size\?"),
+        ("stage3: {size: 3}", "", r"'stage3' in .*p\.yaml"),
+        ("xyz: 3", "", r"nothing would read it\.$"),
+        ("", "sise: 3", r"'sise' in the command line .*mean size\?"),
+        ("size: many", "", r"size in .*p\.yaml is 'many'; .* like 2"),
+        ("", "shuffle: no", r"shuffle in the command line is 'no'"),
+        ("stage1: 3", "", r"p\.yaml there is 3 in place of keys"),
+        ("- size", "", r"p\.yaml there is \['size'\] in place of keys"),
+        ("size: [1", "", r"p\.yaml is no YAML file"),
+        ("size: 1\nsize: 2", "", r"(?s)p\.yaml is no YAML.*duplicate key"),
+        ("", "size: [1", r"options on the command line are no YAML"),
+        ("", "size", r"In the command line there is 'size' in place"),
+        ("store: !ref <no>", "data_folder: x", r'experiment\.yaml: .*"no"'),
+        ("data_folder: !PLACEHOLDER", "", r"give it as --data_folder VALUE"),
+    ],
+)
+def test_what_is_wrong_is_named(experiment, write, preset, options, says):
+    presets = [write("p.yaml", preset or "data_folder: here")]
+    with pytest.raises(ConfigurationError, match=says):
+        compose(experiment, presets, options)
+
+
+@pytest.mark.parametrize(
+    ("store", "says"),
+    [
+        ("!new:torch.nn.Linaer", "no such class as torch.nn.Linaer"),
+        (
+            "!new:torch.nn.Linear {size: 3}",
+            "Invalid argument to class torch.nn.Linear: .*'size'",
+        ),
+        ("!new:emoq_modules.FbankEncoder {normalize: x}", "normalize is 'x'"),
+    ],
+)
+def test_an_object_that_cannot_be_made_is_named(experiment, store, says):
+    resolved = compose(experiment, (), f"data_folder: here\nstore: {store}")
+    with pytest.raises(ConfigurationError, match=says):
+        load(resolved)
+
+
+def test_an_error_of_another_kind_keeps_its_traceback(experiment):
+    store = "!apply:operator.getitem [{a: 1}, b]"
+    resolved = compose(experiment, (), f"data_folder: x\nstore: {store}")
+    with pytest.raises(KeyError):
+        load(resolved)
+
+
+@pytest.mark.parametrize("name", ["nowhere.yaml", "."])
+def test_a_file_that_cannot_be_read_is_named(tmp_path, name):
+    with pytest.raises(ConfigurationError, match=name.replace(".", r"\.")):
+        compose(tmp_path / name)
+
+
+def test_a_preset_in_the_place_of_the_experiment_is_told_apart(write):
+    with pytest.raises(ConfigurationError, match="no experiment.*--preset"):
+        compose(write("p.yaml", "size: 3"))
+
+
+# --- Options ------------------------------------------------------------------
+
+
+def test_of_options_those_an_experiment_knows_can_be_taken(experiment):
+    known = known_options(experiment, "size: 3\nlora_rank: 8\nlabels: [a, b]")
+    assert plain(experiment, (), change(known, data_folder="x"))["size"] == 3
+    assert "lora_rank" not in known
+
+
+def test_options_can_be_changed(experiment):
+    options = change("size: 3\nrate: 1.0", rate=0.5, data_folder="x")
+    values = plain(experiment, (), options)
+    assert (values["size"], values["rate"]) == (3, 0.5)
+
+
+def test_differences_name_the_keys_that_changed(experiment, write):
+    earlier = compose(experiment, (), "data_folder: here")
+    now = compose(
+        experiment,
+        [write("p.yaml", "layer: !new:torch.nn.Identity")],
+        "data_folder: there",
+    )
+    assert differences(earlier, earlier) == {}
+    changed = differences(now, earlier)
+    assert changed.keys() == {"data_folder", "folder", "layer"}
+    assert changed["data_folder"] == ("here", "there")
+    assert "Identity" in changed["layer"][1]
+
+
+def test_differences_see_keys_that_came_or_went():
+    changed = differences("a: 1\nb: 2", "a: 1\nc: 3")
+    assert changed.keys() == {"b", "c"}
+
+
+# --- The experiments themselves -----------------------------------------------
+
+
+@pytest.mark.parametrize("stage", [1, 2])
+@pytest.mark.parametrize(
+    "preset",
+    [
+        None,
+        *sorted((ROOT / "hparams/presets").glob("*.yaml")),
+        *sorted((ROOT / "recipes").glob("*/*.yaml")),
+    ],
+    ids=lambda path: path.stem if path else "paper",
+)
+def test_every_preset_fits_the_experiments(stage, preset):
+    experiment = ROOT / f"hparams/emoq_stage{stage}.yaml"
+    presets = [] if preset is None else [preset]
+    values = plain(experiment, presets)
+    assert values["stage"] == stage
+    assert len(values["labels"]) >= 4

@@ -1,0 +1,80 @@
+"""Every preset fits the experiments, and the defaults are the paper's."""
+
+from pathlib import Path
+
+import pytest
+from ruamel.yaml import YAML
+
+from emoq_modules.training.configuration import compose, differences, load
+
+EXPERIMENTS = [f"hparams/emoq_stage{stage}.yaml" for stage in (1, 2)]
+PRESETS = sorted(
+    str(path)
+    for folder in ("hparams/presets", "recipes")
+    for path in Path(folder).rglob("*.yaml")
+)
+
+
+@pytest.mark.parametrize("experiment", EXPERIMENTS)
+@pytest.mark.parametrize("preset", PRESETS)
+def test_preset_fits_both_experiments(preset, experiment):
+    resolved = compose(experiment, [preset], "data_folder: /data")
+    assert "!ref" not in resolved
+
+
+@pytest.mark.parametrize("preset", ["", *PRESETS])
+def test_experiments_of_a_preset_agree_on_the_corpus(preset):
+    first, second = (
+        load(compose(e, [preset] * bool(preset), "data_folder: /data"), keys=[])
+        for e in EXPERIMENTS
+    )
+    for key in ("corpus", "labels", "folds", "manifest_folder", "variant"):
+        assert first[key] == second[key]
+    if second["fusion_weights"] is not None:
+        assert first["fusion_weights"] == second["fusion_weights"]
+
+
+@pytest.mark.parametrize(
+    "preset", sorted(Path("hparams/presets").glob("loss_*.yaml"))
+)
+def test_a_change_of_the_loss_is_a_variant_of_its_own(preset):
+    for experiment in EXPERIMENTS:
+        values = load(
+            compose(experiment, [preset], "data_folder: /data"), keys=[]
+        )
+        assert values["variant"] == preset.stem
+
+
+def test_without_a_preset_it_is_meld_with_seven_classes():
+    for experiment in EXPERIMENTS:
+        alone = compose(experiment, [], "data_folder: /data")
+        preset = compose(
+            experiment, ["recipes/MELD/meld7.yaml"], "data_folder: /data"
+        )
+        assert differences(preset, alone) == {}
+
+
+def test_the_layers_that_lora_adapts_are_an_option():
+    options = "data_folder: /data\nlora_target_modules: [q_proj, v_proj]\n"
+    experiment = YAML().load(compose(EXPERIMENTS[1], [], options))
+    adapted = experiment["decoder"]["lora"]["target_modules"]
+    assert adapted == ["q_proj", "v_proj"]
+
+
+def test_defaults_are_the_values_of_the_paper():
+    first, second = (
+        YAML().load(compose(experiment, [], "data_folder: /data"))
+        for experiment in EXPERIMENTS
+    )
+    assert first["mal"]["scl"]["temperature"] == 0.07
+    assert first["mal"]["focal"]["gamma"] == 2.0
+    assert first["mal"]["balance"] == 1.0
+    assert second["decoder"]["lora"]["r"] == 16
+    assert second["decoder"]["lora"]["lora_dropout"] == 0.1
+    assert second["llm"] == "Qwen/Qwen2.5-7B-Instruct"
+    for experiment in (first, second):
+        assert experiment["audio_source"] == "facebook/hubert-large-ll60k"
+        assert experiment["text_encoder"] == "FacebookAI/roberta-base"
+        assert set(experiment["learning_rates"].values()) == {1e-5}
+        assert experiment["train_loader"]["batch_size"] == 8
+        assert str(experiment["opt_class"].tag) == "!name:torch.optim.AdamW"
