@@ -8,7 +8,7 @@ import soundfile
 import torch
 
 from benchmarks import growth
-from emoq_modules.dataio.datasets import datasets as dataio, feature_extraction
+from emoq_modules.dataio import datasets as dataio, feature_extraction
 from emoq_modules.dataio.feature_store import FeatureStore
 from emoq_modules.dataio.manifest import COLUMNS
 from emoq_modules.dataio.manifest_reader import read_manifest

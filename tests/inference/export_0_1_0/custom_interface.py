@@ -1,0 +1,1 @@
+from emoq_modules import EmotionRecognizer  # noqa: F401

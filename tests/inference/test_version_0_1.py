@@ -1,0 +1,62 @@
+"""What version 0.1.0 has written goes on loading, and computes the same."""
+
+import pydoc
+from pathlib import Path
+
+import pytest
+import torch
+
+from emoq_modules import EmotionRecognizer
+
+EXPORT = Path(__file__).with_name("export_0_1_0")
+# All that its YAMLs, presets and exports name, but for the public names.
+NAMES = """
+backbones.load_configuration
+backbones.load_tokenizer
+checkpoints.History
+checkpoints.RandomState
+checkpoints.TrainableCheckpointer
+checkpoints.load_trainable
+checkpoints.save_trainable
+dataio.training_labels
+decoder_weights.load_adapter
+decoder_weights.load_projector
+losses.inverse_frequency_weights
+offline.build_llm
+offline.build_text_encoder
+train_loggers.RunLogger
+""".split()
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_name_of_its_yamls_is_found_as_hyperpyyaml_looks_for_it(name):
+    found = pydoc.locate(f"emoq_modules.{name}")
+    assert callable(found)
+    assert found.__name__ == name.split(".")[1]
+
+
+def test_its_export_gives_the_posteriors_that_it_gave():
+    recognizer = EmotionRecognizer.from_hparams(str(EXPORT))
+    times = torch.arange(16000) / 16000
+    wavs = torch.stack(
+        [0.3 * torch.sin(2 * torch.pi * f * times) for f in (150, 300, 450)]
+    )
+    posteriors, score, _, label = recognizer.classify_batch(
+        wavs,
+        torch.tensor([1.0, 0.5, 0.8]),
+        texts=["stop he said", "great he said", ""],
+        speakers=["Ross", None, "Rachel"],
+    )
+    # Printed by version 0.1.0.
+    expected = [
+        [0.33515993, 0.24552627, 0.41931379],
+        [0.35443494, 0.25467393, 0.39089108],
+        [0.31383371, 0.23551002, 0.45065629],
+    ]
+    torch.testing.assert_close(
+        posteriors, torch.tensor(expected), rtol=1e-5, atol=1e-6
+    )
+    torch.testing.assert_close(
+        score, torch.tensor([0.33755776, 0.33625627, 0.33896652])
+    )
+    assert label == ["sad", "sad", "sad"]
