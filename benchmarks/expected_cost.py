@@ -184,11 +184,12 @@ def _step_1(hparams, batch, tokenizers):
 
 def _step_2(hparams, batch, tokenizers):
     inputs, labels = _inputs(hparams, batch, tokenizers)
-    texts = [text for text, _ in batch]
+    decoder = hparams["decoder"]
+    prompts = decoder.prompt.encode_batch([text for text, _ in batch])
 
     def step():
         embeddings = hparams["fusion"](*inputs)
-        return hparams["decoder"](embeddings, texts, None, labels)
+        return decoder.loss(embeddings, prompts, labels)
 
     return step
 

@@ -74,13 +74,11 @@ def _what_there_is_to_gain(decoder, examples):
         for start in range(0, len(examples), _TRAINED)
     ]
     inside = torch.cat([batch.audio[1] for batch in batches]).mean()
-    lengths = [
-        len(prompt) for batch in batches for prompt in _prompts(decoder, batch)
-    ]
+    lengths = [len(prompt) for batch in batches for prompt in _prompts(batch)]
     return (
         f"frames of a batch of {_TRAINED} that are padding: {1 - inside:.0%}\n"
         f"tokens of a prompt: {sum(lengths) / len(lengths):.0f}, of which "
-        f"{len(decoder.prompt.beginning)} are the same in all"
+        f"{len(decoder.prompt.prefix_ids)} are the same in all"
     )
 
 
@@ -119,10 +117,10 @@ def _decoder_rows(fusion, decoder, examples, repetitions):
         decoder.zero_grad()
 
     @torch.no_grad()
-    def predict(embeddings, batch, row_tokens=1024, keeps_beginning=False):
+    def predict(embeddings, batch, row_tokens=1024, cache_prefix=False):
         decoder.row_tokens = row_tokens
-        decoder.keeps_beginning = keeps_beginning
-        decoder.posteriors(embeddings, batch.text, batch.speaker)
+        decoder.cache_prefix = cache_prefix
+        decoder.posteriors(embeddings, batch.prompt)
 
     alone = PaddedBatch(examples[:1])
     one = partial(predict, of_few[:1], alone)
@@ -141,14 +139,14 @@ def _decoder_rows(fusion, decoder, examples, repetitions):
         ),
         compare(
             "LLM, prediction of 1: beginning kept",
-            partial(one, keeps_beginning=True),
+            partial(one, cache_prefix=True),
             one,
             repetitions,
         ),
         compare(
             f"output layer on {_TRAINED}: labeled positions only",
             partial(_project, decoder, 2 * _TRAINED),
-            partial(_project, decoder, sum(map(len, _prompts(decoder, few)))),
+            partial(_project, decoder, sum(map(len, _prompts(few)))),
             repetitions,
         ),
     ]
@@ -211,17 +209,12 @@ def _smaller(name, ours, reference):
 
 
 def _loss(decoder, embeddings, batch):
-    return decoder.loss(embeddings, batch.text, batch.speaker, batch.label)
+    return decoder.loss(embeddings, batch.prompt, batch.label)
 
 
-def _prompts(decoder, batch):
+def _prompts(batch):
     """The prompts' token ids, with one for the voice and one to answer."""
-    return [
-        [*before, 0, *after, 0]
-        for before, after in map(
-            decoder.prompt.encode, batch.text, batch.speaker
-        )
-    ]
+    return [[*before, 0, *after, 0] for before, after in batch.prompt]
 
 
 def _project(decoder, positions):

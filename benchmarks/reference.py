@@ -57,7 +57,7 @@ class PlainStage2(nn.Module):
     >>> frames, tokens = torch.rand(1, 20, 8), torch.tensor([[5, 7]])
     >>> one = torch.ones(1)
     >>> posteriors, answers = system.predict(
-    ...     (frames, one), (tokens, one), texts, [None]
+    ...     (frames, one), (tokens, one), decoder.prompt.encode_batch(texts)
     ... )
     >>> posteriors.shape, len(answers)
     (torch.Size([1, 2]), 1)
@@ -66,7 +66,7 @@ class PlainStage2(nn.Module):
     def __init__(self, encoder, fusion, decoder):
         super().__init__()
         self.prompt = decoder.prompt
-        if not self.prompt.words_are_single_tokens:
+        if not self.prompt.labels_are_single_tokens:
             raise ValueError(
                 f"The emotion words {', '.join(self.prompt.labels)} are not "
                 "one token each in this tokenizer: choose other words, or "
@@ -78,7 +78,7 @@ class PlainStage2(nn.Module):
         self.llm = decoder.llm
         self.word_weight = decoder.word_weight
 
-    def forward(self, audio, tokens, texts, speakers, labels):
+    def forward(self, audio, tokens, prompts, labels):
         """The loss of a batch, Eq. 7.
 
         Arguments
@@ -88,10 +88,8 @@ class PlainStage2(nn.Module):
             no encoder, and their relative lengths, ``(B,)``.
         tokens : tuple of torch.Tensor
             What the text encoder reads, ``(B, L)``, and relative lengths.
-        texts : list of str
-            The transcripts.
-        speakers : list of str
-            The speakers' names, None where they are not known.
+        prompts : list of tuple
+            What ``TokenizedPrompt.encode_batch`` gives.
         labels : torch.Tensor
             Class indices, ``(B,)``.
 
@@ -101,10 +99,10 @@ class PlainStage2(nn.Module):
             A scalar.
         """
         answers = [
-            [*self.prompt.words[label], self.prompt.end]
+            [*self.prompt.label_ids[label], self.prompt.eos_id]
             for label in labels.tolist()
         ]
-        prompts = self._prompts(audio, tokens, texts, speakers)
+        prompts = self._embedded(audio, tokens, prompts)
         inputs, mask = self._pad(
             [
                 torch.cat([prompt, self._embed(answer)])
@@ -136,7 +134,7 @@ class PlainStage2(nn.Module):
         return (weights.flatten() * losses).sum() / weights.sum()
 
     @torch.no_grad()
-    def predict(self, audio, tokens, texts, speakers):
+    def predict(self, audio, tokens, prompts):
         """What ``generate`` answers, and how likely each emotion was.
 
         It may write as many tokens as the longest right answer has: a trained
@@ -153,35 +151,34 @@ class PlainStage2(nn.Module):
         """
         # Here padding has to be on the left: what is generated follows the end.
         inputs, mask = self._pad(
-            self._prompts(audio, tokens, texts, speakers), side="left"
+            self._embedded(audio, tokens, prompts), side="left"
         )
         output = self.llm.generate(
             inputs_embeds=inputs,
             attention_mask=mask,
-            max_new_tokens=max(map(len, self.prompt.words)) + 1,
+            max_new_tokens=max(map(len, self.prompt.label_ids)) + 1,
             do_sample=False,
-            eos_token_id=self.prompt.end,
-            pad_token_id=self.prompt.end,
+            eos_token_id=self.prompt.eos_id,
+            pad_token_id=self.prompt.eos_id,
             output_logits=True,
             return_dict_in_generate=True,
         )
-        words = [word[0] for word in self.prompt.words]
+        words = [word[0] for word in self.prompt.label_ids]
         posteriors = output.logits[0][:, words].float().softmax(dim=-1)
         answers = self.prompt.tokenizer.batch_decode(
             output.sequences, skip_special_tokens=True
         )
         return posteriors, answers
 
-    def _prompts(self, audio, tokens, texts, speakers):
+    def _embedded(self, audio, tokens, prompts):
         """The LLM's inputs up to the answer, ``(S, d_l)`` each."""
         if self.encoder is not None:
             with torch.no_grad():
                 audio = self.encoder(*audio)
         soft = self.projector(self.fusion(*audio, *tokens))  # (B, d_l)
-        encoded = map(self.prompt.encode, texts, speakers)
         return [
             torch.cat([self._embed(before), vector[None], self._embed(after)])
-            for (before, after), vector in zip(encoded, soft, strict=True)
+            for (before, after), vector in zip(prompts, soft, strict=True)
         ]
 
     def _embed(self, ids):

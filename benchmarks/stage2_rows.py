@@ -13,6 +13,7 @@ from benchmarks.memory import kept_for_backward
 from benchmarks.reference import PlainStage2
 from benchmarks.reference_audio import PlainEncoder
 from benchmarks.rows import at_most, compare, share
+from emoq_modules.lobes.pipeline import decode
 
 _PREDICTED = 32  # utterances in a batch
 # Steps that are timed together, at most: starting workers counts little.
@@ -156,7 +157,7 @@ def _predictions(stage, plain, on_frames, repetitions):
     size = min(_PREDICTED, len(stage.stored))
     modules = stage.hparams["modules"]
     # As a recognizer has it, whose weights no longer change.
-    modules["decoder"].keeps_beginning = True
+    modules["decoder"].cache_prefix = True
 
     def given(function, dataset, *arguments):
         return lambda: function(stage, *arguments, _batch(stage, dataset))
@@ -216,19 +217,16 @@ def _batch(stage, dataset):
 
 
 def _inputs(batch):
-    return batch.audio, batch.tokens, batch.text, batch.speaker
+    return batch.audio, batch.tokens, batch.prompt
 
 
 @torch.no_grad()
 def _posteriors(stage, modules, batch):
-    audio, tokens, texts, speakers = _inputs(batch)
     for module in modules.values():
         module.eval()
     with stage.autocast():
-        if "encoder" in modules:
-            audio = modules["encoder"](*audio)
-        embeddings = modules["fusion"](*audio, *tokens)
-        return modules["decoder"].posteriors(embeddings, texts, speakers)
+        precision = stage.hparams["store_precision"]
+        return decode(modules, batch, store_precision=precision)[-1]
 
 
 def _generate(stage, system, batch):

@@ -15,7 +15,7 @@ import torch
 from speechbrain.utils.autocast import AMPConfig, TorchAutocast
 
 from emoq_modules.dataio.audio import SAMPLE_RATE, read_audio
-from emoq_modules.dataio.datasets import build_datasets
+from emoq_modules.dataio.datasets import TextInputs, build_datasets
 from emoq_modules.dataio.feature_extraction import extract_features
 from emoq_modules.dataio.feature_store import FeatureStore
 from emoq_modules.dataio.sampler import ClassGroupSampler
@@ -23,7 +23,7 @@ from emoq_modules.errors import ConfigurationError
 from emoq_modules.lobes.backbones import load_tokenizer
 from emoq_modules.lobes.small_backbones import build_llm, build_text_encoder
 from emoq_modules.training.checkpoints import TrainableCheckpointer
-from emoq_modules.training.configuration import change, compose, load
+from emoq_modules.training.configuration import change, plan_runs
 from emoq_modules.training.describe import build_untrained
 
 _EXPERIMENTS = {
@@ -247,9 +247,8 @@ def build_stage(stage, presets, data, rows, texts, folder, device="cpu"):
     folder.mkdir()
     torch.manual_seed(1234)
     experiment = _EXPERIMENTS[stage]
-    plain = load(
-        compose(experiment, presets, change("", data_folder="")), keys=[]
-    )
+    [run] = plan_runs(experiment, presets, change("", data_folder=""))
+    plain = run.hparams
     options, text_tokenizer = "", data / "tokenizers/roberta-base"
     if isinstance(plain["text_encoder"], dict):
         text_tokenizer = build_text_encoder(
@@ -287,13 +286,17 @@ def build_stage(stage, presets, data, rows, texts, folder, device="cpu"):
         device=device,
         progressbar=False,
     )
+    inputs = TextInputs(
+        load_tokenizer(text_tokenizer),
+        hparams["max_text_tokens"],
+        hparams["decoder"].prompt if stage == 2 else None,
+    )
     stored, recorded = (
         build_datasets(
             {"train": rows},
             hparams["labels"],
             audio,
-            load_tokenizer(text_tokenizer),
-            hparams["max_text_tokens"],
+            inputs,
         )["train"]
         for audio in (store.load, read_audio)
     )

@@ -41,17 +41,15 @@ class Mal(nn.Module):
         return scale * F.cross_entropy(logits, labels)
 
 
-def make_dataset(size, first_label=0):
+def make_dataset(size, first_label=0, prompt=()):
     """Random frames of different lengths, the classes in turn."""
     generator = torch.Generator().manual_seed(size)
     rows = {
         f"u{index}": {
             "audio": torch.randn(2 + index % 3, DIM, generator=generator),
             "tokens": torch.tensor([0, 2]),
-            "text": "Leave me alone.",
-            "speaker": "Ross",
             "dialogue": f"d{index // 2}",
-            "context": [],
+            "prompt": prompt,
             "label": (first_label + index) % len(LABELS),
         }
         for index in range(size)

@@ -25,16 +25,11 @@ from emoq_modules.errors import ConfigurationError
 from emoq_modules.evaluation.results import RESULTS_FILE
 from emoq_modules.training.configuration import (
     change,
-    compose,
-    known_options,
-    load,
+    plan_runs,
+    read_keys,
     read_options,
 )
-from emoq_modules.training.experiment import (
-    check_settings,
-    chosen_folds,
-    stage_1_of,
-)
+from emoq_modules.training.experiment import check_settings
 
 logger = get_logger(__name__)
 
@@ -51,26 +46,32 @@ class Stage:
 
     Attributes
     ----------
-    number : int
-        1 or 2.
-    key : tuple of str
-        Corpus and variant.
-    folder : Path
-        Where its results go.
-    manifest : Path
-        The training utterances.
-    epochs : int
-        How many there are at most.
-    settings : str
-        The composed experiment.
+    composed : emoq_modules.training.configuration.Run
+        What ``train.py`` runs.
     """
 
-    number: int
-    key: tuple
-    folder: Path
-    manifest: Path
-    epochs: int
-    settings: str
+    composed: object
+
+    @property
+    def number(self):
+        """1 or 2."""
+        return self.composed.hparams["stage"]
+
+    @property
+    def key(self):
+        """Corpus and variant."""
+        hparams = self.composed.hparams
+        return hparams["corpus"], hparams["variant"]
+
+    @property
+    def folder(self):
+        """Where its results go."""
+        return self.composed.folder
+
+    @property
+    def epochs(self):
+        """How many there are at most."""
+        return self.composed.hparams["number_of_epochs"]
 
     @property
     def is_done(self):
@@ -80,9 +81,11 @@ class Stage:
     @property
     def utterances(self):
         """How many train, or None as long as the corpus is not prepared."""
-        if not self.manifest.exists():
+        folder = self.composed.hparams["manifest_folder"]
+        manifest = Path(folder, "train.json")
+        if not manifest.exists():
             return None
-        return len(json.loads(self.manifest.read_text(encoding="utf-8")))
+        return len(json.loads(manifest.read_text(encoding="utf-8")))
 
 
 @dataclass(frozen=True)
@@ -188,17 +191,23 @@ def plan(table, presets=(), arguments=(), folds="all", seeds=None, rows=None):
         ]
         taken = _taken_by(experiment, arguments)
         options, _ = read_options(experiment, taken)
-        plain = load(compose(experiment, laid, options), keys=[])
-        for seed in seeds or [plain["seed"]]:
-            for fold in chosen_folds(folds, plain):
-                settings = change(options, fold=int(fold), seed=seed)
+        for seed in seeds or [read_keys(experiment)["seed"]]:
+            seeded = change(options, seed=seed)
+            for composed in plan_runs(experiment, laid, seeded, folds):
+                fold = composed.hparams["fold"]
                 command = [experiment]
                 for preset in laid:
                     command += ["--preset", preset]
-                command += [*taken, "--fold", fold, "--seed", str(seed)]
-                stages = _stages(experiment, laid, settings)
+                command += [*taken, "--fold", str(fold), "--seed", str(seed)]
+                stages = filter(None, (composed.first, composed))
                 runs.append(
-                    Run(row["name"], int(fold), seed, tuple(command), stages)
+                    Run(
+                        row["name"],
+                        fold,
+                        seed,
+                        tuple(command),
+                        tuple(map(Stage, stages)),
+                    )
                 )
     _check_folders_differ(runs)
     return runs
@@ -270,7 +279,7 @@ def check_done(runs):
     """
     for stage in (stage for run in runs for stage in run.stages):
         if stage.is_done:
-            check_settings(stage.folder, stage.settings)
+            check_settings(stage.composed)
 
 
 def run_all(runs, wait=True):
@@ -366,7 +375,7 @@ def _taken_by(experiment, arguments):
         others = {
             str(path)
             for path in Path(experiment).parent.glob("emoq_stage*.yaml")
-            if known_options(path, change("", **{key: None})) != "{}\n"
+            if key in read_keys(path)
         }
         if not others or experiment in others:
             taken += group
@@ -381,29 +390,6 @@ def _grouped(arguments):
             groups.append([])
         groups[-1].append(argument)
     return groups
-
-
-def _stages(experiment, presets, options):
-    """The stages of a run: its own, and before it the one it starts from."""
-    resolved = compose(experiment, presets, options)
-    plain = load(resolved, keys=[])
-    stages = [
-        Stage(
-            plain["stage"],
-            (plain["corpus"], plain["variant"]),
-            Path(plain["output_folder"]),
-            Path(plain["manifest_folder"]) / "train.json",
-            plain["number_of_epochs"],
-            resolved,
-        )
-    ]
-    if plain["stage"] == 2 and plain["fusion_weights"] is not None:
-        first = stage_1_of(experiment)
-        stages = [
-            *_stages(first, presets, known_options(first, options)),
-            *stages,
-        ]
-    return tuple(stages)
 
 
 def _measured_rates(results_folder):

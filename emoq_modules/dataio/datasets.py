@@ -12,15 +12,86 @@ from emoq_modules.errors import CorpusError
 logger = get_logger(__name__)
 
 
-def build_datasets(
-    manifests,
-    labels,
-    audio,
-    tokenizer,
-    max_text_tokens=256,
-    dialogues=None,
-    context_turns=0,
-):
+class TextInputs:
+    """Token ids of what the text encoder and the LLM read of an utterance.
+
+    Arguments
+    ---------
+    tokenizer : transformers.PreTrainedTokenizerFast | None
+        That of the text encoder; None if nothing reads its tokens.
+    max_text_tokens : int
+        A longer transcript is cut at its end, for the text encoder.
+    prompt : TokenizedPrompt | None
+        That of the LLM; None in stage 1.
+    speaker_in_prompt : bool
+        Whether the prompt tells who speaks, and who spoke before.
+    context_turns : int
+        Turns before an utterance that the prompt tells, at most.
+
+    Example
+    -------
+    >>> TextInputs().tokens("Oh no!")
+    tensor([0])
+    """
+
+    def __init__(
+        self,
+        tokenizer=None,
+        max_text_tokens=256,
+        prompt=None,
+        speaker_in_prompt=True,
+        context_turns=0,
+    ):
+        self.tokenizer = tokenizer
+        self.max_text_tokens = max_text_tokens
+        self.prompt = prompt
+        self.speaker_in_prompt = speaker_in_prompt
+        self.context_turns = context_turns
+
+    def tokens(self, text):
+        """Tokenizes a transcript for the text encoder.
+
+        Arguments
+        ---------
+        text : str
+            What was said.
+
+        Returns
+        -------
+        torch.Tensor
+            Token ids, ``(L,)``, L at least 1.
+        """
+        if self.tokenizer is None:
+            return torch.zeros(1, dtype=torch.long)
+        ids = self.tokenizer(
+            text, truncation=True, max_length=self.max_text_tokens
+        )
+        return torch.tensor(ids["input_ids"])
+
+    def prompt_ids(self, text, speaker=None, context=()):
+        """Tokenizes the prompt of an utterance for the LLM.
+
+        Arguments
+        ---------
+        text : str
+            What was said.
+        speaker : str | None
+            Who said it.
+        context : list of tuple
+            Speaker and text of the turns before, oldest first.
+
+        Returns
+        -------
+        tuple
+            What ``TokenizedPrompt.encode`` gives.
+        """
+        context = latest_turns(context, self.context_turns)
+        if not self.speaker_in_prompt:
+            speaker, context = None, [(None, said) for _, said in context]
+        return self.prompt.encode(text, speaker, context)
+
+
+def build_datasets(manifests, labels, audio, inputs, dialogues=None):
     """Makes SpeechBrain data sets of manifests.
 
     Arguments
@@ -32,53 +103,39 @@ def build_datasets(
     audio : callable | None
         Gives what ``audio`` holds from an utterance's path: its stored frames
         ``(T, audio_dim)``, or its waveform ``(T,)``. None leaves audio out.
-    tokenizer : transformers.PreTrainedTokenizerFast | None
-        That of the text encoder; None if nothing reads the tokens.
-    max_text_tokens : int
-        A longer transcript is cut at its end.
+    inputs : TextInputs
+        What is read of the transcripts.
     dialogues : dict | None
         The turns of each dialogue, as ``read_dialogues`` gives them; None if
         no turn before an utterance is wanted.
-    context_turns : int
-        How many turns before an utterance are wanted, at most.
 
     Returns
     -------
     dict
         A ``DynamicItemDataset`` for each split, whose items have ``id``,
-        ``text``, ``speaker``, ``dialogue``, ``label`` (class index),
-        ``audio``, ``tokens`` and ``context``: speaker and text of the turns
-        before, oldest first.
+        ``dialogue``, ``label`` (class index), ``tokens``, ``audio`` where
+        there is any, and ``prompt`` where an LLM reads one.
     """
 
-    def tokens(text):
-        """What the text encoder reads of a transcript."""
-        return encode_text(tokenizer, text, max_text_tokens)
-
-    def context(dialogue, turn):
-        """The turns of a dialogue before this one."""
-        if not context_turns:
-            return []
+    def prompt(text, speaker, dialogue, turn):
+        """Token ids of the prompt, with the turns before this one."""
         before = [
             (other.speaker, other.text)
-            for other in dialogues[dialogue]
+            for other in (dialogues or {}).get(dialogue, ())
             if other.turn < turn
         ]
-        return latest_turns(before, context_turns)
+        return inputs.prompt_ids(text, speaker, before)
 
     items = [
         {"func": labels.index, "takes": "emotion", "provides": "label"},
-        {"func": tokens, "takes": "text", "provides": "tokens"},
-        {
-            "func": context,
-            "takes": ["dialogue", "turn"],
-            "provides": "context",
-        },
+        {"func": inputs.tokens, "takes": "text", "provides": "tokens"},
     ]
+    if inputs.prompt is not None:
+        takes = ["text", "speaker", "dialogue", "turn"]
+        items += [{"func": prompt, "takes": takes, "provides": "prompt"}]
     if audio is not None:
         items += [{"func": audio, "takes": "wav", "provides": "audio"}]
-    provided = [item["provides"] for item in items]
-    keys = ["id", "text", "speaker", "dialogue", *provided]
+    keys = ["id", "dialogue", *(item["provides"] for item in items)]
     return {
         split: _ManifestDataset(rows, items, keys)
         if isinstance(rows, Manifest)
@@ -99,29 +156,6 @@ class _ManifestDataset(DynamicItemDataset):
         self.data_ids = range(len(manifest))
         self.pipeline = DataPipeline(manifest.rows.columns, dynamic_items)
         self.set_output_keys(output_keys)
-
-
-def encode_text(tokenizer, text, max_text_tokens):
-    """Tokenizes a transcript for the text encoder.
-
-    Arguments
-    ---------
-    tokenizer : transformers.PreTrainedTokenizerFast | None
-        None if nothing reads the tokens.
-    text : str
-        What was said.
-    max_text_tokens : int
-        Where longer texts are cut.
-
-    Returns
-    -------
-    torch.Tensor
-        Token ids, ``(L,)``, L at least 1.
-    """
-    if tokenizer is None:
-        return torch.zeros(1, dtype=torch.long)
-    ids = tokenizer(text, truncation=True, max_length=max_text_tokens)
-    return torch.tensor(ids["input_ids"])
 
 
 def latest_turns(turns, number):

@@ -8,7 +8,7 @@ import torch
 from torch.nn.utils.rnn import pad_sequence
 from tqdm import tqdm
 
-from emoq_modules.lobes.frames import to_precision
+from emoq_modules.lobes.pipeline import to_precision
 
 # A CPU is fastest where a batch stays near its caches; another device wants
 # more than a few utterances to be busy (how many, has not been measured).

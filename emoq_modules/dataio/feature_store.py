@@ -33,7 +33,7 @@ from emoq_modules.dataio.digest_table import DigestTable
 from emoq_modules.dataio.digests import DIGESTS_FILE, AudioDigests, digest_of
 from emoq_modules.dataio.files import write_atomically
 from emoq_modules.errors import FeatureStoreError
-from emoq_modules.lobes.frames import DTYPES, dtype_of, to_precision
+from emoq_modules.lobes.pipeline import DTYPES, dtype_of, to_precision
 
 logger = get_logger(__name__)
 

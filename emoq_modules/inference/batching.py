@@ -1,4 +1,4 @@
-"""From pieces of recordings to recognitions: in batches, in the given order.
+"""From segments of recordings to recognitions: in batches, in the given order.
 
 Nothing here knows a model: ``Recognizing`` is handed the functions that
 transcribe and that give posteriors.
@@ -10,7 +10,6 @@ from dataclasses import dataclass, field
 from itertools import islice
 
 import torch
-from torch.nn.utils.rnn import pad_sequence
 
 from emoq_modules.dataio.audio import SAMPLE_RATE
 from emoq_modules.evaluation.calibration import apply_temperature
@@ -67,7 +66,7 @@ class Recognition:
 
 
 @dataclass
-class Piece:
+class Segment:
     """A recording, or a part of it, on its way to being recognized.
 
     Attributes
@@ -89,7 +88,7 @@ class Piece:
     fault: str | None = None
 
     def answer(self, **values):
-        """The ``Recognition`` of this piece, with these values."""
+        """The ``Recognition`` of this segment, with these values."""
         return Recognition(
             path=str(self.recording.path),
             start=self.start,
@@ -127,17 +126,16 @@ def calibrated(posteriors, temperature):
 
 @dataclass
 class Recognizing:
-    """How pieces become recognitions.
+    """How segments become recognitions.
 
     Attributes
     ----------
     classify : callable
-        From waveforms ``(B, T)``, relative lengths ``(B,)`` and B recordings
-        to posteriors ``(B, C)``.
+        From B segments with samples to posteriors ``(B, C)``.
     labels : list of str
         The emotion words, in the order of the classes.
     batch_size : int
-        Pieces that are recognized together, at most.
+        Segments that are recognized together, at most.
     temperature : float
         That of the confidence.
     abstain_below : float
@@ -159,27 +157,27 @@ class Recognizing:
                 "0 to 1"
             )
 
-    def stream(self, pieces):
-        """Recognizes pieces as they come.
+    def stream(self, segments):
+        """Recognizes segments as they come.
 
         Some are read ahead, and those of similar length go together, so that
         little is computed on padding; memory does not grow with their number.
 
         Arguments
         ---------
-        pieces : iterable of Piece
+        segments : iterable of Segment
 
         Yields
         ------
         Recognition
-            In the order of the pieces.
+            In the order of the segments.
         """
-        pieces = iter(pieces)
-        while ahead := list(self._ahead(pieces)):
+        segments = iter(segments)
+        while ahead := list(self._ahead(segments)):
             done = {
-                number: self._without_samples(piece)
-                for number, piece in enumerate(ahead)
-                if piece.samples is None
+                number: self._without_samples(segment)
+                for number, segment in enumerate(ahead)
+                if segment.samples is None
             }
             batches = self._batches(ahead)
             for number in range(len(ahead)):
@@ -189,20 +187,24 @@ class Recognizing:
                     done.update(zip(batch, found, strict=True))
                 yield done.pop(number)
 
-    def _ahead(self, pieces):
+    def _ahead(self, segments):
         seconds = 0
-        for piece in islice(pieces, _BATCHES_AHEAD * self.batch_size):
-            yield piece
-            if piece.samples is not None:
-                seconds += len(piece.samples) / SAMPLE_RATE
+        for segment in islice(segments, _BATCHES_AHEAD * self.batch_size):
+            yield segment
+            if segment.samples is not None:
+                seconds += len(segment.samples) / SAMPLE_RATE
             if seconds > _SECONDS_AHEAD:
                 return
 
-    def _batches(self, pieces):
-        """Indices of pieces of similar length; the earliest first of all."""
+    def _batches(self, segments):
+        """Indices of segments of similar length; the earliest first of all."""
         order = sorted(
-            (n for n, piece in enumerate(pieces) if piece.samples is not None),
-            key=lambda n: len(pieces[n].samples),
+            (
+                n
+                for n, segment in enumerate(segments)
+                if segment.samples is not None
+            ),
+            key=lambda n: len(segments[n].samples),
         )
         batches = [
             order[start : start + self.batch_size]
@@ -210,41 +212,38 @@ class Recognizing:
         ]
         return iter(sorted(batches, key=min))
 
-    def _without_samples(self, piece):
-        return piece.answer(error=piece.fault, abstained=piece.fault is None)
+    def _without_samples(self, segment):
+        return segment.answer(
+            error=segment.fault, abstained=segment.fault is None
+        )
 
-    def _recognize(self, pieces):
-        lengths = torch.tensor([len(piece.samples) for piece in pieces])
-        wavs = pad_sequence([p.samples for p in pieces], batch_first=True)
-        recordings = [piece.recording for piece in pieces]
+    def _recognize(self, segments):
         try:
-            posteriors = self.classify(
-                wavs, lengths / lengths.max(), recordings
-            )
+            posteriors = self.classify(segments)
         except (torch.OutOfMemoryError, ValueError) as error:
             # One of them is what an encoder cannot bear, or all are too much.
-            if len(pieces) == 1:
-                reason = f"{pieces[0].recording.path} is not recognized: "
-                return [pieces[0].answer(error=f"{reason}{error}")]
-            half = len(pieces) // 2
+            if len(segments) == 1:
+                reason = f"{segments[0].recording.path} is not recognized: "
+                return [segments[0].answer(error=f"{reason}{error}")]
+            half = len(segments) // 2
             return [
-                *self._recognize(pieces[:half]),
-                *self._recognize(pieces[half:]),
+                *self._recognize(segments[:half]),
+                *self._recognize(segments[half:]),
             ]
         return [
-            self._answer(piece, row)
-            for piece, row in zip(pieces, posteriors.cpu(), strict=True)
+            self._answer(segment, row)
+            for segment, row in zip(segments, posteriors.cpu(), strict=True)
         ]
 
-    def _answer(self, piece, posteriors):
+    def _answer(self, segment, posteriors):
         if not all(map(math.isfinite, posteriors.tolist())):
-            return piece.answer(
-                error=f"{piece.recording.path} gives no probabilities: its "
+            return segment.answer(
+                error=f"{segment.recording.path} gives no probabilities: its "
                 "samples are far outside of -1 to 1, perhaps"
             )
         confidence = calibrated(posteriors[None], self.temperature).item()
         abstained = confidence < self.abstain_below
-        return piece.answer(
+        return segment.answer(
             posteriors=dict(zip(self.labels, posteriors.tolist(), strict=True)),
             label=None if abstained else self.labels[posteriors.argmax()],
             confidence=confidence,

@@ -1,12 +1,14 @@
 """The trained system at work: from a recording to posteriors of emotions."""
 
+from functools import partial
+
 import torch
+from speechbrain.dataio.batch import PaddedBatch
 from speechbrain.inference.interfaces import Pretrained
 from speechbrain.utils.autocast import AMPConfig, TorchAutocast
-from speechbrain.utils.data_utils import batch_pad_right
 
 from emoq_modules.dataio.audio import SAMPLE_RATE
-from emoq_modules.dataio.datasets import encode_text, latest_turns
+from emoq_modules.dataio.datasets import TextInputs
 from emoq_modules.dataio.recordings import (
     Recording,
     cut,
@@ -16,11 +18,10 @@ from emoq_modules.dataio.recordings import (
 )
 from emoq_modules.errors import AudioError
 from emoq_modules.inference.asr import load_transcriber, with_texts
-from emoq_modules.inference.batching import Piece, Recognizing, calibrated
+from emoq_modules.inference.batching import Recognizing, Segment, calibrated
 from emoq_modules.inference.fetching import open_source
 from emoq_modules.inference.vad import speech_spans
-from emoq_modules.lobes.frames import round_trip
-from emoq_modules.lobes.prompt import without_speakers
+from emoq_modules.lobes.pipeline import decode
 
 
 class EmotionRecognizer(Pretrained):
@@ -47,7 +48,14 @@ class EmotionRecognizer(Pretrained):
         defaults = {"temperature": 1.0, "abstain_below": 0.0}
         hparams = {**defaults, "eval_precision": "fp32", **hparams}
         super().__init__(modules, hparams, **kwargs)
-        self.mods.decoder.keeps_beginning = True
+        self.mods.decoder.cache_prefix = True
+        self._inputs = TextInputs(
+            self.hparams.text_tokenizer,
+            self.hparams.max_text_tokens,
+            self.mods.decoder.prompt,
+            self.hparams.speaker_in_prompt,
+            self.hparams.context_turns,
+        )
         # As in the evaluation of the training run.
         self.precision = TorchAutocast(
             device_type=torch.device(self.device).type,
@@ -145,7 +153,24 @@ class EmotionRecognizer(Pretrained):
         ValueError
             If there are turns before, and the system was trained without.
         """
-        posteriors = self._posteriors(wavs, wav_lens, texts, speakers, contexts)
+        number = len(wavs)
+        if wav_lens is None:
+            wav_lens = torch.ones(number)
+        counts = (wav_lens * wavs.shape[1]).round().long().tolist()
+        recordings = map(
+            partial(Recording, None),
+            texts or [""] * number,
+            speakers or [None] * number,
+            contexts or [()] * number,
+        )
+        posteriors = self._posteriors(
+            [
+                Segment(recording, samples=wav[:count])
+                for recording, wav, count in zip(
+                    recordings, wavs, counts, strict=True
+                )
+            ]
+        )
         score = calibrated(posteriors, self.hparams.temperature)
         index = posteriors.argmax(dim=-1)
         label = [self.hparams.labels[i] for i in index.tolist()]
@@ -232,7 +257,7 @@ class EmotionRecognizer(Pretrained):
         ... ):  # doctest: +SKIP
         ...     print(found.path, found.label, found.confidence)
         """
-        pieces = (
+        segments = (
             self._read(
                 item if isinstance(item, Recording) else Recording(item),
                 max_seconds,
@@ -240,7 +265,7 @@ class EmotionRecognizer(Pretrained):
             for item in recordings
         )
         return self._recognizing(batch_size, abstain_below).stream(
-            self._transcribed(pieces, asr)
+            self._transcribed(segments, asr)
         )
 
     def timeline(
@@ -303,13 +328,13 @@ class EmotionRecognizer(Pretrained):
         if vad is not None:
             spans = speech_spans(vad, path, self.device)
         recording = Recording(path, speaker=speaker)
-        pieces = (
-            Piece(recording, start, end, samples, fault)
+        segments = (
+            Segment(recording, start, end, samples, fault)
             if samples is None or level_dbfs(samples) >= silence_dbfs
-            else Piece(recording, start, end)
+            else Segment(recording, start, end)
             for start, end, samples, fault in cut(path, spans)
         )
-        return list(recognizing.stream(self._transcribed(pieces, asr)))
+        return list(recognizing.stream(self._transcribed(segments, asr)))
 
     def prompt_text(self, text=None, speaker=None, context=None):
         """The prompt as the LLM sees it, with ``<AUDIO>`` for the voice.
@@ -327,28 +352,20 @@ class EmotionRecognizer(Pretrained):
         -------
         str
         """
-        speakers, contexts = self._told([speaker], [context or ()])
+        before, after = self._prompt_ids(
+            Recording(None, text, speaker, context or ())
+        )
         prompt = self.mods.decoder.prompt
-        parts = prompt.encode(text, speakers and speakers[0], contexts[0])
-        before, after = map(prompt.tokenizer.decode, parts)
+        before, after = map(prompt.tokenizer.decode, (before, after))
         return (
             f"{before}<AUDIO>{after}" if prompt.template.has_audio else before
         )
 
     def _recognizing(self, batch_size, abstain_below):
-        def classify(wavs, wav_lens, recordings):
-            return self._posteriors(
-                wavs,
-                wav_lens,
-                [recording.text or "" for recording in recordings],
-                [recording.speaker for recording in recordings],
-                [recording.context for recording in recordings],
-            )
-
         if abstain_below is None:
             abstain_below = self.hparams.abstain_below
         return Recognizing(
-            classify,
+            self._posteriors,
             self.hparams.labels,
             batch_size,
             self.hparams.temperature,
@@ -358,73 +375,49 @@ class EmotionRecognizer(Pretrained):
     def _read(self, recording, max_seconds):
         try:
             recording = recording.readable()
-            self._latest([recording.context])
+            self._check_context(recording)
             samples = read_recording(recording.path, max_seconds)
         except (AudioError, OSError, ValueError) as error:
-            return Piece(recording, fault=str(error))
+            return Segment(recording, fault=str(error))
         end = len(samples) / SAMPLE_RATE
-        return Piece(recording, 0.0, end, samples)
+        return Segment(recording, 0.0, end, samples)
 
-    def _transcribed(self, pieces, asr):
-        """The pieces, those that lack a text with what was heard in them."""
+    def _transcribed(self, segments, asr):
+        """The segments, those that lack a text with what was heard in them."""
         transcribe = self.asr
         if asr is not None:
             transcribe = load_transcriber(asr, self.device)
-        return pieces if transcribe is None else with_texts(pieces, transcribe)
+        return (
+            segments if transcribe is None else with_texts(segments, transcribe)
+        )
 
-    def _posteriors(self, wavs, wav_lens, texts, speakers, contexts):
-        if wav_lens is None:
-            wav_lens = torch.ones(len(wavs))
-        texts = texts or [""] * len(wavs)
-        speakers, contexts = self._told(speakers, contexts or [()] * len(wavs))
+    def _posteriors(self, segments):
+        """Posteriors of segments with samples, ``(B, C)``."""
+        batch = PaddedBatch(
+            [
+                {
+                    "audio": segment.samples,
+                    "tokens": self._inputs.tokens(segment.recording.text or ""),
+                    "prompt": self._prompt_ids(segment.recording),
+                }
+                for segment in segments
+            ]
+        ).to(self.device)
         with torch.inference_mode(), self.precision:
-            embeddings = self._embeddings(wavs, wav_lens, texts)
-            return self.mods.decoder.posteriors(
-                embeddings, texts, speakers, contexts
+            _, _, posteriors = decode(
+                self.mods, batch, store_precision=self.hparams.store_precision
             )
+        return posteriors
 
-    def _told(self, speakers, contexts):
-        """Of speakers and turns before what the prompt told in training."""
-        contexts = self._latest(contexts)
-        if not self.hparams.speaker_in_prompt:
-            return None, without_speakers(contexts)
-        return speakers, contexts
+    def _prompt_ids(self, recording):
+        self._check_context(recording)
+        return self._inputs.prompt_ids(
+            recording.text, recording.speaker, recording.context
+        )
 
-    def _latest(self, contexts):
-        """Of the turns before each recording those that training would show."""
-        if not any(contexts):
-            return contexts
-        if not self.hparams.context_turns:
+    def _check_context(self, recording):
+        if recording.context and not self.hparams.context_turns:
             raise ValueError(
                 "This system was trained without the turns before an utterance "
                 "(context_turns: 0): give no context."
             )
-        return [
-            latest_turns(context, self.hparams.context_turns)
-            for context in contexts
-        ]
-
-    def _embeddings(self, wavs, wav_lens, texts):
-        if "fusion" not in self.mods:
-            return None
-        frames, frame_lens = self.mods.encoder(
-            wavs.to(self.device), wav_lens.to(self.device)
-        )
-        # As in training: the frames were rounded on their way to the store.
-        frames = round_trip(frames, self.hparams.store_precision)
-        tokens, token_lens = batch_pad_right(
-            [
-                encode_text(
-                    self.hparams.text_tokenizer,
-                    text,
-                    self.hparams.max_text_tokens,
-                )
-                for text in texts
-            ]
-        )
-        return self.mods.fusion(
-            frames,
-            frame_lens,
-            tokens.to(self.device),
-            token_lens.to(self.device),
-        )

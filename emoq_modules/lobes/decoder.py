@@ -7,7 +7,6 @@ Source: Y. Yang and M.-W. Mak, https://arxiv.org/abs/2509.15775, Sec. 2.3.
 """
 
 import inspect
-import math
 
 import torch
 from torch import nn
@@ -17,9 +16,9 @@ from transformers import DynamicCache
 from emoq_modules.lobes.backbones import load_tokenizer
 from emoq_modules.lobes.llm import check_output_layer, load_llm
 from emoq_modules.lobes.packing import pack
+from emoq_modules.lobes.projector import Projector
 
-# LoRA of the paper: r=16 and dropout 0.1; on which layers, and with which
-# alpha, it does not say. "all-linear" is every attention and MLP projection.
+# LoRA of the paper; on which layers and with which alpha, it does not say.
 PAPER_LORA = {
     "r": 16,
     "lora_alpha": 32,
@@ -34,7 +33,7 @@ class SoftPromptDecoder(nn.Module):
     Source: EmoQ, Sec. 2.3. The LLM is frozen; the projector and the LoRA
     adapter train. The vocabulary is never resized.
 
-    Where the weights no longer change, set ``keeps_beginning``: what the LLM
+    Where the weights no longer change, set ``cache_prefix``: what the LLM
     makes of the words that every prompt begins with is then computed once, and
     kept from call to call without a gradient.
 
@@ -90,7 +89,8 @@ class SoftPromptDecoder(nn.Module):
     ...     labels,
     ...     embedding_dim=8,
     ... )
-    >>> decoder.posteriors(torch.rand(1, 8), ["Good morning!"]).shape
+    >>> prompts = decoder.prompt.encode_batch(["Good morning!"])
+    >>> decoder.posteriors(torch.rand(1, 8), prompts).shape
     torch.Size([1, 2])
     """
 
@@ -117,8 +117,8 @@ class SoftPromptDecoder(nn.Module):
                 f"is {prompt.user!r}."
             )
         self.word_weight = word_weight
-        self.keeps_beginning = False
-        self._kept_beginnings = {}  # by device and precision
+        self.cache_prefix = False
+        self._cached_prefixes = {}  # by device and precision
         self.row_tokens = row_tokens
         llm = load_llm(source, revision, getattr(torch, dtype), quantization)
         self.prompt = prompt.bind(
@@ -147,16 +147,8 @@ class SoftPromptDecoder(nn.Module):
                 embedding_dim, llm.get_input_embeddings().weight
             )
 
-    def forward(
-        self,
-        embeddings,
-        texts,
-        speakers,
-        labels,
-        with_posteriors=False,
-        contexts=None,
-    ):
-        """Computes the loss, and the posteriors where they are asked for.
+    def forward(self, embeddings, prompts, labels=None, with_posteriors=True):
+        """Computes loss and posteriors, in one pass where labels are one token.
 
         Distributed training goes through ``forward``.
 
@@ -164,32 +156,35 @@ class SoftPromptDecoder(nn.Module):
         ---------
         embeddings : torch.Tensor | None
             ``(B, embedding_dim)``; None if the prompt has no ``<AUDIO>``.
-        texts : list of str
-            The transcripts.
-        speakers : list of str | None
-            The speakers' names, where they are known.
-        labels : torch.Tensor
-            Class indices, ``(B,)``.
+        prompts : list of tuple
+            What ``prompt.encode_batch`` gives.
+        labels : torch.Tensor | None
+            Class indices, ``(B,)``; None computes no loss.
         with_posteriors : bool
-            Whether to compute the posteriors too.
-        contexts : list of list of tuple | None
-            Speaker and text of the turns before each, oldest first.
+            Whether to compute the posteriors.
 
         Returns
         -------
-        torch.Tensor | tuple of torch.Tensor
-            The loss, a scalar; with posteriors the pair of the loss and the
-            posteriors, ``(B, C)``, float32.
-
-        Raises
-        ------
-        ValueError
-            If turns before are given and the prompt has no ``{context}``.
+        loss : torch.Tensor | None
+            As of ``loss``.
+        posteriors : torch.Tensor | None
+            As of ``posteriors``.
         """
-        compute = self.loss_and_posteriors if with_posteriors else self.loss
-        return compute(embeddings, texts, speakers, labels, contexts)
+        if labels is None:
+            return None, self.posteriors(embeddings, prompts)
+        answers = self._answers(labels)
+        hidden = self._teacher_forced(embeddings, prompts, answers)
+        loss = self._weighted_cross_entropy(hidden, answers)
+        if not with_posteriors:
+            return loss, None
+        if not self.prompt.labels_are_single_tokens:
+            return loss, self._whole_label_posteriors(embeddings, prompts)
+        firsts = torch.cumsum(
+            torch.tensor([0] + [len(answer) for answer in answers[:-1]]), dim=0
+        )
+        return loss, self._label_posteriors(hidden[firsts.to(hidden.device)])
 
-    def loss(self, embeddings, texts, speakers, labels, contexts=None):
+    def loss(self, embeddings, prompts, labels):
         """Token-weighted cross-entropy of the answers, Eq. 7.
 
         Divided by the sum of the weights. Only the hidden states before the
@@ -199,30 +194,19 @@ class SoftPromptDecoder(nn.Module):
         ---------
         embeddings : torch.Tensor | None
             ``(B, embedding_dim)``; None if the prompt has no ``<AUDIO>``.
-        texts : list of str
-            The transcripts.
-        speakers : list of str | None
-            The speakers' names, where they are known.
+        prompts : list of tuple
+            What ``prompt.encode_batch`` gives.
         labels : torch.Tensor
             Class indices, ``(B,)``.
-        contexts : list of list of tuple | None
-            Speaker and text of the turns before each, oldest first.
 
         Returns
         -------
         torch.Tensor
             The loss, a scalar.
-
-        Raises
-        ------
-        ValueError
-            If turns before are given and the prompt has no ``{context}``.
         """
-        prompts = self._encode(texts, speakers, contexts)
-        hidden, answers = self._answer_states(embeddings, prompts, labels)
-        return self._weighted_cross_entropy(hidden, answers)
+        return self(embeddings, prompts, labels, with_posteriors=False)[0]
 
-    def posteriors(self, embeddings, texts, speakers=None, contexts=None):
+    def posteriors(self, embeddings, prompts):
         """Posterior probabilities of the emotions, Eqs. 8 and 9.
 
         One hidden state, that of the last prompt token, is projected to the C
@@ -234,68 +218,18 @@ class SoftPromptDecoder(nn.Module):
         ---------
         embeddings : torch.Tensor | None
             ``(B, embedding_dim)``; None if the prompt has no ``<AUDIO>``.
-        texts : list of str
-            The transcripts.
-        speakers : list of str | None
-            The speakers' names, where they are known.
-        contexts : list of list of tuple | None
-            Speaker and text of the turns before each, oldest first.
+        prompts : list of tuple
+            What ``prompt.encode_batch`` gives.
 
         Returns
         -------
         torch.Tensor
             Posteriors, ``(B, C)``, float32.
-
-        Raises
-        ------
-        ValueError
-            If turns before are given and the prompt has no ``{context}``.
         """
-        prompts = self._encode(texts, speakers, contexts)
-        if not self.prompt.words_are_single_tokens:
-            return self._whole_word_posteriors(embeddings, prompts)
+        if not self.prompt.labels_are_single_tokens:
+            return self._whole_label_posteriors(embeddings, prompts)
         hidden = self._last_states(embeddings, prompts, [1] * len(prompts))
-        return self._word_posteriors(hidden)
-
-    def loss_and_posteriors(
-        self, embeddings, texts, speakers, labels, contexts=None
-    ):
-        """Computes both, in one pass where each emotion word is one token.
-
-        Arguments
-        ---------
-        embeddings : torch.Tensor | None
-            ``(B, embedding_dim)``; None if the prompt has no ``<AUDIO>``.
-        texts : list of str
-            The transcripts.
-        speakers : list of str | None
-            The speakers' names, where they are known.
-        labels : torch.Tensor
-            Class indices, ``(B,)``.
-        contexts : list of list of tuple | None
-            Speaker and text of the turns before each, oldest first.
-
-        Returns
-        -------
-        loss : torch.Tensor
-            The loss of Eq. 7, a scalar.
-        posteriors : torch.Tensor
-            Posteriors of Eqs. 8 and 9, ``(B, C)``, float32.
-
-        Raises
-        ------
-        ValueError
-            If turns before are given and the prompt has no ``{context}``.
-        """
-        prompts = self._encode(texts, speakers, contexts)
-        hidden, answers = self._answer_states(embeddings, prompts, labels)
-        loss = self._weighted_cross_entropy(hidden, answers)
-        if not self.prompt.words_are_single_tokens:
-            return loss, self._whole_word_posteriors(embeddings, prompts)
-        first = torch.cumsum(
-            torch.tensor([0] + [len(answer) for answer in answers[:-1]]), dim=0
-        )
-        return loss, self._word_posteriors(hidden[first.to(hidden.device)])
+        return self._label_posteriors(hidden)
 
     def answer_weight(self, labels):
         """The sum of the weights w of Eq. 7 over a batch's answers.
@@ -315,27 +249,6 @@ class SoftPromptDecoder(nn.Module):
         return sum(
             sum(self._weights(answer)) for answer in self._answers(labels)
         )
-
-    def _encode(self, texts, speakers, contexts):
-        speakers = speakers or [None] * len(texts)
-        contexts = contexts or [()] * len(texts)
-        return [
-            self.prompt.encode(*item)
-            for item in zip(texts, speakers, contexts, strict=True)
-        ]
-
-    def _answer_states(self, embeddings, prompts, labels):
-        """Hidden states that predict the answers' tokens, and the answers.
-
-        Returns
-        -------
-        hidden : torch.Tensor
-            ``(sum of the answers' lengths, d_l)``, answer after answer.
-        answers : list of list of int
-            The emotion word's tokens and the end of the turn, B times.
-        """
-        answers = self._answers(labels)
-        return self._teacher_forced(embeddings, prompts, answers), answers
 
     def _teacher_forced(self, embeddings, prompts, answers):
         continued = [
@@ -358,13 +271,13 @@ class SoftPromptDecoder(nn.Module):
         self._leave_casts_to_autocast()
         soft = int(self.projector is not None)
         # Any token does for padding and for the soft prompt: neither is read.
-        filler = self.prompt.end
+        pad_id = self.prompt.eos_id
         sequences = [
-            before + [filler] * soft + after for before, after in prompts
+            before + [pad_id] * soft + after for before, after in prompts
         ]
         embed = self.llm.get_input_embeddings()
         packed = pack(
-            sequences, len(self.prompt.beginning), self.row_tokens, filler
+            sequences, len(self.prompt.prefix_ids), self.row_tokens, pad_id
         ).to(embed.weight.device)
         inputs = embed(packed.tokens)  # (R, S, d_l)
         if soft:
@@ -374,13 +287,13 @@ class SoftPromptDecoder(nn.Module):
             projected = self.projector(embeddings).to(inputs.dtype)
             inputs = inputs.index_put((packed.rows, places), projected)
         past, known = None, 0
-        if self.keeps_beginning and not torch.is_grad_enabled():
-            past = self._beginning(len(inputs))
+        if self.cache_prefix and not torch.is_grad_enabled():
+            past = self._prefix_cache(len(inputs))
             known = past.get_seq_length()
         hidden = self.llm.base_model(
             inputs_embeds=inputs[:, known:],
-            attention_mask=self._mask(
-                packed.visible[:, :, known:], inputs.dtype
+            attention_mask=self._additive_if_eager(
+                packed.attention_mask[:, :, known:], inputs.dtype
             ),
             position_ids=packed.positions[:, known:],
             use_cache=False,
@@ -397,26 +310,26 @@ class SoftPromptDecoder(nn.Module):
         places = packed.shifts[owners] + places - known
         return hidden[packed.rows[owners], places]
 
-    def _beginning(self, num_rows):
+    def _prefix_cache(self, num_rows):
         """Keys and values of what every prompt begins with, in each row."""
         embed = self.llm.get_input_embeddings()
         device = embed.weight.device
         autocast = torch.is_autocast_enabled(device.type)
         kind = (device, embed.weight.dtype, autocast)
-        if kind not in self._kept_beginnings:
+        if kind not in self._cached_prefixes:
             seen = DynamicCache()
-            if self.prompt.beginning:
-                tokens = torch.tensor([self.prompt.beginning], device=device)
+            if self.prompt.prefix_ids:
+                tokens = torch.tensor([self.prompt.prefix_ids], device=device)
                 self.llm.base_model(
                     inputs_embeds=embed(tokens),
                     use_cache=True,
                     **{self._cache_argument(): seen},
                 )
-            self._kept_beginnings = {
+            self._cached_prefixes = {
                 kind: [(layer.keys, layer.values) for layer in seen.layers]
             }
         cache = DynamicCache()
-        for index, states in enumerate(self._kept_beginnings[kind]):
+        for index, states in enumerate(self._cached_prefixes[kind]):
             keys, values = (
                 state.expand(num_rows, -1, -1, -1) for state in states
             )
@@ -440,23 +353,24 @@ class SoftPromptDecoder(nn.Module):
         for module in self._adapted:
             module.cast_input_dtype_enabled = wanted
 
-    def _mask(self, visible, dtype):
+    def _additive_if_eager(self, attention_mask, dtype):
         if self.llm.config._attn_implementation != "eager":
-            return visible
+            return attention_mask
         # It adds the mask to the scores.
-        mask = torch.zeros(visible.shape, dtype=dtype, device=visible.device)
-        return mask.masked_fill(~visible, torch.finfo(dtype).min)
+        mask = torch.zeros_like(attention_mask, dtype=dtype)
+        return mask.masked_fill(~attention_mask, torch.finfo(dtype).min)
 
     def _answers(self, labels):
-        words = self.prompt.words
-        unknown = [label for label in labels.tolist() if label >= len(words)]
-        if unknown:
-            raise ValueError(
-                f"There is a label {unknown[0]}, but there are {len(words)} "
-                f"emotion words, {', '.join(self.prompt.labels)}: the classes "
-                "are counted from 0, in this order."
-            )
-        return [[*words[label], self.prompt.end] for label in labels.tolist()]
+        words = self.prompt.labels
+        for label in labels.tolist():
+            if label >= len(words):
+                raise ValueError(
+                    f"There is a label {label}, but there are {len(words)} "
+                    f"emotion words, {', '.join(words)}: the classes are "
+                    "counted from 0, in this order."
+                )
+        ids = self.prompt.label_ids
+        return [[*ids[x], self.prompt.eos_id] for x in labels.tolist()]
 
     def _weights(self, answer):
         return [self.word_weight] * (len(answer) - 1) + [1.0]
@@ -470,72 +384,24 @@ class SoftPromptDecoder(nn.Module):
         losses = F.cross_entropy(logits, targets, reduction="none")
         return (weights * losses).sum() / weights.sum()
 
-    def _word_posteriors(self, hidden):
+    def _label_posteriors(self, hidden):
         """From the hidden states before the word, ``(B, d_l)``."""
         layer = self.llm.get_output_embeddings()
         rows = torch.tensor(
-            [word[0] for word in self.prompt.words], device=hidden.device
+            [ids[0] for ids in self.prompt.label_ids], device=hidden.device
         )
         bias = None if layer.bias is None else layer.bias[rows]
         logits = F.linear(hidden, layer.weight[rows], bias)  # (B, C)
         return logits.float().softmax(dim=-1)
 
-    def _whole_word_posteriors(self, embeddings, prompts):
+    def _whole_label_posteriors(self, embeddings, prompts):
         scores = []
-        for word in self.prompt.words:
+        for ids in self.prompt.label_ids:
             hidden = self._teacher_forced(
-                embeddings, prompts, [word] * len(prompts)
+                embeddings, prompts, [ids] * len(prompts)
             )
             logits = self.llm.get_output_embeddings()(hidden).float()
-            targets = torch.tensor(word * len(prompts), device=hidden.device)
+            targets = torch.tensor(ids * len(prompts), device=hidden.device)
             losses = F.cross_entropy(logits, targets, reduction="none")
             scores.append(-losses.view(len(prompts), -1).mean(dim=1))
         return torch.stack(scores, dim=1).softmax(dim=-1)
-
-
-class Projector(nn.Module):
-    """Maps unit-length embeddings into an LLM's word-embedding space.
-
-    A linear map and a learned scale, which starts so that a soft prompt is as
-    long as a word embedding is on average.
-
-    Arguments
-    ---------
-    embedding_dim : int
-        Size of the embeddings.
-    word_embeddings : torch.Tensor
-        The LLM's word embeddings, ``(|V|, d_l)``.
-
-    Example
-    -------
-    >>> projector = Projector(8, torch.randn(100, 16))
-    >>> projector(torch.rand(3, 8)).shape
-    torch.Size([3, 16])
-    """
-
-    def __init__(self, embedding_dim, word_embeddings):
-        super().__init__()
-        dim = word_embeddings.shape[1]
-        self.linear = nn.Linear(embedding_dim, dim)
-        # Of a unit-length embedding the map's expected squared length is 1.
-        nn.init.normal_(self.linear.weight, std=1 / math.sqrt(dim))
-        nn.init.zeros_(self.linear.bias)
-        norms = torch.linalg.vector_norm(
-            word_embeddings.detach(), dim=1, dtype=torch.float32
-        )
-        self.scale = nn.Parameter(norms.mean())
-
-    def forward(self, embeddings):
-        """Makes soft prompts of embeddings.
-
-        Arguments
-        ---------
-        embeddings : torch.Tensor
-            Embeddings of unit L2 norm, ``(B, embedding_dim)``.
-
-        Returns
-        -------
-        torch.Tensor
-            One soft prompt for each, ``(B, d_l)``.
-        """
-        return self.scale * self.linear(embeddings)

@@ -21,7 +21,7 @@ class Packed(NamedTuple):
         Token ids, ``(R, S)``.
     positions : torch.Tensor
         The place of each token in its own sequence, ``(R, S)``.
-    visible : torch.Tensor
+    attention_mask : torch.Tensor
         What each token attends to, ``(R, 1, S, S)``, bool. Padding attends to
         something too, as a softmax over nothing is not a number.
     rows : torch.Tensor
@@ -33,7 +33,7 @@ class Packed(NamedTuple):
 
     tokens: torch.Tensor
     positions: torch.Tensor
-    visible: torch.Tensor
+    attention_mask: torch.Tensor
     rows: torch.Tensor
     shifts: torch.Tensor
 
@@ -53,7 +53,7 @@ class Packed(NamedTuple):
         return Packed(*(tensor.to(device) for tensor in self))
 
 
-def pack(sequences, num_shared, max_tokens, filler):
+def pack(sequences, num_shared, max_tokens, pad_id):
     """Packs sequences into rows of similar length.
 
     Arguments
@@ -65,7 +65,7 @@ def pack(sequences, num_shared, max_tokens, filler):
     max_tokens : int
         Length of a row, about; a longer sequence has a row for itself, and
         with 0 every one has.
-    filler : int
+    pad_id : int
         The token that pads.
 
     Returns
@@ -75,12 +75,12 @@ def pack(sequences, num_shared, max_tokens, filler):
 
     Example
     -------
-    >>> packed = pack([[7, 8, 1, 2], [7, 8, 3]], 2, max_tokens=16, filler=0)
+    >>> packed = pack([[7, 8, 1, 2], [7, 8, 3]], 2, max_tokens=16, pad_id=0)
     >>> packed.tokens
     tensor([[7, 8, 1, 2, 3]])
     >>> packed.positions
     tensor([[0, 1, 2, 3, 2]])
-    >>> packed.visible[0, 0, 4].int()
+    >>> packed.attention_mask[0, 0, 4].int()
     tensor([1, 1, 0, 0, 1], dtype=torch.int32)
     """
     lengths = [len(sequence) - num_shared for sequence in sequences]
@@ -94,7 +94,7 @@ def pack(sequences, num_shared, max_tokens, filler):
         places[index] = row, ends[row] - num_shared
         ends[row] += lengths[index]
 
-    tokens = torch.full((num_rows, max(ends)), filler)
+    tokens = torch.full((num_rows, max(ends)), pad_id)
     positions = torch.zeros_like(tokens)
     owners = torch.full_like(tokens, -1)  # of padding
     tokens[:, :num_shared] = torch.tensor(sequences[0][:num_shared])
@@ -108,8 +108,8 @@ def pack(sequences, num_shared, max_tokens, filler):
         owners[row, own] = index
 
     size = tokens.shape[1]
-    visible = owners[:, :, None] == owners[:, None]  # (R, S, S)
-    visible[:, :, :num_shared] = True
-    visible &= torch.ones(size, size, dtype=torch.bool).tril()
+    attention_mask = owners[:, :, None] == owners[:, None]  # (R, S, S)
+    attention_mask[:, :, :num_shared] = True
+    attention_mask &= torch.ones(size, size, dtype=torch.bool).tril()
     rows, shifts = torch.tensor(places).unbind(dim=1)
-    return Packed(tokens, positions, visible[:, None], rows, shifts)
+    return Packed(tokens, positions, attention_mask[:, None], rows, shifts)

@@ -112,7 +112,7 @@ class PromptTemplate:
 
         Returns
         -------
-        BoundPrompt
+        TokenizedPrompt
             The prompt in token ids.
 
         Raises
@@ -121,10 +121,10 @@ class PromptTemplate:
             If an emotion word occurs twice, or the tokenizer names no
             end-of-turn token.
         """
-        return BoundPrompt(self, tokenizer, labels)
+        return TokenizedPrompt(self, tokenizer, labels)
 
 
-class BoundPrompt:
+class TokenizedPrompt:
     """A prompt template in the token ids of one LLM.
 
     Arguments
@@ -139,11 +139,11 @@ class BoundPrompt:
 
     Attributes
     ----------
-    words : list of list of int
+    label_ids : list of list of int
         The token ids of each emotion word, with the space before it.
-    end : int
+    eos_id : int
         The token that ends the assistant's turn.
-    beginning : list of int
+    prefix_ids : list of int
         Token ids that every prompt begins with, and goes on after.
 
     Raises
@@ -159,13 +159,13 @@ class BoundPrompt:
         self.labels = list(labels)
         if len(set(self.labels)) < len(self.labels):
             raise ValueError(f"An emotion word occurs twice in {self.labels}.")
-        self.words = [self._plain_ids(f" {label}") for label in self.labels]
+        self.label_ids = [self._plain_ids(f" {label}") for label in self.labels]
         if tokenizer.eos_token_id is None:
             raise ValueError(
                 "The LLM's tokenizer names no end-of-turn token (eos_token); "
                 "its folder lacks tokenizer_config.json, perhaps."
             )
-        self.end = tokenizer.eos_token_id
+        self.eos_id = tokenizer.eos_token_id
         self._pieces = {}
         fields = tuple(template.max_tokens)
         firsts = [
@@ -174,14 +174,14 @@ class BoundPrompt:
             for known in combinations(fields, number)
         ]
         # Without the last: a template without fields is all in its first piece.
-        self.beginning = commonprefix(firsts)[:-1]
+        self.prefix_ids = commonprefix(firsts)[:-1]
 
     @property
-    def words_are_single_tokens(self):
+    def labels_are_single_tokens(self):
         """Whether each word is one token, and no two the same."""
-        return len({tuple(word) for word in self.words}) == len(
-            self.words
-        ) and all(len(word) == 1 for word in self.words)
+        return len({tuple(word) for word in self.label_ids}) == len(
+            self.label_ids
+        ) and all(len(word) == 1 for word in self.label_ids)
 
     def encode(self, text=None, speaker=None, context=()):
         """Tokenizes the prompt of one utterance.
@@ -235,6 +235,27 @@ class BoundPrompt:
             else:
                 ids += piece
         return before, after
+
+    def encode_batch(self, texts, speakers=None, contexts=None):
+        """Tokenizes the prompts of a batch.
+
+        Arguments
+        ---------
+        texts : list of str
+            The transcripts.
+        speakers : list of str | None
+            The speakers' names, where they are known.
+        contexts : list of list of tuple | None
+            Speaker and text of the turns before each, oldest first.
+
+        Returns
+        -------
+        list of tuple
+            What ``encode`` gives for each utterance.
+        """
+        speakers = speakers or [None] * len(texts)
+        contexts = contexts or [()] * len(texts)
+        return list(map(self.encode, texts, speakers, contexts))
 
     def _template_pieces(self, known):
         """The template cut at its fields, for utterances with these known.
@@ -313,27 +334,6 @@ class BoundPrompt:
             for piece in pieces
             for token in backend.model.tokenize(piece)
         ]
-
-
-def without_speakers(contexts):
-    """Removes the speakers' names from the turns before utterances.
-
-    Arguments
-    ---------
-    contexts : list of list of tuple
-        Speaker and text of the turns before each utterance.
-
-    Returns
-    -------
-    list of list of tuple
-        The same turns, with None in place of each speaker.
-
-    Example
-    -------
-    >>> without_speakers([[("Ross", "Oh no."), ("Rachel", "What?")], []])
-    [[(None, 'Oh no.'), (None, 'What?')], []]
-    """
-    return [[(None, text) for _, text in context] for context in contexts]
 
 
 def _dialogue_line(context):

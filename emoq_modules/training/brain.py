@@ -13,14 +13,11 @@ from types import SimpleNamespace
 import speechbrain as sb
 import torch
 from speechbrain.dataio.sampler import ReproducibleRandomSampler
-from speechbrain.utils.data_utils import batch_pad_right
 from speechbrain.utils.logger import get_logger
 from transformers import SchedulerType, get_scheduler
 
 from emoq_modules.errors import CheckpointError, ConfigurationError
 from emoq_modules.evaluation.metrics import MEASURES, EmotionStats
-from emoq_modules.lobes.frames import round_trip
-from emoq_modules.lobes.pooling import length_mask
 from emoq_modules.lobes.weights import load_trainable
 from emoq_modules.training.distributed import join, own_batches
 from emoq_modules.training.ranks import own_rank, world_size
@@ -41,72 +38,37 @@ class EmoQBrain(sb.Brain):
 
     loaded_epoch = None  # that of the weights, where evaluation loaded them
 
-    def audio_frames(self, batch, stage):
-        """Audio frames of a batch, stored ones or computed on the fly.
-
-        Both ways give the same numbers: what is computed on the fly is
-        rounded as the store would.
+    def pipeline_options(self, stage):
+        """Options of ``pipeline.embed``; what augments does so in training.
 
         Arguments
         ---------
-        batch : speechbrain.dataio.batch.PaddedBatch
-            Its ``audio`` holds stored frames, ``(B, T, audio_dim)``, or
-            waveforms at 16 kHz, ``(B, T)``, and relative lengths.
-        stage : sb.Stage
-            Audio is augmented in training alone.
-
-        Returns
-        -------
-        frames : torch.Tensor
-            ``(B, T, audio_dim)``, float32.
-        lens : torch.Tensor
-            Relative lengths, ``(B,)``.
-        """
-        audio, lens = batch.audio
-        training = stage == sb.Stage.TRAIN
-        if "encoder" in self.modules:
-            if training and self.hparams.augment_audio is not None:
-                audio, lens = self._augmented(audio, lens)
-            audio, lens = self.modules["encoder"](audio, lens)
-            audio = round_trip(audio, self.hparams.store_precision)
-        audio = audio.float()
-        if training and self.hparams.augment_frames is not None:
-            audio = self.hparams.augment_frames(audio)
-        return audio, lens
-
-    def _augmented(self, wavs, lens):
-        """Changes each waveform by itself: a batch is as varied as an epoch."""
-        augmented = [
-            self.hparams.augment_audio(wav[None, inside])[0]
-            for wav, inside in zip(wavs, length_mask(wavs, lens), strict=True)
-        ]
-        wavs, lens = batch_pad_right(augmented)
-        return wavs, lens.to(wavs.device)
-
-    def embeddings(self, batch, stage):
-        """Computes the embeddings e'_q of a batch.
-
-        Those of a test are also kept, in ``tested_embeddings``.
-
-        Arguments
-        ---------
-        batch : speechbrain.dataio.batch.PaddedBatch
-            With ``audio``, as ``audio_frames`` takes it, and ``tokens``.
         stage : sb.Stage
             What the batch is for.
 
         Returns
         -------
-        torch.Tensor
-            Embeddings, ``(B, d_h)``; an ``EmoQFormer`` gives unit L2 norm.
+        dict
+            Names and values.
         """
-        tokens, token_lens = batch.tokens
-        embeddings = self.modules["fusion"](
-            *self.audio_frames(batch, stage), tokens, token_lens
-        )
-        if stage == sb.Stage.TEST:
+        options = {"store_precision": self.hparams.store_precision}
+        if stage == sb.Stage.TRAIN:
+            options["augment_audio"] = self.hparams.augment_audio
+            options["augment_frames"] = self.hparams.augment_frames
+        return options
+
+    def keep_tested(self, embeddings, stage):
+        """Keeps the embeddings of a test, in ``tested_embeddings``.
+
+        Arguments
+        ---------
+        embeddings : torch.Tensor | None
+            ``(B, d_h)``; None where there is no audio.
+        stage : sb.Stage
+            What the batch is for.
+        """
+        if stage == sb.Stage.TEST and embeddings is not None:
             self.tested_embeddings += embeddings.detach().float().cpu().unbind()
-        return embeddings
 
     def loss_weight(self, batch):
         """Weight of a batch in the mean over accumulated batches.

@@ -1,13 +1,18 @@
-"""A run's configuration: an experiment, presets laid over it, options on top.
+"""A run's hyperparameters: an experiment, presets over it, options on top.
 
 An experiment is a HyperPyYAML file; a preset is a few of its keys. Each key
 replaces the experiment's value whole. Keys that only one stage has stand in a
 preset's section ``stage1`` or ``stage2``.
+
+``plan_runs`` reads the files, once, and gives each stage of each fold as a
+``Run``; its objects are made when it is run.
 """
 
 import copy
 import difflib
 import re
+from dataclasses import dataclass
+from functools import cached_property
 from io import StringIO
 from pathlib import Path
 
@@ -24,7 +29,104 @@ _SECTIONS = ("stage1", "stage2")
 _REFUSED = "There is no such|Invalid argument to"
 
 
-def compose(experiment, presets=(), options=""):
+@dataclass(frozen=True)
+class Run:
+    """One stage of one fold, composed and not yet run.
+
+    Attributes
+    ----------
+    hparams_yaml : str
+        Its whole YAML, references resolved.
+    first : Run | None
+        The run of stage 1 that it starts from; None where it starts from
+        nothing, or where there is no experiment to make it with.
+    """
+
+    hparams_yaml: str
+    first: "Run | None" = None
+
+    @cached_property
+    def _tree(self):
+        return YAML().load(self.hparams_yaml)
+
+    @cached_property
+    def hparams(self):
+        """Plain values, which no object is made for."""
+        plain = {k: v for k, v in self._tree.items() if _is_plain(v)}
+        return load_hparams(_dump(plain))
+
+    @property
+    def folder(self):
+        """Its output folder."""
+        return Path(self.hparams["output_folder"])
+
+    def load(self, *keys):
+        """Makes its objects.
+
+        Arguments
+        ---------
+        *keys : str
+            Make these alone, which may refer to plain values; none makes all.
+
+        Returns
+        -------
+        dict
+            Objects and plain values, by their keys.
+
+        Raises
+        ------
+        ConfigurationError
+            If what a value names does not exist, or does not take its
+            arguments.
+        """
+        if not keys:
+            return load_hparams(self.hparams_yaml)
+        return load_hparams(_dump({key: self._tree[key] for key in keys}))
+
+
+def plan_runs(experiment, presets=(), options="", folds=None, debug=False):
+    """Composes the runs that an experiment asks for, fold by fold.
+
+    Arguments
+    ---------
+    experiment : str or Path
+        The experiment's YAML file.
+    presets : list of str or Path
+        Presets to lay over it.
+    options : str
+        YAML of top-level keys that win over all.
+    folds : str | None
+        A fold, several (``1,2,5``) or ``all``; None is the experiment's own.
+    debug : bool
+        Whether the runs are of a few batches. They are a variant of their
+        own, so as not to take the place of whole ones.
+
+    Returns
+    -------
+    list of Run
+        One a fold; each of stage 2 has the run of stage 1 that it starts from.
+
+    Raises
+    ------
+    ConfigurationError
+        If there is no such fold, or the configuration is wrong.
+    """
+    options = _parse(options)
+    tree = _merged(experiment, presets, options)
+    first, path = None, Path(experiment).with_name("emoq_stage1.yaml")
+    if tree["stage"] == 2 and tree["fusion_weights"] and path.exists():
+        first = _merged(path, presets, options, others_allowed=True)
+    runs = []
+    for fold in _chosen_folds(folds, tree):
+        values = {"fold": fold}
+        if debug:
+            values["variant"] = f"{tree['variant']}-debug"
+        before = first and Run(_resolve(path, first, **values))
+        runs.append(Run(_resolve(experiment, tree, **values), before))
+    return runs
+
+
+def merge_presets(experiment, presets=(), options=""):
     """Lays presets and options over an experiment.
 
     Arguments
@@ -54,13 +156,135 @@ def compose(experiment, presets=(), options=""):
     ...     "stage: 1\\na: 2\\nb: !ref <a>"
     ... )
     >>> _ = (folder / "preset.yaml").write_text("stage1: {a: 3}")
-    >>> print(compose(folder / "experiment.yaml", [folder / "preset.yaml"]))
+    >>> print(
+    ...     merge_presets(folder / "experiment.yaml", [folder / "preset.yaml"])
+    ... )
     stage: 1
     a: 3
     b: 3
     <BLANKLINE>
     """
-    tree = _read(experiment)
+    tree = _merged(experiment, presets, _parse(options))
+    return _resolve(experiment, tree)
+
+
+def load_hparams(hparams_yaml):
+    """Makes the objects of a composed experiment.
+
+    Arguments
+    ---------
+    hparams_yaml : str
+        What ``merge_presets`` returned.
+
+    Returns
+    -------
+    dict
+        Objects and plain values, by their keys.
+
+    Raises
+    ------
+    ConfigurationError
+        If what a value names does not exist, or does not take its arguments.
+    """
+    try:
+        return load_hyperpyyaml(hparams_yaml)
+    except (ImportError, TypeError, ValueError) as error:
+        # Raised by HyperPyYAML, or by a constructor for a value it refuses.
+        message = ": ".join(map(str, error.args))
+        if type(error) is ValueError or re.match(_REFUSED, message):
+            raise ConfigurationError(message) from error
+        raise
+
+
+def change(options, **values):
+    """Sets values of options.
+
+    Arguments
+    ---------
+    options : str
+        YAML of top-level keys.
+    **values : dict
+        Keys and their new values.
+
+    Returns
+    -------
+    str
+        YAML of all.
+
+    Example
+    -------
+    >>> change("a: 1", b=[2, 3])
+    'a: 1\\nb:\\n- 2\\n- 3\\n'
+    """
+    return _dump({**_parse(options), **values})
+
+
+def read_options(experiment, arguments):
+    """Options of an experiment's run, told apart from SpeechBrain's.
+
+    Arguments
+    ---------
+    experiment : str or Path
+        The experiment's YAML file.
+    arguments : list of str
+        ``--key value``, of top-level keys and of run options.
+
+    Returns
+    -------
+    options : str
+        YAML of the top-level keys that are set.
+    run_opts : dict
+        SpeechBrain's run options.
+
+    Raises
+    ------
+    ConfigurationError
+        If an option is given twice, or is no YAML.
+
+    Example
+    -------
+    >>> options, run_opts = read_options(
+    ...     "hparams/emoq_stage1.yaml", ["--lr", "0.1", "--device", "cpu"]
+    ... )
+    >>> options, run_opts["device"]
+    ('lr: 0.1\\n', 'cpu')
+    """
+    _, run_opts, options = sb.parse_arguments([str(experiment), *arguments])
+    # Run options that the experiment has keys for are settings of the run.
+    keys = read_keys(experiment)
+    given = {k: run_opts[k] for k in run_opts.overridden_args if k in keys}
+    return change(options, **given), run_opts
+
+
+def differences(now, earlier):
+    """Finds the top-level keys whose values differ between two YAMLs.
+
+    Arguments
+    ---------
+    now, earlier : str
+        Two composed experiments.
+
+    Returns
+    -------
+    dict
+        Each such key with its value before and now, as YAML.
+
+    Example
+    -------
+    >>> differences("a: 1\\nb: 2", "a: 1\\nb: 3")
+    {'b': ('3', '2')}
+    """
+    ours, theirs = YAML().load(now), YAML().load(earlier)
+    return {
+        key: (_text(theirs.get(key)), _text(ours.get(key)))
+        for key in [*ours, *(key for key in theirs if key not in ours)]
+        if _text(ours.get(key)) != _text(theirs.get(key))
+    }
+
+
+def _merged(experiment, presets, options, others_allowed=False):
+    """An experiment's tree with presets and options laid over it."""
+    tree = read_keys(experiment)
     if "stage" not in tree:
         raise ConfigurationError(
             f"{experiment} is no experiment, it has no key 'stage': give "
@@ -68,7 +292,7 @@ def compose(experiment, presets=(), options=""):
             "the options; a preset goes after --preset."
         )
     for preset in presets:
-        content = _read(preset)
+        content = read_keys(preset)
         sections = {
             name: content.pop(name) for name in _SECTIONS if name in content
         }
@@ -76,9 +300,16 @@ def compose(experiment, presets=(), options=""):
         section = sections.get(f"stage{tree['stage']}")
         if section is not None:
             _lay_over(tree, _checked(section, preset), preset)
-    _lay_over(tree, _parse(options), "the command line")
+    if others_allowed:
+        options = {k: v for k, v in options.items() if k in tree}
+    _lay_over(tree, options, "the command line")
+    return tree
+
+
+def _resolve(experiment, tree, **values):
+    """The YAML of a tree with some values set, its references resolved."""
     try:
-        return resolve_references(_dump(tree)).getvalue()
+        return resolve_references(_dump({**tree, **values})).getvalue()
     except ValueError as error:
         missing = re.match(r"'(\w+)' is a !PLACEHOLDER", str(error))
         if missing is None:
@@ -89,79 +320,41 @@ def compose(experiment, presets=(), options=""):
         ) from None
 
 
-def change(options, **values):
-    """Returns options with some values set, as YAML.
+def _chosen_folds(folds, tree):
+    """The folds that ``--fold`` means."""
+    if folds is None:
+        chosen = [str(tree["fold"])]
+    elif folds == "all":
+        chosen = [str(fold) for fold in tree["folds"]]
+    else:
+        chosen = list(dict.fromkeys(folds.replace(" ", "").split(",")))
+    for fold in chosen:
+        if fold not in map(str, tree["folds"]):
+            raise ConfigurationError(
+                f"There is no fold {fold} in {tree['corpus']}; its folds are "
+                f"{', '.join(map(str, tree['folds']))}."
+            )
+    return list(map(int, chosen))
 
-    Example
-    -------
-    >>> change("a: 1", b=[2, 3])
-    'a: 1\\nb:\\n- 2\\n- 3\\n'
-    """
-    return _dump({**_parse(options), **values})
 
-
-def known_options(experiment, options):
-    """Those of some options that an experiment has a key for, as YAML."""
-    tree = _read(experiment)
-    known = {k: v for k, v in _parse(options).items() if k in tree}
-    return _dump(known)
-
-
-def load(resolved, keys=None):
-    """Makes the objects of a composed experiment.
+def read_keys(path):
+    """Reads the keys of an experiment or preset, as YAML nodes.
 
     Arguments
     ---------
-    resolved : str
-        What ``compose`` returned.
-    keys : list of str | None
-        Make these alone, and the plain values; None makes all. What a key
-        refers to has to be plain, or among the keys.
+    path : str or Path
+        The file.
 
     Returns
     -------
     dict
+        Each key with its node.
 
     Raises
     ------
     ConfigurationError
-        If what a value names does not exist, or does not take its arguments.
+        If the file is missing, or no YAML with keys.
     """
-    if keys is not None:
-        tree = YAML().load(resolved)
-        chosen = {
-            key: value
-            for key, value in tree.items()
-            if key in keys or _is_plain(value)
-        }
-        resolved = _dump(chosen)
-    try:
-        return load_hyperpyyaml(resolved)
-    except (ImportError, TypeError, ValueError) as error:
-        # Raised by HyperPyYAML, or by a constructor for a value it refuses.
-        message = ": ".join(map(str, error.args))
-        if type(error) is ValueError or re.match(_REFUSED, message):
-            raise ConfigurationError(message) from error
-        raise
-
-
-def differences(resolved, earlier):
-    """The top-level keys whose values differ between two configurations.
-
-    Example
-    -------
-    >>> differences("a: 1\\nb: 2", "a: 1\\nb: 3")
-    {'b': ('3', '2')}
-    """
-    ours, theirs = YAML().load(resolved), YAML().load(earlier)
-    return {
-        key: (_text(theirs.get(key)), _text(ours.get(key)))
-        for key in [*ours, *(key for key in theirs if key not in ours)]
-        if _text(ours.get(key)) != _text(theirs.get(key))
-    }
-
-
-def _read(path):
     path = Path(path)
     try:
         content = YAML().load(path.read_text(encoding="utf-8"))
@@ -248,40 +441,3 @@ def _parts(node):
         values = node.values() if isinstance(node, CommentedMap) else node
         for value in values:
             yield from _parts(value)
-
-
-def read_options(experiment, arguments):
-    """Options of an experiment's run, told apart from SpeechBrain's.
-
-    Arguments
-    ---------
-    experiment : str or Path
-        The experiment's YAML file.
-    arguments : list of str
-        ``--key value``, of top-level keys and of run options.
-
-    Returns
-    -------
-    options : str
-        YAML of the top-level keys that are set.
-    run_opts : dict
-        SpeechBrain's run options.
-
-    Raises
-    ------
-    ConfigurationError
-        If an option is given twice, or is no YAML.
-
-    Example
-    -------
-    >>> options, run_opts = read_options(
-    ...     "hparams/emoq_stage1.yaml", ["--lr", "0.1", "--device", "cpu"]
-    ... )
-    >>> options, run_opts["device"]
-    ('lr: 0.1\\n', 'cpu')
-    """
-    _, run_opts, options = sb.parse_arguments([str(experiment), *arguments])
-    # Run options that the experiment has keys for are settings of the run.
-    given = {key: run_opts[key] for key in run_opts.overridden_args}
-    settings = known_options(experiment, change("", **given))
-    return change(options, **YAML().load(settings)), run_opts

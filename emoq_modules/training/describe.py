@@ -13,7 +13,12 @@ import torch
 
 from emoq_modules.errors import ConfigurationError
 from emoq_modules.lobes.small_backbones import build_llm
-from emoq_modules.training.configuration import change, compose, load
+from emoq_modules.training.configuration import (
+    change,
+    load_hparams,
+    merge_presets,
+    plan_runs,
+)
 
 _ARCHITECTURES = Path(__file__).with_name("architectures")
 
@@ -103,12 +108,10 @@ def build_untrained(
     Returns
     -------
     dict
-        As ``configuration.load`` returns it.
+        As ``configuration.load_hparams`` returns it.
     """
-    plain = load(
-        compose(experiment, presets, change(options, data_folder="")),
-        keys=["text_encoder", "llm"],
-    )
+    [run] = plan_runs(experiment, presets, change(options, data_folder=""))
+    plain = run.hparams
     with TemporaryDirectory() as folder:
         changes = {
             "data_folder": "",
@@ -127,9 +130,9 @@ def build_untrained(
                 folder, [], plain["labels"]
             )
             changes["pretrainer"] = None
-        resolved = compose(experiment, presets, change(options, **changes))
+        options = change(options, **changes)
         with torch.device(device):
-            return load(resolved)
+            return load_hparams(merge_presets(experiment, presets, options))
 
 
 def _configuration(source):

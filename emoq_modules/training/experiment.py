@@ -1,4 +1,8 @@
-"""Runs an experiment: data, features, training, evaluation, results."""
+"""Runs an experiment: data, features, training, evaluation, results.
+
+Each stage of each fold goes one way: its corpus is prepared, its manifests are
+read, its objects are made, it trains, is evaluated, and leaves its results.
+"""
 
 import os
 import sys
@@ -29,17 +33,13 @@ from emoq_modules.evaluation.results import (
 )
 from emoq_modules.inference.recognizer_folder import (
     RECOGNIZER_FOLDER,
+    SETTINGS_FILE,
     save_recognizer,
 )
 from emoq_modules.lobes.weights import save_trainable
-from emoq_modules.training.configuration import (
-    change,
-    compose,
-    differences,
-    known_options,
-    load,
-)
+from emoq_modules.training.configuration import differences
 from emoq_modules.training.run_data import (
+    check_context,
     make_datasets,
     read_context,
     read_manifests,
@@ -47,8 +47,6 @@ from emoq_modules.training.run_data import (
 from emoq_modules.training.sharding import shard_llm
 
 logger = get_logger(__name__)
-
-_SETTINGS_FILE = "hyperparams.yaml"
 
 # May change between two starts of a run: its result does not depend on them.
 _FREE_TO_CHANGE = {
@@ -61,22 +59,13 @@ _FREE_TO_CHANGE = {
 }
 
 
-def run_folds(experiment, presets=(), options="", folds=None, run_opts=None):
-    """Runs an experiment on one fold or several.
-
-    A run of a few batches (``debug``) is a variant of its own, so that it does
-    not take the place of a whole one.
+def run_folds(runs, run_opts=None):
+    """Runs stages, each after the one that it starts from if that is missing.
 
     Arguments
     ---------
-    experiment : str or Path
-        The experiment's YAML file.
-    presets : list of str or Path
-        Presets to lay over it.
-    options : str
-        YAML of top-level keys that win over all.
-    folds : str | None
-        A fold, several (``1,2,5``) or ``all``; None is the experiment's own.
+    runs : list of Run
+        What ``plan_runs`` returned.
     run_opts : dict | None
         SpeechBrain's run options (device, debug, ...).
 
@@ -88,140 +77,96 @@ def run_folds(experiment, presets=(), options="", folds=None, run_opts=None):
     Raises
     ------
     ConfigurationError
-        If there is no such fold, or the configuration is wrong.
+        If settings do not go together, or a run's folder holds another run.
     """
-    plain = load(compose(experiment, presets, options), keys=[])
-    if (run_opts or {}).get("debug"):
-        options = change(options, variant=f"{plain['variant']}-debug")
-    runs = {}
-    for fold in chosen_folds(folds, plain):
-        for stage, folder in _run_fold(
-            experiment, presets, change(options, fold=int(fold)), run_opts
-        ):
-            runs.setdefault(f"stage {stage}", []).append(folder)
-    last = list(runs.values())[-1]
+    for run in runs:
+        check_context(run)
+    folders = {}
+    for run in runs:
+        for stage in _due(run):
+            run_stage(stage, run_opts)
+        weights = run.hparams["fusion_weights"]
+        if run.hparams["stage"] == 2 and weights is not None:
+            folders.setdefault("stage 1", []).append(Path(weights).parent)
+        key = f"stage {run.hparams['stage']}"
+        folders.setdefault(key, []).append(run.folder)
     plots = [
         folder / name
-        for folder in last
+        for folder in folders[key]
         for name in (CONFUSION_FILE, CURVES_FILE)
     ]
     return format_summary(
-        {stage: pool_results(folders) for stage, folders in runs.items()},
-        plots,
+        {stage: pool_results(those) for stage, those in folders.items()}, plots
     )
 
 
-def chosen_folds(folds, plain):
-    """The folds that ``--fold`` means, of an experiment's plain values.
+def check_settings(run):
+    """Checks that what is in a run's folder is this very run.
 
-    Raises
-    ------
-    ConfigurationError
-        If there is no such fold.
-
-    Example
-    -------
-    >>> chosen_folds("1,3", {"corpus": "toy", "fold": 1, "folds": [1, 2, 3]})
-    ['1', '3']
-    """
-    if folds is None:
-        chosen = [str(plain["fold"])]
-    elif folds == "all":
-        chosen = [str(fold) for fold in plain["folds"]]
-    else:
-        chosen = list(dict.fromkeys(folds.replace(" ", "").split(",")))
-    for fold in chosen:
-        if fold not in map(str, plain["folds"]):
-            raise ConfigurationError(
-                f"There is no fold {fold} in {plain['corpus']}; its folds are "
-                f"{', '.join(map(str, plain['folds']))}."
-            )
-    return chosen
-
-
-def stage_1_of(experiment):
-    """The experiment that stage 2 starts from, which lies beside its own."""
-    return Path(experiment).with_name("emoq_stage1.yaml")
-
-
-def check_settings(folder, resolved):
-    """Whether the run in a folder is this very run.
+    Arguments
+    ---------
+    run : Run
+        What would be run.
 
     Raises
     ------
     ConfigurationError
         If it was made with other settings, of those that its result depends on.
     """
-    saved = Path(folder, _SETTINGS_FILE)
+    saved = run.folder / SETTINGS_FILE
     if not saved.exists():
         return
-    changed = differences(resolved, saved.read_text(encoding="utf-8"))
+    earlier = saved.read_text(encoding="utf-8")
+    changed = differences(run.hparams_yaml, earlier)
     fixed = {k: v for k, v in changed.items() if k not in _FREE_TO_CHANGE}
     if fixed:
         key, (before, now) = next(iter(fixed.items()))
         others = f" (and {len(fixed) - 1} more)" if len(fixed) > 1 else ""
         raise ConfigurationError(
-            f"{folder} holds a run with other settings: {key} was "
+            f"{run.folder} holds a run with other settings: {key} was "
             f"{shorten(before, 60)!r} and is now {shorten(now, 60)!r}"
             f"{others}. Choose another --results_folder (or, for a run by "
             "itself, another --variant), or delete that folder."
         )
 
 
-def _run_fold(experiment, presets, options, run_opts):
-    """Runs a stage, and before it the one it builds on if that is missing.
+def _due(run):
+    """A run, and before it the one that it starts from if that is missing."""
+    weights = run.hparams["fusion_weights"]
+    if run.hparams["stage"] == 1 or weights is None or Path(weights).exists():
+        return [run]
+    if run.first is None:
+        raise ConfigurationError(
+            f"{weights} is not there, nor an emoq_stage1.yaml beside the "
+            "experiment to make it with: run stage 1 first."
+        )
+    logger.info(f"{weights} is not there yet: stage 1 comes first.")
+    return [run.first, run]
 
-    Returns
-    -------
-    list of tuple
-        Number and output folder of each stage, in order.
+
+def run_stage(run, run_opts=None):
+    """Runs one stage, or goes on where it was stopped.
+
+    Arguments
+    ---------
+    run : Run
+        What to run.
+    run_opts : dict | None
+        SpeechBrain's run options.
+
+    Raises
+    ------
+    ConfigurationError
+        If settings do not go together, or its folder holds another run.
     """
-    resolved = compose(experiment, presets, options)
-    plain = load(resolved, keys=["prompt"])
-    if plain["stage"] == 2:
-        _check_context(plain["context_turns"], plain["prompt"])
-    runs = [(plain["stage"], Path(plain["output_folder"]))]
-    if plain["stage"] == 2 and plain["fusion_weights"] is not None:
-        weights = Path(plain["fusion_weights"])
-        runs.insert(0, (1, weights.parent))
-        if not weights.exists():
-            first = stage_1_of(experiment)
-            if not first.exists():
-                raise ConfigurationError(
-                    f"{weights} is not there, nor {first} to make it with: run "
-                    "stage 1 first."
-                )
-            logger.info(f"{weights} is not there yet: stage 1 comes first.")
-            _run_fold(first, presets, known_options(first, options), run_opts)
-    _run_stage(resolved, run_opts)
-    return runs
-
-
-def _check_context(context_turns, prompt):
-    if type(context_turns) is not int or context_turns < 0:
-        raise ConfigurationError(
-            f"context_turns is {context_turns!r}; it has to be a number of "
-            "turns, 0 or more."
-        )
-    if context_turns and not prompt.has_context:
-        raise ConfigurationError(
-            f"context_turns is {context_turns}, but the prompt has no place "
-            "for what was said before: give its user turn a line with "
-            f"{{context}}, or set context_turns to 0. It is {prompt.user!r}."
-        )
-
-
-def _run_stage(resolved, run_opts):
-    """Runs one stage, or goes on where it was stopped."""
     started = time.time()
     # Data first: what is wrong there shows before models take their time.
-    plain = load(resolved, keys=["prepare"])
-    _enter_output_folder(plain["output_folder"], resolved)
-    run_on_main(plain["prepare"])
-    manifests = read_manifests(plain)
-    context = read_context(plain, manifests)
+    _enter_folder(run)
+    run_on_main(run.load("prepare")["prepare"])
+    manifests = read_manifests(run.hparams)
+    dialogues = read_context(run.hparams, manifests)
 
-    hparams = _load_in_turn(resolved)
+    hparams = _load_in_turn(run)
     modules = {k: m for k, m in hparams["modules"].items() if m is not None}
     for name, module in modules.items():
         hparams["checkpointer"].add_recoverable(name, module)
@@ -241,7 +186,7 @@ def _run_stage(resolved, run_opts):
     )
     progressbar = sys.stderr.isatty() and not brain.noprogressbar
     datasets = make_datasets(
-        hparams, manifests, brain.device, progressbar, **context
+        hparams, manifests, brain.device, progressbar, dialogues
     )
     if hparams["pretrainer"] is not None:
         hparams["pretrainer"].collect_files()
@@ -275,7 +220,7 @@ def _run_stage(resolved, run_opts):
     run_on_main(
         _write_results,
         args=[
-            resolved,
+            run,
             hparams,
             brain.loaded_epoch,
             measured,
@@ -285,36 +230,36 @@ def _run_stage(resolved, run_opts):
     )
 
 
-def _load_in_turn(resolved):
-    """Makes the experiment's objects on the main process, then on the others.
+def _load_in_turn(run):
+    """Makes a run's objects on the main process, then on the others.
 
     What the first builds or fetches, the others find on disk.
     """
     if not if_main_process():
         ddp_barrier()
-    hparams = load(resolved)
+    hparams = run.load()
     if if_main_process():
         ddp_barrier()
     return hparams
 
 
-def _enter_output_folder(folder, resolved):
+def _enter_folder(run):
     """Makes the run's folder, or checks that it holds this very run."""
-    folder = Path(folder)
+    folder = run.folder
     # A start that failed before its first checkpoint leaves nothing to keep.
     if any(folder.glob("save/*")) or (folder / RESULTS_FILE).exists():
-        check_settings(folder, resolved)
+        check_settings(run)
     sb.create_experiment_directory(folder)
     if if_main_process():
-        write_atomically(folder / _SETTINGS_FILE, resolved.encode())
+        write_atomically(folder / SETTINGS_FILE, run.hparams_yaml.encode())
     ddp_barrier()
 
 
-def _write_results(resolved, hparams, best_epoch, measured, embeddings, costs):
-    folder = Path(hparams["output_folder"])
+def _write_results(run, hparams, best_epoch, measured, embeddings, costs):
+    folder = run.folder
     if hparams["stage"] == 2:
         # Before the results, which tell that the run is done.
-        save_recognizer(folder / RECOGNIZER_FOLDER, resolved, hparams)
+        save_recognizer(folder / RECOGNIZER_FOLDER, run.hparams_yaml, hparams)
     described = ("corpus", "variant", "fold", "stage", "seed")
     write_results(
         folder,

@@ -7,7 +7,7 @@ import numpy as np
 from speechbrain.utils.distributed import ddp_barrier
 
 from emoq_modules.dataio.audio import read_audio
-from emoq_modules.dataio.datasets import build_datasets
+from emoq_modules.dataio.datasets import TextInputs, build_datasets
 from emoq_modules.dataio.digests import DIGESTS_FILE, AudioDigests
 from emoq_modules.dataio.feature_extraction import extract_features
 from emoq_modules.dataio.feature_store import FeatureStore
@@ -17,8 +17,8 @@ from emoq_modules.errors import ConfigurationError, CorpusError
 from emoq_modules.training.ranks import own_rank, world_size
 
 
-def read_manifests(plain):
-    """The manifests of a run, by split, from its plain settings.
+def read_manifests(hparams):
+    """The manifests of a run, by split, from its plain values.
 
     Raises
     ------
@@ -26,31 +26,72 @@ def read_manifests(plain):
         If a row or its audio is at fault.
     """
     digests = None
-    if plain["feature_store"] is not None:
+    if hparams["feature_store"] is not None:
         # Of files that have been read; the others are checked.
-        digests = AudioDigests(Path(plain["feature_store"], DIGESTS_FILE))
+        digests = AudioDigests(Path(hparams["feature_store"], DIGESTS_FILE))
     return {
         split: read_manifest(
-            f"{plain['manifest_folder']}/{split}.json",
-            plain["labels"],
-            plain["data_root"],
+            f"{hparams['manifest_folder']}/{split}.json",
+            hparams["labels"],
+            hparams["data_root"],
             digests,
         )
         for split in SPLITS
     }
 
 
-def read_context(plain, manifests):
-    """What ``build_datasets`` needs for the turns before an utterance.
+def check_context(run):
+    """Checks that the turns before an utterance have a place in the prompt.
+
+    Arguments
+    ---------
+    run : Run
+        What is to be run.
+
+    Raises
+    ------
+    ConfigurationError
+        If they have none, or their number is not one.
+    """
+    if run.hparams["stage"] == 1:
+        return
+    turns = run.hparams["context_turns"]
+    if type(turns) is not int or turns < 0:
+        raise ConfigurationError(
+            f"context_turns is {turns!r}; it has to be a number of turns, 0 or "
+            "more."
+        )
+    if turns and not (prompt := run.load("prompt")["prompt"]).has_context:
+        raise ConfigurationError(
+            f"context_turns is {turns}, but the prompt has no place for what "
+            "was said before: give its user turn a line with {context}, or set "
+            f"context_turns to 0. It is {prompt.user!r}."
+        )
+
+
+def read_context(hparams, manifests):
+    """Reads the dialogues of manifests, where turns before are wanted.
+
+    Arguments
+    ---------
+    hparams : dict
+        Plain values of the run.
+    manifests : dict
+        What ``read_manifests`` gives.
+
+    Returns
+    -------
+    dict | None
+        The turns of each dialogue, as ``read_dialogues`` gives them.
 
     Raises
     ------
     CorpusError
         If there are utterances of a dialogue that is not there.
     """
-    if plain["stage"] == 1 or not plain["context_turns"]:
-        return {}
-    path = Path(plain["manifest_folder"], DIALOGUES_FILE)
+    if hparams["stage"] == 1 or not hparams["context_turns"]:
+        return None
+    path = Path(hparams["manifest_folder"], DIALOGUES_FILE)
     dialogues = read_dialogues(path)
     columns = [rows.rows.column("dialogue") for rows in manifests.values()]
     unknown = {name for names in columns for name in names} - dialogues.keys()
@@ -59,10 +100,10 @@ def read_context(plain, manifests):
             f"{path} lacks dialogues of the manifests beside it, "
             f"{name_few(sorted(unknown))}: run the prepare step again."
         )
-    return {"dialogues": dialogues, "context_turns": plain["context_turns"]}
+    return dialogues
 
 
-def make_datasets(hparams, manifests, device, progressbar=True, **context):
+def make_datasets(hparams, manifests, device, progressbar=True, dialogues=None):
     """The data sets of a run; frames that its store lacks are computed.
 
     Arguments
@@ -75,8 +116,8 @@ def make_datasets(hparams, manifests, device, progressbar=True, **context):
         Where to compute frames.
     progressbar : bool
         Whether to show one.
-    **context
-        ``dialogues`` and ``context_turns`` of ``build_datasets``.
+    dialogues : dict | None
+        What ``read_context`` gives.
 
     Returns
     -------
@@ -88,13 +129,21 @@ def make_datasets(hparams, manifests, device, progressbar=True, **context):
     ConfigurationError
         If settings of the audio do not go together.
     """
+    of_prompt = {}
+    if hparams["stage"] == 2:
+        of_prompt = {
+            "prompt": hparams["decoder"].prompt,
+            "speaker_in_prompt": hparams["speaker_in_prompt"],
+            "context_turns": hparams["context_turns"],
+        }
     datasets = build_datasets(
         manifests,
         hparams["labels"],
         _audio_source(hparams, manifests, device, progressbar),
-        hparams["text_tokenizer"],
-        hparams["max_text_tokens"],
-        **context,
+        TextInputs(
+            hparams["text_tokenizer"], hparams["max_text_tokens"], **of_prompt
+        ),
+        dialogues,
     )
     # What was needed to find the frames of a large corpus, and is free now, is
     # given back before data loader workers are forked, who would copy it.

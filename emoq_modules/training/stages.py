@@ -5,7 +5,7 @@ How they train is in ``EmoQBrain``, which both are.
 
 import speechbrain as sb
 
-from emoq_modules.lobes.prompt import without_speakers
+from emoq_modules.lobes.pipeline import decode, embed
 from emoq_modules.training.brain import EmoQBrain
 
 
@@ -34,6 +34,8 @@ class Stage1Brain(EmoQBrain):
     ...     },
     ...     hparams={
     ...         "mal": MALLoss(SupConLoss(), FocalLoss()),
+    ...         "store_precision": "fp16",
+    ...         "augment_audio": None,
     ...         "augment_frames": None,
     ...     },
     ... )
@@ -77,7 +79,9 @@ class Stage1Brain(EmoQBrain):
             Unnormalized log-probabilities, ``(B, C)``.
         """
         batch = batch.to(self.device, non_blocking=True)
-        embeddings = self.embeddings(batch, stage)
+        options = self.pipeline_options(stage)
+        embeddings = embed(self.modules, batch, **options)
+        self.keep_tested(embeddings, stage)
         return embeddings, self.modules["head"](embeddings)
 
     def compute_objectives(self, predictions, batch, stage):
@@ -108,8 +112,7 @@ class Stage2Brain(EmoQBrain):
     """Stage 2: EmoQ-Former, projector and LoRA by weighted CE, Equation 7.
 
     Modules: ``fusion`` (absent where the prompt has no soft prompt) and
-    ``decoder``, a ``SoftPromptDecoder``. Also reads
-    ``hparams.speaker_in_prompt``.
+    ``decoder``, a ``SoftPromptDecoder``.
 
     Example
     -------
@@ -123,23 +126,14 @@ class Stage2Brain(EmoQBrain):
     ...     labels,
     ... )
     >>> brain = Stage2Brain(
-    ...     modules={"decoder": decoder}, hparams={"speaker_in_prompt": False}
+    ...     modules={"decoder": decoder},
+    ...     hparams={"store_precision": "fp16"},
     ... )
-    >>> batch = PaddedBatch(
-    ...     [
-    ...         {
-    ...             "id": "a",
-    ...             "text": "Good morning!",
-    ...             "speaker": None,
-    ...             "context": [],
-    ...             "label": 0,
-    ...         }
-    ...     ]
-    ... )
-    >>> predictions = brain.compute_forward(batch, sb.Stage.TRAIN)
-    >>> loss = brain.compute_objectives(predictions, batch, sb.Stage.TRAIN)
-    >>> loss.shape
-    torch.Size([])
+    >>> prompt = decoder.prompt.encode("Good morning!")
+    >>> batch = PaddedBatch([{"id": "a", "prompt": prompt, "label": 0}])
+    >>> predictions = brain.compute_forward(batch, sb.Stage.VALID)
+    >>> predictions[1].shape
+    torch.Size([1, 2])
     """
 
     def compute_forward(self, batch, stage):
@@ -148,39 +142,35 @@ class Stage2Brain(EmoQBrain):
         Arguments
         ---------
         batch : speechbrain.dataio.batch.PaddedBatch
-            With ``text``, ``speaker``, ``context`` and ``label``; and with
-            ``audio`` and ``tokens`` where there is a soft prompt.
+            With ``prompt`` and ``label``; and with ``audio`` and ``tokens``
+            where there is a soft prompt.
         stage : sb.Stage
             What the batch is for.
 
         Returns
         -------
-        torch.Tensor | tuple of torch.Tensor
-            The loss, a scalar; outside training the pair of the loss and the
-            posteriors, ``(B, C)``.
+        loss : torch.Tensor
+            The loss, a scalar.
+        posteriors : torch.Tensor | None
+            ``(B, C)``; None in training.
         """
         batch = batch.to(self.device, non_blocking=True)
-        embeddings = None
-        if "fusion" in self.modules:
-            embeddings = self.embeddings(batch, stage)
-        speakers, contexts = batch.speaker, batch.context
-        if not self.hparams.speaker_in_prompt:
-            speakers, contexts = None, without_speakers(contexts)
-        return self.modules["decoder"](
-            embeddings,
-            batch.text,
-            speakers,
+        embeddings, loss, posteriors = decode(
+            self.modules,
+            batch,
             batch.label,
             with_posteriors=stage != sb.Stage.TRAIN,
-            contexts=contexts,
+            **self.pipeline_options(stage),
         )
+        self.keep_tested(embeddings, stage)
+        return loss, posteriors
 
     def compute_objectives(self, predictions, batch, stage):
         """Passes the loss on, Eq. 7; outside training keeps the posteriors.
 
         Arguments
         ---------
-        predictions : torch.Tensor | tuple of torch.Tensor
+        predictions : tuple
             What ``compute_forward`` gives.
         batch : speechbrain.dataio.batch.PaddedBatch
             Outside training, with ``label`` and ``dialogue``.
@@ -192,10 +182,9 @@ class Stage2Brain(EmoQBrain):
         torch.Tensor
             The loss, a scalar.
         """
-        if stage == sb.Stage.TRAIN:
-            return predictions
         loss, posteriors = predictions
-        self.stats.append(batch.id, posteriors, batch.label, batch.dialogue)
+        if stage != sb.Stage.TRAIN:
+            self.stats.append(batch.id, posteriors, batch.label, batch.dialogue)
         return loss
 
     def loss_weight(self, batch):

@@ -199,9 +199,9 @@ def test_different_results_are_not_compared(arguments, monkeypatch):
     monkeypatch.setattr(
         PlainStage2,
         "predict",
-        lambda self, audio, tokens, texts, speakers: (
-            torch.eye(7)[: len(texts)],
-            texts,
+        lambda self, audio, tokens, prompts: (
+            torch.eye(7)[: len(prompts)],
+            prompts,
         ),
     )
     with pytest.raises(AssertionError, match="not close"):

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from ruamel.yaml import YAML
 
-from emoq_modules.training.configuration import compose, load
+from emoq_modules.training.configuration import Run, merge_presets
 
 ROOT = Path(__file__).parents[2]
 FILE = ROOT / "emoq_modules/commands/paper_tables.yaml"
@@ -80,8 +80,10 @@ def test_references_are_the_papers(paper, number):
 def test_each_run_of_the_paper_can_be_composed(
     corpus, experiment, stage, presets
 ):
-    resolved = compose(experiment, [corpus, *presets], "data_folder: /data")
-    values = load(resolved, keys=[])
+    resolved = merge_presets(
+        experiment, [corpus, *presets], "data_folder: /data"
+    )
+    values = Run(resolved).hparams
     assert values["stage"] == stage
     assert values["corpus"] == Path(corpus).stem
     expected = Path(presets[-1]).stem if presets else "emoq"

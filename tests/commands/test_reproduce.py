@@ -22,7 +22,6 @@ from emoq_modules.commands.reproduce_runs import (
     run_all,
 )
 from emoq_modules.errors import ConfigurationError
-from emoq_modules.training.configuration import load
 
 ROOT = Path(__file__).parents[2]
 TINY = "tests/tiny.yaml"
@@ -106,7 +105,7 @@ def test_rows_presets_win_over_those_that_are_laid_over_the_table(tmp_path):
     for run in tiny_plan(tmp_path, 4):
         assert run.stages[-1].key[0] == "tiny"
     (text_only,) = tiny_plan(tmp_path, 4, rows=["Text-only"])
-    values = load(text_only.stages[-1].settings, keys=[])
+    values = text_only.stages[-1].composed.hparams
     assert values["audio_encoder"] is None and values["batch_size"] == 4
 
 

@@ -6,8 +6,13 @@ import soundfile
 import torch
 from speechbrain.dataio.batch import PaddedBatch
 
+from emoq_modules import PromptTemplate
 from emoq_modules.dataio.audio import read_audio
-from emoq_modules.dataio.datasets import build_datasets, training_labels
+from emoq_modules.dataio.datasets import (
+    TextInputs,
+    build_datasets,
+    training_labels,
+)
 from emoq_modules.dataio.manifest import Turn, Utterance, write_manifests
 from emoq_modules.dataio.manifest_reader import read_manifest
 from emoq_modules.errors import AudioError, CorpusError
@@ -157,25 +162,15 @@ def tokenizer(text_encoder):
 def test_items_hold_what_a_batch_needs(tokenizer):
     frames = {"sad.wav": torch.ones(5, 2), "angry.wav": torch.zeros(3, 2)}
     manifests = {"train": {"u1": row("sad"), "u2": row("angry")}}
-    dataset = build_datasets(manifests, LABELS, frames.get, tokenizer)["train"]
+    inputs = TextInputs(tokenizer, prompt=Told())
+    dataset = build_datasets(manifests, LABELS, frames.get, inputs)["train"]
     item = dataset[0]
     assert item.keys() == {
-        "id",
-        "text",
-        "speaker",
-        "dialogue",
-        "label",
-        "audio",
-        "tokens",
-        "context",
+        *("id", "dialogue", "label"),
+        *("audio", "tokens", "prompt"),
     }
-    assert item["context"] == []
-    assert (item["id"], item["text"], item["speaker"], item["dialogue"]) == (
-        "u1",
-        "Oh no!",
-        "Ross",
-        "d",
-    )
+    assert (item["id"], item["dialogue"]) == ("u1", "d")
+    assert item["prompt"] == ("Oh no!", "Ross", [])
     assert item["audio"] is frames["sad.wav"]
     assert tokenizer.decode(item["tokens"]) == "<s>Oh no!</s>"
 
@@ -185,17 +180,19 @@ def test_labels_have_the_order_of_the_preset_whatever_that_of_the_data(
 ):
     for order in (LABELS, LABELS[::-1], ["sad", "angry"]):
         manifests = {"train": {f"u{e}": row(e) for e in order}}
-        dataset = build_datasets(manifests, LABELS, None, tokenizer)["train"]
+        dataset = build_datasets(
+            manifests, LABELS, None, TextInputs(tokenizer)
+        )["train"]
         found = {item["id"][1:]: item["label"] for item in dataset}
         assert found == {e: LABELS.index(e) for e in order}
 
 
 def test_audio_may_be_left_out_and_tokens_may_have_no_reader():
     manifests = {"valid": {"u1": row("sad")}, "test": {"u2": row("sad")}}
-    datasets = build_datasets(manifests, LABELS, None, None)
+    datasets = build_datasets(manifests, LABELS, None, TextInputs())
     assert datasets.keys() == {"valid", "test"}
     item = datasets["test"][0]
-    assert "audio" not in item
+    assert not {"audio", "prompt"} & item.keys()
     assert item["tokens"].tolist() == [0]
 
 
@@ -203,7 +200,8 @@ def test_audio_may_be_left_out_and_tokens_may_have_no_reader():
 def test_long_transcript_is_cut_and_keeps_its_end_token(tokenizer, limit):
     text = "I can't believe we won the game! " * 100
     manifests = {"train": {"u1": row("sad", text)}}
-    dataset = build_datasets(manifests, LABELS, None, tokenizer, limit)
+    inputs = TextInputs(tokenizer, limit)
+    dataset = build_datasets(manifests, LABELS, None, inputs)
     tokens = dataset["train"][0]["tokens"].tolist()
     assert len(tokens) == limit
     assert tokens[0] == tokenizer.bos_token_id
@@ -213,8 +211,17 @@ def test_long_transcript_is_cut_and_keeps_its_end_token(tokenizer, limit):
 
 def test_empty_transcript_is_two_tokens(tokenizer):
     manifests = {"train": {"u1": row("sad", "")}}
-    dataset = build_datasets(manifests, LABELS, None, tokenizer)["train"]
+    dataset = build_datasets(manifests, LABELS, None, TextInputs(tokenizer))[
+        "train"
+    ]
     assert tokenizer.decode(dataset[0]["tokens"]) == "<s></s>"
+
+
+class Told:
+    """In the place of a prompt: gives what it is told."""
+
+    def encode(self, text, speaker, context):
+        return text, speaker, context
 
 
 # Two dialogues that are alike but for who speaks; of each the turns 1, 4 and 5
@@ -232,8 +239,8 @@ DIALOGUES = {
 }
 
 
-def contexts(number):
-    """Row -> its turns before, in a data set with so many of them."""
+def told(number, speaker_in_prompt=True):
+    """Row -> speaker and turns before, in a data set with so many of them."""
     manifests = {
         split: {
             f"{name}{turn}": row("sad") | {"dialogue": name, "turn": turn}
@@ -241,23 +248,20 @@ def contexts(number):
         }
         for split, name in (("train", "p"), ("test", "q"))
     }
-    datasets = build_datasets(
-        manifests,
-        LABELS,
-        None,
-        None,
-        dialogues=DIALOGUES,
-        context_turns=number,
+    inputs = TextInputs(
+        prompt=Told(), context_turns=number, speaker_in_prompt=speaker_in_prompt
     )
+    datasets = build_datasets(manifests, LABELS, None, inputs, DIALOGUES)
     return {
-        item["id"]: item["context"]
+        item["id"]: item["prompt"][1:]
         for dataset in datasets.values()
         for item in dataset
     }
 
 
 def test_context_is_the_turns_before_oldest_first_of_no_class_or_every():
-    assert contexts(2) == {
+    contexts = {name: context for name, (_, context) in told(2).items()}
+    assert contexts == {
         "p1": [("Ross", "p zero")],
         "p4": [("Ross", "p zero"), ("Rachel", "p one")],
         "p5": [("Rachel", "p one"), ("Ross", "p four")],
@@ -269,31 +273,41 @@ def test_context_is_the_turns_before_oldest_first_of_no_class_or_every():
 
 @pytest.mark.parametrize("number", [0, 1, 2, 3, 100])
 def test_context_is_never_later_nor_of_another_dialogue(number):
-    for name, context in contexts(number).items():
-        told = {text for _, text in context}
+    for name, (_, context) in told(number).items():
+        texts = {text for _, text in context}
         before = {
             turn.text
             for turn in DIALOGUES[name[0]]
             if turn.text and turn.turn < int(name[1])
         }
-        assert told <= before
+        assert texts <= before
         assert len(context) == min(number, len(before))
 
 
-def test_context_comes_through_a_batch_as_it_is():
+def test_speakers_are_told_with_the_utterance_and_before_it_or_nowhere():
+    assert told(1)["p5"] == ("Ross", [("Ross", "p four")])
+    assert told(1, speaker_in_prompt=False)["p5"] == (None, [(None, "p four")])
+
+
+def test_prompts_come_through_a_batch_as_they_are(llm):
+    prompt = PromptTemplate("{labels}?", "{context}\n{text}\n<AUDIO>").bind(
+        load_tokenizer(llm), LABELS
+    )
     manifests = {
         "train": {
             "u0": row("sad") | {"turn": 0, "dialogue": "p"},
             "u1": row("sad") | {"turn": 5, "dialogue": "p"},
         }
     }
-    dataset = build_datasets(
-        manifests, LABELS, None, None, dialogues=DIALOGUES, context_turns=9
-    )["train"]
+    inputs = TextInputs(prompt=prompt, context_turns=9)
+    dataset = build_datasets(manifests, LABELS, None, inputs, DIALOGUES)[
+        "train"
+    ]
     batch = PaddedBatch([dataset[0], dataset[1]])
-    assert [list(map(tuple, context)) for context in batch.context] == [
-        [],
-        [("Ross", "p zero"), ("Rachel", "p one"), ("Ross", "p four")],
+    before = [("Ross", "p zero"), ("Rachel", "p one"), ("Ross", "p four")]
+    assert list(map(tuple, batch.prompt)) == [
+        prompt.encode("Oh no!", "Ross"),
+        prompt.encode("Oh no!", "Ross", before),
     ]
 
 
@@ -318,7 +332,8 @@ def test_training_labels_are_those_of_the_items(tmp_path, tokenizer):
     write_manifests(tmp_path / "manifests", splits, LABELS, {})
     train = tmp_path / "manifests/train.json"
     manifests = {"train": read_manifest(train, LABELS, tmp_path)}
-    dataset = build_datasets(manifests, LABELS, read_audio, tokenizer)["train"]
+    inputs = TextInputs(tokenizer)
+    dataset = build_datasets(manifests, LABELS, read_audio, inputs)["train"]
     assert training_labels(train, LABELS) == [0, 3]
     with pytest.raises(CorpusError, match="'happy', which is not one of"):
         training_labels(train, ["sad", "angry"])

@@ -26,11 +26,11 @@ from emoq_modules.dataio import (
     feature_extraction,
     feature_store,
 )
-from emoq_modules.dataio.datasets import build_datasets
+from emoq_modules.dataio.datasets import TextInputs, build_datasets
 from emoq_modules.dataio.feature_extraction import extract_features
 from emoq_modules.errors import FeatureStoreError
 from emoq_modules.lobes.audio_encoder import FrozenEncoder
-from emoq_modules.lobes.frames import round_trip
+from emoq_modules.lobes.pipeline import round_trip
 
 DIM = 4
 SHARD_BYTES = 2 * DIM * 50  # a few utterances
@@ -358,8 +358,7 @@ def test_frames_on_the_fly_have_their_audio_decoded_by_workers(rows):
         },
         ["sad"],
         read,
-        None,
-        max_text_tokens=8,
+        TextInputs(),
     )
     loader = DataLoader(
         datasets["train"], 4, num_workers=1, collate_fn=PaddedBatch

@@ -24,7 +24,7 @@ from emoq_modules import EmotionRecognizer
 from emoq_modules.errors import UnsafeYAMLError
 from emoq_modules.evaluation.metrics import MEASURES
 from emoq_modules.evaluation.results import read_predictions
-from emoq_modules.training.configuration import compose
+from emoq_modules.training.configuration import merge_presets
 from tests.corpus_folders import ROOT, all_rows, read_splits, write
 
 TEXT = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
@@ -196,7 +196,7 @@ def test_other_backbones_are_taken_by_name():
         f"hparams/presets/{name}.yaml" for name in ("wavlm_large", "smollm2")
     ]
     resolved = YAML().load(
-        compose("hparams/emoq_stage2.yaml", presets, "data_folder: /data")
+        merge_presets("hparams/emoq_stage2.yaml", presets, "data_folder: /data")
     )
     assert resolved["audio_encoder"]["source"] == "microsoft/wavlm-large"
     assert resolved["fusion"]["audio_dim"] == 1024
@@ -215,7 +215,7 @@ def test_a_llama_of_random_weights_gives_posteriors_and_its_adapter_learns(
     llama,
 ):
     decoder, loss = llama["decoder"], llama["loss"]
-    assert decoder.prompt.words_are_single_tokens
+    assert decoder.prompt.labels_are_single_tokens
     assert type(decoder.llm).__name__ == "LlamaForCausalLM"
     assert loss.isfinite()
     gradients = {

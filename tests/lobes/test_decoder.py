@@ -50,6 +50,11 @@ def embeddings():
     return torch.nn.functional.normalize(embeddings, dim=-1)
 
 
+def encode(decoder, texts=TEXTS, speakers=SPEAKERS, contexts=None):
+    """The prompts of the utterances above."""
+    return decoder.prompt.encode_batch(texts, speakers, contexts)
+
+
 def full_logits(decoder, embedding, text, speaker, answer=()):
     """Logits at every position of one unpadded sequence, (S, |V|)."""
     before, after = decoder.prompt.encode(text, speaker)
@@ -76,26 +81,26 @@ def test_loss_equals_the_full_computation(decoder, embeddings):
     for embedding, text, speaker, target in zip(
         embeddings, TEXTS, SPEAKERS, TARGETS.tolist(), strict=True
     ):
-        answer = [*decoder.prompt.words[target], decoder.prompt.end]
+        answer = [*decoder.prompt.label_ids[target], decoder.prompt.eos_id]
         log_probabilities = full_log_probabilities(
             decoder, embedding, text, speaker, answer
         )
         total -= 5 * log_probabilities[0] + 1 * log_probabilities[1]
         weights += 5 + 1
-    loss = decoder.loss(embeddings, TEXTS, SPEAKERS, TARGETS)
+    loss = decoder.loss(embeddings, encode(decoder), TARGETS)
     torch.testing.assert_close(loss, total / weights, atol=1e-5, rtol=1e-5)
     assert decoder.answer_weight(TARGETS) == weights
 
 
 def test_posteriors_equal_the_full_computation(decoder, embeddings):
-    rows = [word[0] for word in decoder.prompt.words]
+    rows = [word[0] for word in decoder.prompt.label_ids]
     expected = torch.stack(
         [
             full_logits(decoder, *item)[-1, rows].softmax(dim=-1)
             for item in zip(embeddings, TEXTS, SPEAKERS, strict=True)
         ]
     )
-    posteriors = decoder.posteriors(embeddings, TEXTS, SPEAKERS)
+    posteriors = decoder.posteriors(embeddings, encode(decoder))
     torch.testing.assert_close(posteriors, expected, atol=1e-5, rtol=1e-5)
 
 
@@ -118,73 +123,52 @@ def context_decoder(llm):
 def test_context_in_a_padded_batch_is_that_of_each_alone(
     context_decoder, embeddings
 ):
-    arguments = (TEXTS, SPEAKERS, CONTEXTS)
-    together = context_decoder.posteriors(embeddings, *arguments)
+    prompts = encode(context_decoder, contexts=CONTEXTS)
+    together = context_decoder.posteriors(embeddings, prompts)
     alone = torch.cat(
         [
-            context_decoder.posteriors(
-                embeddings[index : index + 1],
-                *(argument[index : index + 1] for argument in arguments),
-            )
-            for index in range(3)
+            context_decoder.posteriors(embedding[None], [prompt])
+            for embedding, prompt in zip(embeddings, prompts, strict=True)
         ]
     )
     torch.testing.assert_close(together, alone, atol=1e-5, rtol=1e-5)
-    without = context_decoder.posteriors(embeddings, TEXTS, SPEAKERS)
+    without = context_decoder.posteriors(embeddings, encode(context_decoder))
     moved = (together - without).abs().amax(dim=1)
     assert moved[1] < 1e-5 < 1e-3 < min(moved[0], moved[2])
 
 
-def test_every_way_into_the_decoder_takes_the_context(
-    context_decoder, embeddings
-):
-    arguments = (embeddings, TEXTS, SPEAKERS, TARGETS)
-    loss = context_decoder.loss(*arguments, contexts=CONTEXTS)
-    assert loss != context_decoder.loss(*arguments)
-    torch.testing.assert_close(
-        context_decoder(*arguments, contexts=CONTEXTS), loss
-    )
-    posteriors = context_decoder.posteriors(*arguments[:-1], contexts=CONTEXTS)
-    for both in (
-        context_decoder.loss_and_posteriors(*arguments, contexts=CONTEXTS),
-        context_decoder(*arguments, with_posteriors=True, contexts=CONTEXTS),
-    ):
-        torch.testing.assert_close(both[0], loss)
-        torch.testing.assert_close(both[1], posteriors, atol=1e-5, rtol=1e-5)
-
-
 def test_loss_and_posteriors_in_one_pass_equal_both(decoder, embeddings):
-    arguments = (embeddings, TEXTS, SPEAKERS)
-    loss, posteriors = decoder.loss_and_posteriors(*arguments, TARGETS)
+    arguments = (embeddings, encode(decoder))
+    loss, posteriors = decoder(*arguments, TARGETS)
     torch.testing.assert_close(loss, decoder.loss(*arguments, TARGETS))
     torch.testing.assert_close(
         posteriors, decoder.posteriors(*arguments), atol=1e-5, rtol=1e-5
     )
 
 
-def test_words_of_several_tokens_score_by_their_mean_log_probability(
+def test_labels_of_several_tokens_score_by_their_mean_log_probability(
     llm, embeddings
 ):
     labels = ["angry", "passive-aggressive", "sad"]
     decoder = make_decoder(llm, labels)
-    assert not decoder.prompt.words_are_single_tokens
-    arguments = (embeddings, TEXTS, SPEAKERS)
+    assert not decoder.prompt.labels_are_single_tokens
+    arguments = (embeddings, encode(decoder))
     expected = torch.stack(
         [
             torch.stack(
                 [
                     full_log_probabilities(decoder, *item, word).mean()
-                    for word in decoder.prompt.words
+                    for word in decoder.prompt.label_ids
                 ]
             ).softmax(dim=-1)
-            for item in zip(*arguments, strict=True)
+            for item in zip(embeddings, TEXTS, SPEAKERS, strict=True)
         ]
     )
     torch.testing.assert_close(
         decoder.posteriors(*arguments), expected, atol=1e-5, rtol=1e-5
     )
     targets = torch.tensor([1, 0, 2])
-    loss, posteriors = decoder.loss_and_posteriors(*arguments, targets)
+    loss, posteriors = decoder(*arguments, targets)
     torch.testing.assert_close(posteriors, expected, atol=1e-5, rtol=1e-5)
     torch.testing.assert_close(loss, decoder.loss(*arguments, targets))
 
@@ -194,16 +178,16 @@ def test_only_labeled_positions_meet_the_vocabulary(decoder, embeddings):
     hook = decoder.llm.get_output_embeddings().register_forward_hook(
         lambda module, inputs, output: seen.append(output.shape[:-1].numel())
     )
-    decoder.loss(embeddings, TEXTS, SPEAKERS, TARGETS)
+    decoder.loss(embeddings, encode(decoder), TARGETS)
     assert seen == [6], "two tokens for each of three answers"
-    decoder.posteriors(embeddings, TEXTS, SPEAKERS)
+    decoder.posteriors(embeddings, encode(decoder))
     assert seen == [6], "posteriors take rows of the layer, not the layer"
     hook.remove()
 
 
 def test_projector_and_lora_train_and_the_llm_does_not(decoder, embeddings):
     decoder.zero_grad()
-    decoder.loss(embeddings, TEXTS, SPEAKERS, TARGETS).backward()
+    decoder.loss(embeddings, encode(decoder), TARGETS).backward()
     training = {n for n, p in decoder.named_parameters() if p.requires_grad}
     with_gradient = {
         name
@@ -277,7 +261,7 @@ def test_gradient_checkpointing_changes_nothing(llm, decoder, embeddings):
     losses = []
     for each in (decoder, other):
         each.zero_grad()
-        loss = each.loss(embeddings, TEXTS, SPEAKERS, TARGETS)
+        loss = each.loss(embeddings, encode(each), TARGETS)
         loss.backward()
         losses.append((loss.item(), each.projector.linear.weight.grad.norm()))
     decoder.zero_grad()
@@ -287,9 +271,9 @@ def test_gradient_checkpointing_changes_nothing(llm, decoder, embeddings):
 
 def test_bfloat16_llm_trains_and_predicts(llm, embeddings):
     decoder = make_decoder(llm, dtype="bfloat16").train()
-    loss = decoder.loss(embeddings, TEXTS, SPEAKERS, TARGETS)
+    loss = decoder.loss(embeddings, encode(decoder), TARGETS)
     loss.backward()
-    posteriors = decoder.posteriors(embeddings, TEXTS, SPEAKERS)
+    posteriors = decoder.posteriors(embeddings, encode(decoder))
     assert loss.isfinite() and posteriors.dtype == torch.float32
     assert decoder.projector.linear.weight.grad.isfinite().all()
 
@@ -314,25 +298,25 @@ def test_other_families_equal_the_full_computation(llm, family, embeddings):
     expected = torch.stack(
         [
             full_logits(decoder, *item)[
-                -1, [word[0] for word in decoder.prompt.words]
+                -1, [word[0] for word in decoder.prompt.label_ids]
             ].softmax(dim=-1)
             for item in zip(embeddings, TEXTS, SPEAKERS, strict=True)
         ]
     )
-    posteriors = decoder.posteriors(embeddings, TEXTS, SPEAKERS)
+    posteriors = decoder.posteriors(embeddings, encode(decoder))
     torch.testing.assert_close(posteriors, expected, atol=1e-5, rtol=1e-5)
-    decoder.keeps_beginning = True
+    decoder.cache_prefix = True
     with torch.no_grad():
-        posteriors = decoder.posteriors(embeddings, TEXTS, SPEAKERS)
+        posteriors = decoder.posteriors(embeddings, encode(decoder))
     torch.testing.assert_close(posteriors, expected, atol=1e-5, rtol=1e-5)
 
 
 def test_text_only_prompt_needs_no_embeddings(llm):
     decoder = SoftPromptDecoder(llm, template(audio=""), LABELS).eval()
-    posteriors = decoder.posteriors(None, TEXTS, SPEAKERS)
+    posteriors = decoder.posteriors(None, encode(decoder))
     assert posteriors.shape == (3, 4)
     assert decoder.projector is None
-    assert decoder.loss(None, TEXTS, SPEAKERS, TARGETS).isfinite()
+    assert decoder.loss(None, encode(decoder), TARGETS).isfinite()
 
 
 def test_prompt_and_embedding_size_must_fit(llm):
@@ -372,11 +356,11 @@ def test_tokenizer_of_another_llm_is_refused(llm):
 
 def test_a_folder_may_be_given_as_a_path(llm, decoder, embeddings):
     same = make_decoder(Path(llm))
-    expected = decoder.posteriors(embeddings, TEXTS, SPEAKERS)
-    found = same.posteriors(embeddings, TEXTS, SPEAKERS)
+    expected = decoder.posteriors(embeddings, encode(decoder))
+    found = same.posteriors(embeddings, encode(same))
     torch.testing.assert_close(found, expected)
 
 
 def test_a_label_without_a_word_is_named(decoder, embeddings):
     with pytest.raises(ValueError, match="a label 4, but there are 4 emotion"):
-        decoder.loss(embeddings, TEXTS, SPEAKERS, torch.tensor([0, 4, 1]))
+        decoder.loss(embeddings, encode(decoder), torch.tensor([0, 4, 1]))

@@ -53,9 +53,6 @@ def batch(text_encoder):
                 "id": f"u{label}",
                 "audio": torch.randn(5 + label, DIM),
                 "tokens": torch.tensor(tokenizer(text).input_ids),
-                "text": text,
-                "speaker": "Ross",
-                "context": [],
                 "dialogue": "d",
                 "label": label,
             }
@@ -105,11 +102,9 @@ def test_steps_of_stage_2_are_where_the_model_is(
         fusion.output_dim,
     )
     brain = make_brain(
-        tmp_path,
-        Stage2Brain,
-        {"fusion": fusion, "decoder": decoder},
-        speaker_in_prompt=True,
+        tmp_path, Stage2Brain, {"fusion": fusion, "decoder": decoder}
     )
+    batch.prompt = decoder.prompt.encode_batch(TEXTS)
     check_steps(brain, batch, monkeypatch)
 
 

@@ -2,20 +2,20 @@
 
 import pytest
 import torch
-from test_decoder import (
+
+from emoq_modules.lobes.backbones import load_tokenizer
+from emoq_modules.lobes.packing import pack
+from tests.lobes.test_decoder import (
     DIM,
     LABELS,
-    SPEAKERS,
     TARGETS,
     TEXTS,
+    encode,
     make_decoder,
     template,
 )
 
-from emoq_modules.lobes.backbones import load_tokenizer
-from emoq_modules.lobes.packing import pack
-
-FILLER = 99
+PAD_ID = 99
 SEQUENCES = [[1, 2, 3], [1, 2, 4, 5, 6, 7, 8], [1, 2, 9, 10]]
 
 
@@ -33,38 +33,38 @@ def columns(packed, index, length, num_shared):
 def test_each_token_sees_what_comes_before_in_its_sequence_alone(
     num_shared, max_tokens
 ):
-    packed = pack(SEQUENCES, num_shared, max_tokens, FILLER)
+    packed = pack(SEQUENCES, num_shared, max_tokens, PAD_ID)
     for index, sequence in enumerate(SEQUENCES):
         row = packed.rows[index]
         own = columns(packed, index, len(sequence), num_shared)
         assert packed.tokens[row, own].tolist() == sequence
         assert packed.positions[row, own].tolist() == [*range(len(sequence))]
         for place, column in enumerate(own):
-            seen = packed.visible[row, 0, column].nonzero().flatten()
+            seen = packed.attention_mask[row, 0, column].nonzero().flatten()
             assert sorted(own[: place + 1]) == seen.tolist()
 
 
 def test_what_all_begin_with_is_there_once_a_row():
-    packed = pack(SEQUENCES, 2, 100, FILLER)
+    packed = pack(SEQUENCES, 2, 100, PAD_ID)
     assert packed.tokens.shape == (1, 2 + 1 + 5 + 2)
-    apart = pack(SEQUENCES, 2, 0, FILLER)
+    apart = pack(SEQUENCES, 2, 0, PAD_ID)
     assert apart.tokens.shape == (3, 7)
 
 
 def test_rows_are_about_equally_long():
     lengths = [9, 1, 1, 1, 1, 1, 1, 1, 1, 1]
-    packed = pack([[0] * length for length in lengths], 0, 9, FILLER)
+    packed = pack([[0] * length for length in lengths], 0, 9, PAD_ID)
     assert packed.tokens.shape == (2, 9)
 
 
 def test_padding_sees_something():
-    packed = pack(SEQUENCES, 2, 0, FILLER)
-    assert packed.visible.any(dim=-1).all()
+    packed = pack(SEQUENCES, 2, 0, PAD_ID)
+    assert packed.attention_mask.any(dim=-1).all()
 
 
 def test_prompts_of_a_template_begin_alike_and_go_on(llm):
     prompt = template().bind(load_tokenizer(llm), LABELS)
-    beginning = prompt.beginning
+    beginning = prompt.prefix_ids
     told = prompt.tokenizer.decode(beginning)
     assert told.startswith("<|im_start|>system\nName the emotion: angry")
     for text, speaker in [("", None), ("", "Ross"), ("Oh no.", None)]:
@@ -77,13 +77,13 @@ def test_template_without_fields_goes_on_after_its_beginning(llm):
     bare = type(template())("Name the emotion: {labels}.", "<AUDIO>")
     prompt = bare.bind(load_tokenizer(llm), LABELS)
     before, _ = prompt.encode()
-    assert prompt.beginning == before[:-1]
+    assert prompt.prefix_ids == before[:-1]
 
 
 def gradients(decoder, embeddings):
     """The loss, and the gradient of every parameter that trains."""
     decoder.zero_grad()
-    loss = decoder.loss(embeddings, TEXTS, SPEAKERS, TARGETS)
+    loss = decoder.loss(embeddings, encode(decoder), TARGETS)
     loss.backward()
     return loss, {
         name: parameter.grad.clone()
@@ -118,32 +118,31 @@ def test_lora_is_in_half_precision_where_autocast_says_so(llm):
             )
     embeddings = torch.randn(len(TEXTS), DIM)
     with torch.autocast("cpu", torch.bfloat16):
-        decoder.loss(embeddings, TEXTS, SPEAKERS, TARGETS)
+        decoder.loss(embeddings, encode(decoder), TARGETS)
     assert torch.bfloat16 in seen
     seen.clear()
-    decoder.loss(embeddings, TEXTS, SPEAKERS, TARGETS)
+    decoder.loss(embeddings, encode(decoder), TARGETS)
     assert set(seen) == {torch.float32}
 
 
 def test_eager_attention_sees_the_same(llm):
     decoder = make_decoder(llm)
     embeddings = torch.randn(len(TEXTS), DIM)
-    expected = decoder.posteriors(embeddings, TEXTS, SPEAKERS)
+    expected = decoder.posteriors(embeddings, encode(decoder))
     decoder.llm.set_attn_implementation("eager")
     torch.testing.assert_close(
-        decoder.posteriors(embeddings, TEXTS, SPEAKERS), expected
+        decoder.posteriors(embeddings, encode(decoder)), expected
     )
 
 
 @pytest.mark.parametrize("row_tokens", [0, 1024])
-def test_beginning_is_computed_once_where_weights_no_longer_change(
+def test_prefix_is_computed_once_where_weights_no_longer_change(
     llm, row_tokens
 ):
     decoder = make_decoder(llm, row_tokens=row_tokens)
     torch.manual_seed(1)
     batches = [
-        (torch.randn(size, DIM), TEXTS[:size], SPEAKERS[:size])
-        for size in (3, 1, 2)
+        (torch.randn(size, DIM), encode(decoder)[:size]) for size in (3, 1, 2)
     ]
     seen = []
     decoder.llm.base_model.layers[0].register_forward_pre_hook(
@@ -152,20 +151,20 @@ def test_beginning_is_computed_once_where_weights_no_longer_change(
     with torch.no_grad():
         expected = [decoder.posteriors(*batch) for batch in batches]
         whole, seen[:] = list(seen), []
-        decoder.keeps_beginning = True
+        decoder.cache_prefix = True
         found = [decoder.posteriors(*batch) for batch in batches]
     for one, other in zip(found, expected, strict=True):
         torch.testing.assert_close(one, other)
-    length = len(decoder.prompt.beginning)
+    length = len(decoder.prompt.prefix_ids)
     assert seen == [length, *(size - length for size in whole)]
 
 
-def test_beginning_is_not_kept_where_there_is_a_gradient(llm):
+def test_prefix_is_not_kept_where_there_is_a_gradient(llm):
     decoder = make_decoder(llm)
-    decoder.keeps_beginning = True
+    decoder.cache_prefix = True
     embeddings = torch.randn(len(TEXTS), DIM)
     _, kept = gradients(decoder, embeddings)
-    decoder.keeps_beginning = False
+    decoder.cache_prefix = False
     _, expected = gradients(decoder, embeddings)
     for name, gradient in kept.items():
         torch.testing.assert_close(gradient, expected[name])

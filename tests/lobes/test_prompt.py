@@ -4,7 +4,7 @@ import pytest
 from transformers import AutoTokenizer
 
 from emoq_modules import PromptTemplate
-from emoq_modules.training.configuration import compose, load
+from emoq_modules.training.configuration import Run, merge_presets
 
 SYSTEM = "Name the emotion: {labels}."
 USER = "Speaker: {speaker}\nTranscript: {text}\nVoice: <AUDIO>"
@@ -53,14 +53,14 @@ def test_qwen_prompt_has_exactly_these_token_ids(qwen, prompt):
         2269, 5956, 25,
     ]
     # fmt: on
-    assert prompt.words == [[6247], [12421]]
-    assert prompt.end == IM_END
+    assert prompt.label_ids == [[6247], [12421]]
+    assert prompt.eos_id == IM_END
 
 
 def test_each_emotion_word_is_one_token_of_qwen(qwen):
     prompt = PromptTemplate(SYSTEM, USER).bind(qwen, list(WORDS))
-    assert prompt.words == [[token] for token in WORDS.values()]
-    assert prompt.words_are_single_tokens
+    assert prompt.label_ids == [[token] for token in WORDS.values()]
+    assert prompt.labels_are_single_tokens
 
 
 def test_prompt_reads_like_the_chat_it_is(qwen, prompt):
@@ -159,10 +159,10 @@ def test_prompts_of_the_experiments_are_the_papers_but_for_their_context(
     qwen, preset
 ):
     presets = [f"hparams/presets/{preset}.yaml"] * bool(preset)
-    resolved = compose(
+    resolved = merge_presets(
         "hparams/emoq_stage2.yaml", presets, "data_folder: /data"
     )
-    ours = load(resolved, keys=["prompt"])["prompt"]
+    ours = Run(resolved).load("prompt")["prompt"]
     assert ours.has_context
     lines = {
         "": USER,

@@ -89,8 +89,8 @@ def test_both_ways_give_the_same_numbers(llm, tmp_path):
     embeddings = torch.randn(4, DIM)
     with torch.no_grad():
         assert torch.equal(
-            read.posteriors(embeddings, TEXTS),
-            built.posteriors(embeddings, TEXTS),
+            read.posteriors(embeddings, read.prompt.encode_batch(TEXTS)),
+            built.posteriors(embeddings, built.prompt.encode_batch(TEXTS)),
         )
 
 
@@ -113,7 +113,8 @@ def test_adapter_learns_and_the_base_stays(llm):
     embeddings = torch.nn.functional.normalize(torch.randn(4, DIM), dim=-1)
     losses = []
     for _ in range(6):
-        loss = decoder.loss(embeddings, TEXTS, None, torch.arange(4))
+        prompts = decoder.prompt.encode_batch(TEXTS)
+        loss = decoder.loss(embeddings, prompts, torch.arange(4))
         loss.backward()
         optimizer.step()
         optimizer.zero_grad()
@@ -134,9 +135,8 @@ def test_gradient_checkpointing_changes_no_gradient(llm):
         )
         decoder.train()
         torch.manual_seed(1)
-        decoder.loss(
-            torch.ones(4, DIM), TEXTS, None, torch.arange(4)
-        ).backward()
+        prompts = decoder.prompt.encode_batch(TEXTS)
+        decoder.loss(torch.ones(4, DIM), prompts, torch.arange(4)).backward()
         found.append(
             [p.grad for p in decoder.parameters() if p.grad is not None]
         )
@@ -146,7 +146,8 @@ def test_gradient_checkpointing_changes_no_gradient(llm):
 
 def test_training_goes_on_after_an_evaluation(llm):
     decoder = make_decoder(QWEN, tokenizer=llm)
-    batch = torch.ones(4, DIM), TEXTS, None, torch.arange(4)
+    prompts = decoder.prompt.encode_batch(TEXTS)
+    batch = torch.ones(4, DIM), prompts, torch.arange(4)
 
     def gradient():
         torch.manual_seed(1)

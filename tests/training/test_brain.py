@@ -1,9 +1,7 @@
 """The training loop: steps, learning rates, schedule, modes."""
 
 import pytest
-import speechbrain as sb
 import torch
-from speechbrain.dataio.batch import PaddedBatch
 from speechbrain.dataio.dataset import DynamicItemDataset
 from torch import nn
 
@@ -56,7 +54,6 @@ def stage_2(folder, llm, **changes):
         Stage2Brain,
         {"fusion": Fusion(), "decoder": decoder},
         labels=labels,
-        speaker_in_prompt=True,
         **changes,
     )
 
@@ -64,49 +61,15 @@ def stage_2(folder, llm, **changes):
 def test_accumulated_batches_step_as_one_big_batch_would(tmp_path, llm):
     # Seven utterances: two batches, two batches of other sizes, and what is
     # left at the end of the epoch; the answers' token weights differ too.
-    dataset = make_dataset(7)
     big = stage_2(tmp_path / "big", llm)
-    fit(big, dataset, [[0, 1, 2], [3, 4, 5], [6]])
+    prompt = big.hparams.decoder.prompt.encode("Leave me alone.")
+    dataset = make_dataset(7, prompt=prompt)
+    valid = make_dataset(3, prompt=prompt)
+    fit(big, dataset, [[0, 1, 2], [3, 4, 5], [6]], valid)
     small = stage_2(tmp_path / "small", llm, grad_accumulation_factor=2)
-    fit(small, dataset, [[0, 1], [2], [3], [4, 5], [6]])
+    fit(small, dataset, [[0, 1], [2], [3], [4, 5], [6]], valid)
     assert big.optimizer_step == small.optimizer_step == 3
     assert_same(weights(small), weights(big), atol=1e-5, rtol=1e-4)
-
-
-class Told(nn.Module):
-    """In the place of the decoder: returns what it is told."""
-
-    def forward(self, embeddings, texts, speakers, labels, **rest):
-        return speakers, rest["contexts"]
-
-
-@pytest.mark.parametrize(
-    ("speaker_in_prompt", "told"),
-    [
-        (True, (["Joey"], [[["Ross", "Oh no."], ["Rachel", "What?"]]])),
-        (False, (None, [[(None, "Oh no."), (None, "What?")]])),
-    ],
-)
-def test_speakers_are_told_with_the_utterance_and_before_it_or_nowhere(
-    tmp_path, speaker_in_prompt, told
-):
-    brain = make_brain(
-        tmp_path,
-        Stage2Brain,
-        {"decoder": Told()},
-        speaker_in_prompt=speaker_in_prompt,
-    )
-    batch = PaddedBatch(
-        [
-            {
-                "text": "Nothing.",
-                "speaker": "Joey",
-                "context": [("Ross", "Oh no."), ("Rachel", "What?")],
-                "label": 0,
-            }
-        ]
-    )
-    assert brain.compute_forward(batch, sb.Stage.TRAIN) == told
 
 
 def test_answers_of_different_length_have_different_weight(tmp_path, llm):
@@ -372,37 +335,6 @@ def test_frozen_encoder_stays_in_eval_mode_and_without_gradient(tmp_path):
     assert all(seen == ({False}, False) for seen in encoder.seen)
     assert torch.equal(encoder.layer.weight, before)
     assert encoder.layer.weight.grad is None
-
-
-def test_frames_on_the_fly_are_rounded_as_in_the_store(tmp_path):
-    brain = make_brain(tmp_path, store_precision="bf16")
-    brain.modules["encoder"] = WatchingEncoder()
-    batch = sb.dataio.batch.PaddedBatch([{"audio": torch.randn(9)}])
-    frames, _ = brain.audio_frames(batch, sb.Stage.VALID)
-    assert torch.equal(frames, frames.bfloat16().float())
-
-
-def test_each_waveform_is_augmented_by_itself_and_in_training_alone(tmp_path):
-    heard = []
-
-    def halve(wav):
-        heard.append(wav)
-        return wav[:, : wav.shape[1] // 2]
-
-    brain = make_brain(tmp_path, augment_audio=halve)
-    brain.modules["encoder"] = WatchingEncoder()
-    wavs = [torch.randn(9), torch.randn(4), torch.randn(6)]
-    batch = sb.dataio.batch.PaddedBatch([{"audio": wav} for wav in wavs])
-    frames, lens = brain.audio_frames(batch, sb.Stage.TRAIN)
-    assert all(
-        torch.equal(found[0], wav)
-        for found, wav in zip(heard, wavs, strict=True)
-    )
-    assert frames.shape[:2] == (3, 4)
-    assert (lens * 4).tolist() == [4, 2, 3]
-
-    frames, _ = brain.audio_frames(batch, sb.Stage.VALID)
-    assert frames.shape[1] == 9 and len(heard) == 3
 
 
 def test_no_checkpoint_is_made_between_two_steps(tmp_path):

@@ -8,11 +8,11 @@ import torch
 
 from emoq_modules.errors import ConfigurationError
 from emoq_modules.training.configuration import (
+    Run,
     change,
-    compose,
     differences,
-    known_options,
-    load,
+    load_hparams,
+    merge_presets,
 )
 
 ROOT = Path(__file__).parents[2]
@@ -54,7 +54,7 @@ def experiment(write):
 
 
 def plain(experiment, presets=(), options="data_folder: here"):
-    return load(compose(experiment, presets, options), keys=[])
+    return Run(merge_presets(experiment, presets, options)).hparams
 
 
 # --- What wins ----------------------------------------------------------------
@@ -121,7 +121,9 @@ def test_references_resolve_after_everything_is_laid_over(experiment, write):
 
 def test_tags_survive_and_make_objects(experiment, write):
     preset = write("a.yaml", "size: 5\nstore: !new:collections.Counter")
-    hparams = load(compose(experiment, [preset], "data_folder: here"))
+    hparams = load_hparams(
+        merge_presets(experiment, [preset], "data_folder: here")
+    )
     assert hparams["layer"].weight.shape == (3, 5)
     assert hparams["optimizer"].func is torch.optim.SGD
     assert hparams["optimizer"].keywords == {"lr": 0.1}
@@ -135,16 +137,16 @@ def test_plain_values_load_without_making_objects(experiment):
 
 
 def test_chosen_keys_are_made(experiment):
-    resolved = compose(experiment, (), "data_folder: here")
-    hparams = load(resolved, keys=["optimizer"])
+    resolved = merge_presets(experiment, (), "data_folder: here")
+    hparams = Run(resolved).load("optimizer")
     assert hparams["optimizer"].func is torch.optim.SGD
     assert "layer" not in hparams
 
 
 def test_a_composed_experiment_composes_to_itself(experiment, write):
-    resolved = compose(experiment, (), "data_folder: here\nrate: 1e-5")
-    assert compose(write("again.yaml", resolved)) == resolved
-    assert load(resolved, keys=[])["rate"] == 1e-5
+    resolved = merge_presets(experiment, (), "data_folder: here\nrate: 1e-5")
+    assert merge_presets(write("again.yaml", resolved)) == resolved
+    assert Run(resolved).hparams["rate"] == 1e-5
 
 
 # --- What is refused ----------------------------------------------------------
@@ -173,7 +175,7 @@ def test_a_composed_experiment_composes_to_itself(experiment, write):
 def test_what_is_wrong_is_named(experiment, write, preset, options, says):
     presets = [write("p.yaml", preset or "data_folder: here")]
     with pytest.raises(ConfigurationError, match=says):
-        compose(experiment, presets, options)
+        merge_presets(experiment, presets, options)
 
 
 @pytest.mark.parametrize(
@@ -188,36 +190,32 @@ def test_what_is_wrong_is_named(experiment, write, preset, options, says):
     ],
 )
 def test_an_object_that_cannot_be_made_is_named(experiment, store, says):
-    resolved = compose(experiment, (), f"data_folder: here\nstore: {store}")
+    resolved = merge_presets(
+        experiment, (), f"data_folder: here\nstore: {store}"
+    )
     with pytest.raises(ConfigurationError, match=says):
-        load(resolved)
+        load_hparams(resolved)
 
 
 def test_an_error_of_another_kind_keeps_its_traceback(experiment):
     store = "!apply:operator.getitem [{a: 1}, b]"
-    resolved = compose(experiment, (), f"data_folder: x\nstore: {store}")
+    resolved = merge_presets(experiment, (), f"data_folder: x\nstore: {store}")
     with pytest.raises(KeyError):
-        load(resolved)
+        load_hparams(resolved)
 
 
 @pytest.mark.parametrize("name", ["nowhere.yaml", "."])
 def test_a_file_that_cannot_be_read_is_named(tmp_path, name):
     with pytest.raises(ConfigurationError, match=name.replace(".", r"\.")):
-        compose(tmp_path / name)
+        merge_presets(tmp_path / name)
 
 
 def test_a_preset_in_the_place_of_the_experiment_is_told_apart(write):
     with pytest.raises(ConfigurationError, match="no experiment.*--preset"):
-        compose(write("p.yaml", "size: 3"))
+        merge_presets(write("p.yaml", "size: 3"))
 
 
 # --- Options ------------------------------------------------------------------
-
-
-def test_of_options_those_an_experiment_knows_can_be_taken(experiment):
-    known = known_options(experiment, "size: 3\nlora_rank: 8\nlabels: [a, b]")
-    assert plain(experiment, (), change(known, data_folder="x"))["size"] == 3
-    assert "lora_rank" not in known
 
 
 def test_options_can_be_changed(experiment):
@@ -227,8 +225,8 @@ def test_options_can_be_changed(experiment):
 
 
 def test_differences_name_the_keys_that_changed(experiment, write):
-    earlier = compose(experiment, (), "data_folder: here")
-    now = compose(
+    earlier = merge_presets(experiment, (), "data_folder: here")
+    now = merge_presets(
         experiment,
         [write("p.yaml", "layer: !new:torch.nn.Identity")],
         "data_folder: there",

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 from ruamel.yaml import YAML
 
-from emoq_modules.training.configuration import compose, differences, load
+from emoq_modules.training.configuration import Run, differences, merge_presets
 
 EXPERIMENTS = [f"hparams/emoq_stage{stage}.yaml" for stage in (1, 2)]
 PRESETS = sorted(
@@ -18,14 +18,16 @@ PRESETS = sorted(
 @pytest.mark.parametrize("experiment", EXPERIMENTS)
 @pytest.mark.parametrize("preset", PRESETS)
 def test_preset_fits_both_experiments(preset, experiment):
-    resolved = compose(experiment, [preset], "data_folder: /data")
+    resolved = merge_presets(experiment, [preset], "data_folder: /data")
     assert "!ref" not in resolved
 
 
 @pytest.mark.parametrize("preset", ["", *PRESETS])
 def test_experiments_of_a_preset_agree_on_the_corpus(preset):
     first, second = (
-        load(compose(e, [preset] * bool(preset), "data_folder: /data"), keys=[])
+        Run(
+            merge_presets(e, [preset] * bool(preset), "data_folder: /data")
+        ).hparams
         for e in EXPERIMENTS
     )
     for key in ("corpus", "labels", "folds", "manifest_folder", "variant"):
@@ -39,16 +41,14 @@ def test_experiments_of_a_preset_agree_on_the_corpus(preset):
 )
 def test_a_change_of_the_loss_is_a_variant_of_its_own(preset):
     for experiment in EXPERIMENTS:
-        values = load(
-            compose(experiment, [preset], "data_folder: /data"), keys=[]
-        )
-        assert values["variant"] == preset.stem
+        composed = merge_presets(experiment, [preset], "data_folder: /data")
+        assert Run(composed).hparams["variant"] == preset.stem
 
 
 def test_without_a_preset_it_is_meld_with_seven_classes():
     for experiment in EXPERIMENTS:
-        alone = compose(experiment, [], "data_folder: /data")
-        preset = compose(
+        alone = merge_presets(experiment, [], "data_folder: /data")
+        preset = merge_presets(
             experiment, ["recipes/MELD/meld7.yaml"], "data_folder: /data"
         )
         assert differences(preset, alone) == {}
@@ -56,14 +56,14 @@ def test_without_a_preset_it_is_meld_with_seven_classes():
 
 def test_the_layers_that_lora_adapts_are_an_option():
     options = "data_folder: /data\nlora_target_modules: [q_proj, v_proj]\n"
-    experiment = YAML().load(compose(EXPERIMENTS[1], [], options))
+    experiment = YAML().load(merge_presets(EXPERIMENTS[1], [], options))
     adapted = experiment["decoder"]["lora"]["target_modules"]
     assert adapted == ["q_proj", "v_proj"]
 
 
 def test_defaults_are_the_values_of_the_paper():
     first, second = (
-        YAML().load(compose(experiment, [], "data_folder: /data"))
+        YAML().load(merge_presets(experiment, [], "data_folder: /data"))
         for experiment in EXPERIMENTS
     )
     assert first["mal"]["scl"]["temperature"] == 0.07

@@ -9,7 +9,7 @@ from emoq_modules.errors import ConfigurationError
 from emoq_modules.lobes.decoder import PAPER_LORA
 from emoq_modules.training.ranks import own_rank
 from emoq_modules.training.sharding import shard_llm
-from tests.lobes.test_decoder import DIM, SPEAKERS, TARGETS, TEXTS, make_decoder
+from tests.lobes.test_decoder import DIM, TARGETS, encode, make_decoder
 
 EMBEDDINGS = torch.randn(3, DIM, generator=torch.Generator().manual_seed(1))
 # Of unlike length.
@@ -26,13 +26,14 @@ def new_decoder(llm, gradient_checkpointing):
 
 def run(decoder, share):
     """Loss and posteriors of a share, and the gradients."""
-    batch = [part[share] for part in (EMBEDDINGS, TEXTS, SPEAKERS, TARGETS)]
+    inner = getattr(decoder, "module", decoder)  # of DDP
+    batch = [part[share] for part in (EMBEDDINGS, encode(inner), TARGETS)]
     decoder.zero_grad()
-    loss = decoder(*batch)
+    loss, _ = decoder(*batch, with_posteriors=False)
     loss.backward()
     gradients = [p.grad for p in decoder.parameters() if p.requires_grad]
     with torch.no_grad():
-        _, posteriors = decoder(*batch, with_posteriors=True)
+        _, posteriors = decoder(*batch)
     return [loss.detach(), posteriors], gradients
 
 

@@ -1,0 +1,195 @@
+"""The one way from a batch to posteriors, in training and in recognition.
+
+::
+
+    batch.audio ──▶ encoder ──▶ rounding ──┐
+      (stored frames skip both)            ├──▶ fusion ──▶ e'_q ──┐
+    batch.tokens ──────────────────────────┘                      ├──▶ decoder
+    batch.prompt ─────────────────────────────────────────────────┘
+
+Frames that are computed on the fly are rounded as those of a store are, so that
+both give the same results.
+"""
+
+import torch
+from speechbrain.utils.data_utils import batch_pad_right
+
+DTYPES = {
+    "fp16": torch.float16,
+    "bf16": torch.bfloat16,
+    "fp32": torch.float32,
+}
+
+
+def embed(
+    modules, batch, store_precision, augment_audio=None, augment_frames=None
+):
+    """Computes the embeddings e'_q of a batch.
+
+    Arguments
+    ---------
+    modules : torch.nn.ModuleDict
+        ``fusion``, an ``EmoQFormer`` or what stands in its place, and
+        ``encoder``, a ``FrozenEncoder``, where the audio is waveforms.
+    batch : speechbrain.dataio.batch.PaddedBatch
+        Its ``audio`` holds stored frames ``(B, T, audio_dim)``, or waveforms at
+        16 kHz, ``(B, T)``, and its ``tokens`` those of the transcripts,
+        ``(B, L)``; each with relative lengths, and where the modules are.
+    store_precision : str
+        What frames are rounded to: fp16, bf16 or fp32.
+    augment_audio : callable | None
+        What changes a waveform, ``(1, T)``. Each is changed by itself, so that
+        a batch is as varied as an epoch.
+    augment_frames : callable | None
+        What changes the frames, ``(B, T, audio_dim)``.
+
+    Returns
+    -------
+    torch.Tensor | None
+        Embeddings, ``(B, d_h)``; None if there is no ``fusion``.
+    """
+    if "fusion" not in modules:
+        return None
+    audio, lens = batch.audio
+    if "encoder" in modules:
+        if augment_audio is not None:
+            audio, lens = _augmented(augment_audio, audio, lens)
+        audio, lens = modules["encoder"](audio, lens)
+        audio = round_trip(audio, store_precision)
+    frames = audio.float()
+    if augment_frames is not None:
+        frames = augment_frames(frames)
+    return modules["fusion"](frames, lens, *batch.tokens)
+
+
+def decode(modules, batch, labels=None, with_posteriors=True, **options):
+    """Computes what the LLM makes of a batch.
+
+    Arguments
+    ---------
+    modules : torch.nn.ModuleDict
+        As ``embed`` takes them, and ``decoder``, a ``SoftPromptDecoder``.
+    batch : speechbrain.dataio.batch.PaddedBatch
+        As ``embed`` takes it, and with ``prompt``, what
+        ``TokenizedPrompt.encode`` gives for each utterance.
+    labels : torch.Tensor | None
+        Class indices, ``(B,)``; None computes no loss.
+    with_posteriors : bool
+        Whether posteriors are wanted.
+    **options : dict
+        Further arguments of ``embed``.
+
+    Returns
+    -------
+    embeddings : torch.Tensor | None
+        ``(B, d_h)``; None if there is no ``fusion``.
+    loss : torch.Tensor | None
+        The loss of Eq. 7, a scalar.
+    posteriors : torch.Tensor | None
+        Posteriors of Eqs. 8 and 9, ``(B, C)``, float32.
+    """
+    embeddings = embed(modules, batch, **options)
+    loss, posteriors = modules["decoder"](
+        embeddings, batch.prompt, labels, with_posteriors
+    )
+    return embeddings, loss, posteriors
+
+
+def round_trip(frames, precision):
+    """Rounds frames as storing and loading them does.
+
+    What is computed on the fly goes through this, and so gives the same
+    results as what comes from a store.
+
+    Arguments
+    ---------
+    frames : torch.Tensor
+        Frames of any shape.
+    precision : str
+        fp16, bf16 or fp32.
+
+    Returns
+    -------
+    torch.Tensor
+        float32, of the same shape.
+
+    Raises
+    ------
+    ValueError
+        If a value does not fit the precision.
+
+    Example
+    -------
+    >>> round_trip(torch.tensor([1 / 3]), "fp16")
+    tensor([0.3333])
+    >>> round_trip(torch.tensor([1e6]), "fp16")
+    Traceback (most recent call last):
+    ...
+    ValueError: Frames of the audio encoder do not fit fp16...
+    """
+    return to_precision(frames, precision).float()
+
+
+def to_precision(frames, precision):
+    """Rounds frames to what the store keeps.
+
+    Arguments
+    ---------
+    frames : torch.Tensor
+        Frames of any shape.
+    precision : str
+        fp16, bf16 or fp32.
+
+    Returns
+    -------
+    torch.Tensor
+        Of that type.
+
+    Raises
+    ------
+    ValueError
+        If a value does not fit the precision.
+    """
+    frames = frames.to(dtype_of(precision))
+    if not torch.isfinite(frames).all():
+        raise ValueError(
+            f"Frames of the audio encoder do not fit {precision}: some are "
+            "infinite in it, or not numbers. Try store_precision bf16."
+        )
+    return frames
+
+
+def dtype_of(precision):
+    """The type of frames of a precision.
+
+    Arguments
+    ---------
+    precision : str
+        fp16, bf16 or fp32.
+
+    Returns
+    -------
+    torch.dtype
+        Of the same name.
+
+    Raises
+    ------
+    ValueError
+        If there is no such precision.
+    """
+    if precision not in DTYPES:
+        raise ValueError(
+            f"The precision of a feature store is one of {', '.join(DTYPES)}; "
+            f"it is {precision!r}."
+        )
+    return DTYPES[precision]
+
+
+def _augmented(augment, wavs, lens):
+    counts = (lens * wavs.shape[1]).round().long().tolist()
+    augmented = [
+        augment(wav[None, :count])[0]
+        for wav, count in zip(wavs, counts, strict=True)
+    ]
+    wavs, lens = batch_pad_right(augmented)
+    return wavs, lens.to(wavs.device)

@@ -1,0 +1,93 @@
+"""The one way from a batch to posteriors."""
+
+import pytest
+import torch
+from speechbrain.dataio.batch import PaddedBatch
+from torch import nn
+
+from emoq_modules.lobes.audio_encoder import FrozenEncoder
+from emoq_modules.lobes.pipeline import decode, embed, round_trip
+
+
+class Encoder(FrozenEncoder):
+    """A frame a sample, of 3 values."""
+
+    def __init__(self):
+        super().__init__(3, {"class": "Encoder"})
+        self.layer = nn.Linear(1, 3)
+
+    def encode(self, wavs, samples):
+        frames = self.layer(wavs.unsqueeze(2))
+        return [f[:count] for f, count in zip(frames, samples, strict=True)]
+
+
+class Given(nn.Module):
+    """In the place of a module: returns what it is given."""
+
+    def forward(self, *given):
+        return given
+
+
+@pytest.fixture
+def modules():
+    return nn.ModuleDict({"encoder": Encoder(), "fusion": Given()})
+
+
+def batch(*wavs):
+    one = torch.tensor([0, 2])
+    return PaddedBatch([{"audio": wav, "tokens": one} for wav in wavs])
+
+
+def test_frames_on_the_fly_are_rounded_as_in_the_store(modules):
+    wavs = batch(torch.randn(9))
+    frames, *_ = embed(modules, wavs, "bf16")
+    assert torch.equal(frames, frames.bfloat16().float())
+    exact, _ = modules["encoder"](*wavs.audio)
+    assert torch.equal(frames, round_trip(exact, "bf16"))
+
+
+def test_stored_frames_are_taken_as_they_are(modules):
+    del modules["encoder"]
+    stored = torch.randn(9, 3)
+    frames, lens, *tokens = embed(modules, batch(stored), "fp16")
+    assert torch.equal(frames[0], stored) and lens.tolist() == [1]
+    assert tokens[0].tolist() == [[0, 2]]
+
+
+def test_each_waveform_is_augmented_by_itself(modules):
+    heard = []
+
+    def halve(wav):
+        heard.append(wav)
+        return wav[:, : wav.shape[1] // 2]
+
+    wavs = [torch.randn(9), torch.randn(4), torch.randn(6)]
+    frames, lens, *_ = embed(modules, batch(*wavs), "fp32", halve)
+    for found, wav in zip(heard, wavs, strict=True):
+        assert torch.equal(found[0], wav)
+    assert frames.shape[:2] == (3, 4)
+    assert (lens * 4).tolist() == [4, 2, 3]
+
+
+def test_frames_are_augmented_all_together(modules):
+    frames, *_ = embed(
+        modules, batch(torch.randn(9)), "fp32", augment_frames=torch.zeros_like
+    )
+    assert not frames.any()
+
+
+def test_without_fusion_there_is_no_embedding_and_the_decoder_is_told_so():
+    class Decoder(nn.Module):
+        def forward(self, *given):
+            return None, given
+
+    modules = nn.ModuleDict({"decoder": Decoder()})
+    prompts = PaddedBatch([{"prompt": ([1], [2])}])
+    embeddings, _, given = decode(modules, prompts, store_precision="fp16")
+    assert embeddings is None
+    assert given == (None, prompts.prompt, None, True)
+
+
+def test_values_that_a_precision_cannot_hold_are_refused():
+    with pytest.raises(ValueError, match="do not fit fp16.*Try.*bf16"):
+        round_trip(torch.tensor([1e6]), "fp16")
