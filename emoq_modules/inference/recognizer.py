@@ -1,7 +1,5 @@
 """The trained system at work: from a recording to posteriors of emotions."""
 
-from functools import partial
-
 import torch
 from speechbrain.dataio.batch import PaddedBatch
 from speechbrain.inference.interfaces import Pretrained
@@ -100,10 +98,9 @@ class EmotionRecognizer(Pretrained):
 
         Raises
         ------
-        BackboneError, CheckpointError, SourceError
-            If the source, or something in it, is missing or damaged.
-        UnsafeYAMLError
-            If the YAML names other code, and the source is not trusted.
+        EmoQError
+            If the source, or something in it, is missing or damaged, or its
+            YAML names other code and is not trusted.
         """
         fetching = ("savedir", "local_strategy", "fetch_config")
         folder, overrides = open_source(
@@ -157,18 +154,18 @@ class EmotionRecognizer(Pretrained):
         if wav_lens is None:
             wav_lens = torch.ones(number)
         counts = (wav_lens * wavs.shape[1]).round().long().tolist()
-        recordings = map(
-            partial(Recording, None),
+        rows = zip(
+            wavs,
+            counts,
             texts or [""] * number,
             speakers or [None] * number,
             contexts or [()] * number,
+            strict=True,
         )
         posteriors = self._posteriors(
             [
-                Segment(recording, samples=wav[:count])
-                for recording, wav, count in zip(
-                    recordings, wavs, counts, strict=True
-                )
+                Segment(Recording(None, *words), samples=wav[:count])
+                for wav, count, *words in rows
             ]
         )
         score = calibrated(posteriors, self.hparams.temperature)
@@ -339,27 +336,13 @@ class EmotionRecognizer(Pretrained):
     def prompt_text(self, text=None, speaker=None, context=None):
         """The prompt as the LLM sees it, with ``<AUDIO>`` for the voice.
 
-        Arguments
-        ---------
-        text : str | None
-            As of ``classify_file``; so are the others.
-        speaker : str | None
-            Who said it.
-        context : list of tuple | None
-            Speaker and text of the turns before.
-
-        Returns
-        -------
-        str
+        Takes the arguments of ``classify_file`` but for the path.
         """
-        before, after = self._prompt_ids(
-            Recording(None, text, speaker, context or ())
-        )
+        parts = self._prompt_ids(Recording(None, text, speaker, context or ()))
         prompt = self.mods.decoder.prompt
-        before, after = map(prompt.tokenizer.decode, (before, after))
-        return (
-            f"{before}<AUDIO>{after}" if prompt.template.has_audio else before
-        )
+        before, after = map(prompt.tokenizer.decode, parts)
+        audio = "<AUDIO>" * prompt.template.has_audio
+        return f"{before}{audio}{after}"
 
     def _recognizing(self, batch_size, abstain_below):
         if abstain_below is None:
@@ -384,12 +367,8 @@ class EmotionRecognizer(Pretrained):
 
     def _transcribed(self, segments, asr):
         """The segments, those that lack a text with what was heard in them."""
-        transcribe = self.asr
-        if asr is not None:
-            transcribe = load_transcriber(asr, self.device)
-        return (
-            segments if transcribe is None else with_texts(segments, transcribe)
-        )
+        asr = self.asr if asr is None else load_transcriber(asr, self.device)
+        return segments if asr is None else with_texts(segments, asr)
 
     def _posteriors(self, segments):
         """Posteriors of segments with samples, ``(B, C)``."""

@@ -19,12 +19,8 @@ from emoq_modules.lobes.packing import pack
 from emoq_modules.lobes.projector import Projector
 
 # LoRA of the paper; on which layers and with which alpha, it does not say.
-PAPER_LORA = {
-    "r": 16,
-    "lora_alpha": 32,
-    "lora_dropout": 0.1,
-    "target_modules": "all-linear",
-}
+PAPER_LORA = {"r": 16, "lora_alpha": 32, "lora_dropout": 0.1}
+PAPER_LORA |= {"target_modules": "all-linear"}
 
 
 class SoftPromptDecoder(nn.Module):
@@ -141,11 +137,8 @@ class SoftPromptDecoder(nn.Module):
             for module in llm.modules()
             if hasattr(module, "cast_input_dtype_enabled")
         ]
-        self.projector = None
-        if embedding_dim is not None:
-            self.projector = Projector(
-                embedding_dim, llm.get_input_embeddings().weight
-            )
+        words = llm.get_input_embeddings().weight
+        self.projector = embedding_dim and Projector(embedding_dim, words)
 
     def forward(self, embeddings, prompts, labels=None, with_posteriors=True):
         """Computes loss and posteriors, in one pass where labels are one token.

@@ -4,6 +4,7 @@ What both do (gradient accumulation, clipping, schedule, checkpoints, metrics)
 is in ``EmoQBrain``; a stage adds what it computes and minimizes.
 """
 
+import math
 import os
 import time
 from operator import attrgetter
@@ -19,7 +20,7 @@ from transformers import SchedulerType, get_scheduler
 from emoq_modules.errors import CheckpointError, ConfigurationError
 from emoq_modules.evaluation.metrics import MEASURES, EmotionStats
 from emoq_modules.lobes.weights import load_trainable
-from emoq_modules.training.distributed import join, own_batches
+from emoq_modules.training.distributed import join, rank_batches
 from emoq_modules.training.ranks import own_rank, world_size
 
 logger = get_logger(__name__)
@@ -73,19 +74,9 @@ class EmoQBrain(sb.Brain):
     def loss_weight(self, batch):
         """Weight of a batch in the mean over accumulated batches.
 
-        Arguments
-        ---------
-        batch : speechbrain.dataio.batch.PaddedBatch
-            A batch of the training set.
-
-        Returns
-        -------
-        float
-            Here the number of its utterances.
+        Here the number of its utterances; a stage may have another.
         """
         return len(batch.id)
-
-    # --- one batch -----------------------------------------------------------
 
     def make_dataloader(self, dataset, stage, **kwargs):
         """Makes a data loader, which has a generator of its own.
@@ -93,21 +84,9 @@ class EmoQBrain(sb.Brain):
         Otherwise starting to iterate draws from torch's generator, and a
         resumed epoch, which starts once more, would go another way. In
         training on several ranks SpeechBrain shares the utterances out among
-        them; in evaluation a rank gets its batches of ``own_batches``.
+        them; in evaluation a rank gets its batches of ``rank_batches``.
 
-        Arguments
-        ---------
-        dataset : torch.utils.data.Dataset
-            The utterances.
-        stage : sb.Stage
-            What they are for.
-        **kwargs : dict
-            Arguments of ``sb.Brain.make_dataloader``, such as ``batch_size``.
-
-        Returns
-        -------
-        torch.utils.data.DataLoader
-            SpeechBrain's ``SaveableDataLoader``.
+        Takes the arguments of ``sb.Brain.make_dataloader``.
         """
         kwargs.setdefault("generator", torch.Generator())
         # From there a batch goes to the GPU while it is at the one before.
@@ -121,7 +100,7 @@ class EmoQBrain(sb.Brain):
                 dataset, seed=os.environ.get("SB_GLOBAL_SEED", 0)
             )
         if stage != sb.Stage.TRAIN and world_size() > 1:
-            kwargs["batch_sampler"] = own_batches(
+            kwargs["batch_sampler"] = rank_batches(
                 len(dataset), kwargs.pop("batch_size", 1)
             )
         loader = super().make_dataloader(dataset, stage, **kwargs)
@@ -138,20 +117,8 @@ class EmoQBrain(sb.Brain):
         Unlike SpeechBrain's, the mean over accumulated batches is weighted by
         what is in each, and the last batches of an epoch count too.
 
-        Arguments
-        ---------
-        batch : speechbrain.dataio.batch.PaddedBatch
-            A batch of the training set.
-
-        Returns
-        -------
-        torch.Tensor
-            The loss of the batch, a scalar on the CPU without a gradient.
-
-        Raises
-        ------
-        ValueError
-            If losses were not finite more often than ``nonfinite_patience``.
+        Takes the arguments of ``sb.Brain.fit_batch``, and returns the loss of
+        the batch, a scalar on the CPU without a gradient.
         """
         last = self.step == self.batches_per_epoch
         should_step = last or self.step % self.grad_accumulation_factor == 0
@@ -211,8 +178,6 @@ class EmoQBrain(sb.Brain):
         )
         return due and self.accumulated_weight == 0
 
-    # --- start and end -------------------------------------------------------
-
     def on_fit_start(self):
         """Forgets which epoch was loaded: the weights are about to change."""
         if own_rank() > 0:
@@ -225,19 +190,13 @@ class EmoQBrain(sb.Brain):
         """Measures the weights of the best epoch; ``stats`` holds the result.
 
         ``tested_embeddings`` holds the embeddings, ``(d_h,)`` each, in the
-        order of ``stats``; it is empty where there is no audio.
+        order of ``stats``; it is empty where there is no audio. Takes the
+        arguments of ``sb.Brain.evaluate``, and
 
         Arguments
         ---------
-        test_set : torch.utils.data.Dataset | torch.utils.data.DataLoader
-            The utterances.
-        *args : tuple
-            Further arguments of ``sb.Brain.evaluate``.
         split : str
             What the log calls the set: ``valid`` or ``test``.
-        **kwargs : dict
-            Further arguments of ``sb.Brain.evaluate``, such as
-            ``test_loader_kwargs``.
 
         Returns
         -------
@@ -255,17 +214,7 @@ class EmoQBrain(sb.Brain):
     def evaluate_batch(self, batch, stage):
         """Evaluates a batch; keeps its loss and where it begins in ``stats``.
 
-        Arguments
-        ---------
-        batch : speechbrain.dataio.batch.PaddedBatch
-            A batch of the validation or test set.
-        stage : sb.Stage
-            What the batch is for.
-
-        Returns
-        -------
-        torch.Tensor
-            The loss of the batch, a scalar on the CPU without a gradient.
+        Takes and returns what ``sb.Brain.evaluate_batch`` does.
         """
         first = len(self.stats.ids)
         loss = super().evaluate_batch(batch, stage)
@@ -314,10 +263,9 @@ class EmoQBrain(sb.Brain):
             ]
         )
         self.optimizers_dict = {"optimizer": self.optimizer}
-        steps_per_epoch = -(
-            -self.batches_per_epoch // self.grad_accumulation_factor
+        steps = self.hparams.epoch_counter.limit * math.ceil(
+            self.batches_per_epoch / self.grad_accumulation_factor
         )
-        steps = steps_per_epoch * self.hparams.epoch_counter.limit
         self.schedule = get_scheduler(
             self.hparams.scheduler,
             self.optimizer,
@@ -337,12 +285,7 @@ class EmoQBrain(sb.Brain):
     def on_stage_start(self, stage, epoch=None):
         """Starts new statistics.
 
-        Arguments
-        ---------
-        stage : sb.Stage
-            What begins.
-        epoch : int | None
-            Of no meaning here; SpeechBrain passes it.
+        Takes the arguments of ``sb.Brain.on_stage_start``.
         """
         self.stats = EmotionStats(self.hparams.labels)
         self.tested_embeddings = []
@@ -352,18 +295,10 @@ class EmoQBrain(sb.Brain):
             self.epoch_started = time.perf_counter()
 
     def on_stage_end(self, stage, stage_loss, epoch=None):
-        """Logs the epoch or test; of an epoch also saves a checkpoint.
+        """Logs the epoch or test, and saves a checkpoint after an epoch.
 
         An epoch ends with its validation, whose score the checkpoint has.
-
-        Arguments
-        ---------
-        stage : sb.Stage
-            What ends.
-        stage_loss : float
-            The mean loss of this rank's batches.
-        epoch : int | None
-            The epoch; None after a test.
+        Takes the arguments of ``sb.Brain.on_stage_end``.
         """
         if stage == sb.Stage.TRAIN:
             self.train_loss = float(stage_loss)
@@ -373,12 +308,12 @@ class EmoQBrain(sb.Brain):
                 self.stats, self.tested_embeddings, self.evaluated
             )
             stage_loss = fmean(losses)
-        figures = {"loss": float(stage_loss)}
-        figures.update({key: self.stats.summarize(key) for key in MEASURES})
+        metrics = {"loss": float(stage_loss)}
+        metrics.update({key: self.stats.summarize(key) for key in MEASURES})
         if stage == sb.Stage.TEST:
             self.hparams.train_logger.log_stats(
                 {"epoch loaded": self.loaded_epoch},
-                **{f"{self.evaluated_split}_stats": figures},
+                **{f"{self.evaluated_split}_stats": metrics},
             )
             return
         rate = max(self.schedule.get_last_lr())
@@ -388,15 +323,15 @@ class EmoQBrain(sb.Brain):
                 "lr": rate,
                 "seconds": time.perf_counter() - self.epoch_started,
                 "train_loss": self.train_loss,
-                **{f"valid_{key}": value for key, value in figures.items()},
+                **{f"valid_{key}": value for key, value in metrics.items()},
             }
         )
         self.hparams.train_logger.log_stats(
             {"epoch": epoch, "lr": rate},
             train_stats={"loss": self.train_loss},
-            valid_stats=figures,
+            valid_stats=metrics,
         )
-        score = self._score(figures, epoch)
+        score = self._score(metrics, epoch)
         self.hparams.epoch_counter.update_metric(score)
         self.checkpointer.save_and_keep_only(
             meta={"epoch": epoch, "score": score},
@@ -405,7 +340,7 @@ class EmoQBrain(sb.Brain):
             importance_keys=[],
         )
 
-    def _score(self, figures, epoch):
+    def _score(self, metrics, epoch):
         """Scores an epoch by ``selection_metric``: the higher, the better.
 
         It is at most 0. Of positive scores, SpeechBrain's early stopping takes
@@ -414,19 +349,13 @@ class EmoQBrain(sb.Brain):
         metric = self.hparams.selection_metric
         if metric == "last":
             return float(epoch - self.hparams.epoch_counter.limit)
-        return -figures["loss"] if metric == "loss" else figures[metric] - 100
+        return -metrics["loss"] if metric == "loss" else metrics[metric] - 100
 
     def on_evaluate_start(self, max_key=None, min_key=None):
         """Loads the weights of the best epoch, and nothing else with them.
 
         What is there from the evaluation of another set is not loaded again.
-
-        Arguments
-        ---------
-        max_key : str | None
-            Of no meaning here; SpeechBrain passes it.
-        min_key : str | None
-            Of no meaning here; SpeechBrain passes it.
+        The arguments are unused; part of SpeechBrain's interface.
 
         Raises
         ------

@@ -61,24 +61,7 @@ class Run:
         return Path(self.hparams["output_folder"])
 
     def load(self, *keys):
-        """Makes its objects.
-
-        Arguments
-        ---------
-        *keys : str
-            Make these alone, which may refer to plain values; none makes all.
-
-        Returns
-        -------
-        dict
-            Objects and plain values, by their keys.
-
-        Raises
-        ------
-        ConfigurationError
-            If what a value names does not exist, or does not take its
-            arguments.
-        """
+        """Makes its objects as ``load_hparams``, or those of some keys."""
         if not keys:
             return load_hparams(self.hparams_yaml)
         return load_hparams(_dump({key: self._tree[key] for key in keys}))
@@ -197,19 +180,7 @@ def load_hparams(hparams_yaml):
 
 
 def change(options, **values):
-    """Sets values of options.
-
-    Arguments
-    ---------
-    options : str
-        YAML of top-level keys.
-    **values : dict
-        Keys and their new values.
-
-    Returns
-    -------
-    str
-        YAML of all.
+    """Sets values of options, which are YAML of top-level keys.
 
     Example
     -------
@@ -257,12 +228,7 @@ def read_options(experiment, arguments):
 
 
 def differences(now, earlier):
-    """Finds the top-level keys whose values differ between two YAMLs.
-
-    Arguments
-    ---------
-    now, earlier : str
-        Two composed experiments.
+    """Finds the keys whose values differ between two composed experiments.
 
     Returns
     -------
@@ -338,23 +304,7 @@ def _chosen_folds(folds, tree):
 
 
 def read_keys(path):
-    """Reads the keys of an experiment or preset, as YAML nodes.
-
-    Arguments
-    ---------
-    path : str or Path
-        The file.
-
-    Returns
-    -------
-    dict
-        Each key with its node.
-
-    Raises
-    ------
-    ConfigurationError
-        If the file is missing, or no YAML with keys.
-    """
+    """Reads the keys of an experiment or preset, as YAML nodes."""
     path = Path(path)
     try:
         content = YAML().load(path.read_text(encoding="utf-8"))
