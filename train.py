@@ -12,14 +12,14 @@ import argparse
 import sys
 
 import torch.distributed as dist
-from speechbrain.utils.distributed import ddp_init_group, if_main_process
+from speechbrain.utils.distributed import if_main_process
 from transformers.utils import logging as transformers_logging
 
 from emoq_modules.commands.options import exit_status
 from emoq_modules.training.configuration import read_options
 from emoq_modules.training.describe import describe
+from emoq_modules.training.distributed import init_ranks
 from emoq_modules.training.experiment import run_folds
-from emoq_modules.training.rank_watch import watch_ranks
 
 
 def main(arguments=None):
@@ -57,11 +57,8 @@ def main(arguments=None):
     if own.describe:
         print(describe(own.experiment, own.preset, options))
         return
-    ddp_init_group(run_opts)
-    with watch_ranks():
-        summary = run_folds(
-            own.experiment, own.preset, options, own.fold, run_opts
-        )
+    init_ranks(run_opts)
+    summary = run_folds(own.experiment, own.preset, options, own.fold, run_opts)
     if if_main_process():
         print(summary)
     if dist.is_initialized():

@@ -22,8 +22,12 @@ from emoq_modules.evaluation.metrics import MEASURES, EmotionStats
 from emoq_modules.lobes.frames import round_trip
 from emoq_modules.lobes.pooling import length_mask
 from emoq_modules.lobes.weights import load_trainable
-from emoq_modules.training.distributed import join, own_batches
-from emoq_modules.training.ranks import own_rank, world_size
+from emoq_modules.training.distributed import (
+    join,
+    own_rank,
+    rank_batches,
+    world_size,
+)
 
 logger = get_logger(__name__)
 
@@ -131,7 +135,7 @@ class EmoQBrain(sb.Brain):
         Otherwise starting to iterate draws from torch's generator, and a
         resumed epoch, which starts once more, would go another way. In
         training on several ranks SpeechBrain shares the utterances out among
-        them; in evaluation a rank gets its batches of ``own_batches``.
+        them; in evaluation a rank gets its batches of ``rank_batches``.
 
         Arguments
         ---------
@@ -159,7 +163,7 @@ class EmoQBrain(sb.Brain):
                 dataset, seed=os.environ.get("SB_GLOBAL_SEED", 0)
             )
         if stage != sb.Stage.TRAIN and world_size() > 1:
-            kwargs["batch_sampler"] = own_batches(
+            kwargs["batch_sampler"] = rank_batches(
                 len(dataset), kwargs.pop("batch_size", 1)
             )
         loader = super().make_dataloader(dataset, stage, **kwargs)

@@ -38,7 +38,7 @@ from emoq_modules.dataio.files import (
 )
 from emoq_modules.errors import CheckpointError
 from emoq_modules.lobes.weights import load_trainable, save_trainable
-from emoq_modules.training.ranks import own_rank, world_size
+from emoq_modules.training.distributed import own_rank, world_size
 
 logger = get_logger(__name__)
 

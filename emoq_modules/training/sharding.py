@@ -17,7 +17,7 @@ from torch.nn.parallel import DistributedDataParallel
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from emoq_modules.errors import ConfigurationError
-from emoq_modules.training.ranks import world_size
+from emoq_modules.training.distributed import world_size
 
 logger = get_logger(__name__)
 
