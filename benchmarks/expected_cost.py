@@ -20,8 +20,9 @@ from pathlib import Path
 import numpy as np
 import torch
 from speechbrain.utils.data_utils import batch_pad_right
+from torch.utils.flop_counter import FlopCounterMode
 
-from benchmarks.machine import count_operations, operation_counter
+from benchmarks.machine import count_operations
 from benchmarks.memory import kept_for_backward
 from emoq_modules.commands.options import exit_status
 from emoq_modules.errors import ConfigurationError
@@ -213,7 +214,7 @@ def _inputs(hparams, batch, tokenizers):
 
 def _count(step, modules, train):
     with (
-        operation_counter() as counter,
+        FlopCounterMode(display=False) as counter,
         kept_for_backward(modules) as kept,
         torch.autocast("cpu", torch.bfloat16),
         torch.set_grad_enabled(train),

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import torch
 from safetensors import SafetensorError
+from speechbrain.dataio.dataio import length_to_mask
 from speechbrain.integrations.huggingface.hubert import HuBERT
 from speechbrain.integrations.huggingface.wav2vec2 import Wav2Vec2
 from speechbrain.integrations.huggingface.wavlm import WavLM
@@ -101,12 +102,11 @@ class FrozenEncoder(nn.Module):
         ValueError
             If an utterance has no sample, or samples that are not finite.
         """
-        samples = (wav_lens * wavs.shape[1]).round().long().tolist()
+        counts = (wav_lens * wavs.shape[1]).round().long()
+        samples = counts.tolist()
         wavs = wavs[:, : max(samples)].float()
-        past = torch.arange(wavs.shape[1], device=wavs.device) >= torch.tensor(
-            samples, device=wavs.device
-        ).unsqueeze(1)
-        wavs = wavs.masked_fill(past, 0.0)
+        inside = length_to_mask(counts, wavs.shape[1], device=wavs.device)
+        wavs = wavs.masked_fill(inside == 0, 0.0)
         sound = torch.isfinite(wavs).all(dim=1).tolist()
         for index, (count, is_sound) in enumerate(
             zip(samples, sound, strict=True)
@@ -215,7 +215,7 @@ class HuggingFaceEncoder(FrozenEncoder):
                 f"There is no layer {layer} in {origin['source']}: it has "
                 f"{config.num_hidden_layers}. -1 is the model's output."
             )
-        identity = {"class": type(self).__name__, "version": 1, **origin}
+        identity = {"class": type(self).__name__, "version": 2, **origin}
         if precision != "fp32":
             identity["precision"] = precision
         super().__init__(config.hidden_size, {**identity, "layer": layer})
@@ -224,9 +224,6 @@ class HuggingFaceEncoder(FrozenEncoder):
             if config.do_stable_layer_norm:  # it follows the last layer
                 model.encoder.layer_norm = nn.Identity()
         self.model = model.to(_DTYPES[precision])
-        for part in self.model.modules():
-            if type(part) is nn.Linear:
-                part.__class__ = _Linear
         self.do_normalize = do_normalize
         # A group norm's statistics run over time, so also over padding.
         self.one_by_one = config.feat_extract_norm == "group"
@@ -267,10 +264,9 @@ class HuggingFaceEncoder(FrozenEncoder):
         wavs = nn.functional.pad(wavs, (0, max(0, shortfall)))
         counts = torch.tensor(samples, device=wavs.device)
         counts = counts.clamp(min=self.receptive_field)
-        positions = torch.arange(wavs.shape[1], device=wavs.device)
         output = self.model(
             wavs.to(self.model.dtype),
-            attention_mask=(positions < counts.unsqueeze(1)).long(),
+            attention_mask=length_to_mask(counts, wavs.shape[1]),
             output_hidden_states=self.num_layers is not None,
         )
         counts = self.model._get_feat_extract_output_lengths(counts).tolist()
@@ -280,46 +276,6 @@ class HuggingFaceEncoder(FrozenEncoder):
         """Takes of the model's output what stands for each utterance."""
         frames = output.last_hidden_state.float()  # (B, T', dim)
         return [f[:count] for f, count in zip(frames, counts, strict=True)]
-
-
-class _Linear(nn.Linear):
-    """The same product, which on a CPU oneDNN computes.
-
-    Of itself torch takes MKL there, which is slower on processors that are not
-    Intel's.
-    """
-
-    def forward(self, x):
-        """Computes the product.
-
-        Arguments
-        ---------
-        x : torch.Tensor
-            ``(*, in_features)``
-
-        Returns
-        -------
-        torch.Tensor
-            ``(*, out_features)``
-        """
-        if x.is_cpu and x.dtype == torch.float32 and has_onednn():
-            return torch.ops.mkldnn._linear_pointwise(
-                x, self.weight, self.bias, "none", [], ""
-            )
-        return super().forward(x)
-
-
-def has_onednn():
-    """Tells whether torch was built with oneDNN, and may use it.
-
-    Returns
-    -------
-    bool
-        False where oneDNN is switched off, too.
-    """
-    return (
-        torch.backends.mkldnn.is_available() and torch.backends.mkldnn.enabled
-    )
 
 
 _DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
