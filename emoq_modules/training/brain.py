@@ -20,7 +20,6 @@ from transformers import SchedulerType, get_scheduler
 from emoq_modules.errors import CheckpointError, ConfigurationError
 from emoq_modules.evaluation.metrics import MEASURES, EmotionStats
 from emoq_modules.lobes.frames import round_trip
-from emoq_modules.lobes.pooling import length_mask
 from emoq_modules.lobes.weights import load_trainable
 from emoq_modules.training.distributed import (
     join,
@@ -80,9 +79,10 @@ class EmoQBrain(sb.Brain):
 
     def _augmented(self, wavs, lens):
         """Changes each waveform by itself: a batch is as varied as an epoch."""
+        counts = (lens.float() * wavs.shape[1]).round().int()
         augmented = [
-            self.hparams.augment_audio(wav[None, inside])[0]
-            for wav, inside in zip(wavs, length_mask(wavs, lens), strict=True)
+            self.hparams.augment_audio(wav[None, :count])[0]
+            for wav, count in zip(wavs, counts, strict=True)
         ]
         wavs, lens = batch_pad_right(augmented)
         return wavs, lens.to(wavs.device)
