@@ -27,7 +27,7 @@ from benchmarks.memory import kept_for_backward
 from emoq_modules.commands.options import exit_status
 from emoq_modules.errors import ConfigurationError
 from emoq_modules.lobes.backbones import load_tokenizer
-from emoq_modules.lobes.quantization import BYTES_PER_WEIGHT
+from emoq_modules.lobes.llm import BYTES_PER_WEIGHT
 from emoq_modules.training.configuration import change
 from emoq_modules.training.describe import build_untrained, model_parts
 
