@@ -1,9 +1,8 @@
-"""The ranks of a run: how they start, who evaluates what, and what all found.
+"""The ranks of a run: how they start, and how they share an evaluation.
 
-Evaluation is shared among ranks, with the results of one process. The batches
-are those of one process, and so is every figure that is measured on them. Ranks
-take them in turn. All take equally many, as modules may meet in their forward
-pass: what is left over at the end is computed twice and counted once.
+Its batches are those of one process, and so are the results. Ranks take them in
+turn, and equally many, as modules may meet in their forward pass: what is left
+over at the end is computed twice and counted once.
 """
 
 import os
@@ -23,11 +22,10 @@ def init_ranks(run_opts):
     """Joins the processes that torchrun has started, and does nothing in one.
 
     A rank that dies ends the run. torchrun's agent ends the others of its node
-    within seconds. Those of other nodes end at the next collective, at once
-    where the connection has closed, as it does with a process, and otherwise,
-    as after a loss of power, when they have waited for an hour, or as many
-    seconds as the environment variable ``EMOQ_TIMEOUT_S`` says. SpeechBrain's
-    ``ddp_init_group`` has them wait for two hours, and takes no other time.
+    within seconds. Those of other nodes end at the next collective: at once if
+    the connection has closed, or else, as after a loss of power, when they have
+    waited for an hour, or for the seconds of the environment variable
+    ``EMOQ_TIMEOUT_S``. SpeechBrain's ``ddp_init_group`` has two hours, always.
 
     Arguments
     ---------
@@ -91,10 +89,8 @@ def rank_batches(size, batch_size):
     >>> rank_batches(5, 2)
     [[0, 1], [2, 3], [4]]
     """
-    batches = [
-        list(range(first, min(first + batch_size, size)))
-        for first in range(0, size, batch_size)
-    ]
+    order = list(range(size))
+    batches = [order[k : k + batch_size] for k in range(0, size, batch_size)]
     return [
         batches[(first + own_rank()) % len(batches)]
         for first in range(0, len(batches), world_size())
@@ -122,10 +118,10 @@ def join(stats, embeddings, evaluated):
     losses : list of float
         Of each batch, in the same order.
     """
-    firsts, losses = zip(*evaluated, strict=True)
     own = []
-    for loss, *ends in zip(losses, firsts, [*firsts[1:], None], strict=True):
-        part = slice(*ends)
+    ends = [first for first, _ in evaluated[1:]] + [None]
+    for (first, loss), end in zip(evaluated, ends, strict=True):
+        part = slice(first, end)
         measured = (
             stats.ids[part],
             torch.stack(stats.posteriors[part]),

@@ -96,19 +96,9 @@ class EpochTensorboardLogger(TensorboardLogger):
 
 
 class RunLogger(FileTrainLogger):
-    """What YAMLs of version 0.1 name: ``train_log.txt`` in a run's folder.
+    """What YAMLs of version 0.1 name: a run's ``train_log.txt``.
 
-    Arguments
-    ---------
-    output_folder : str
-        The run's folder.
-    logger : str | None
-        None; of others there is a preset now.
-
-    Raises
-    ------
-    ConfigurationError
-        If another logger is asked for.
+    Raises a ``ConfigurationError`` if another logger is asked for.
     """
 
     def __init__(self, output_folder, logger=None):
