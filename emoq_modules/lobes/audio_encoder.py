@@ -12,19 +12,12 @@ from pathlib import Path
 import torch
 from safetensors import SafetensorError
 from speechbrain.dataio.dataio import length_to_mask
-from speechbrain.integrations.huggingface.hubert import HuBERT
-from speechbrain.integrations.huggingface.wav2vec2 import Wav2Vec2
-from speechbrain.integrations.huggingface.wavlm import WavLM
 from torch import nn
 from torch.nn.utils.rnn import pad_sequence
-from transformers import AutoConfig, AutoModel
+from transformers import AutoConfig, AutoFeatureExtractor, AutoModel
 
 from emoq_modules.errors import BackboneError
-from emoq_modules.lobes.backbones import (
-    check_complete,
-    fingerprint,
-    local_folder,
-)
+from emoq_modules.lobes.backbones import fingerprint, local_folder
 
 
 class FrozenEncoder(nn.Module):
@@ -141,12 +134,12 @@ class FrozenEncoder(nn.Module):
 
 
 class HuggingFaceEncoder(FrozenEncoder):
-    """HuBERT, WavLM or wav2vec 2.0, from Hugging Face through SpeechBrain.
+    """HuBERT, WavLM or wav2vec 2.0, from Hugging Face.
 
-    Of SpeechBrain's wrapper the loading is used and not the ``forward``, which
-    normalizes the waveforms of a batch with their padding. Here each is
-    normalized by itself, and models whose first convolution is normalized over
-    time (HuBERT-base, for one) take the utterances one by one.
+    SpeechBrain's wrappers normalize the waveforms of a batch with their
+    padding. Here each is normalized by itself, and models whose first
+    convolution is normalized over time (HuBERT-base, for one) take the
+    utterances one by one.
 
     Arguments
     ---------
@@ -279,7 +272,7 @@ class HuggingFaceEncoder(FrozenEncoder):
 
 
 _DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
-_WRAPPERS = {"hubert": HuBERT, "wav2vec2": Wav2Vec2, "wavlm": WavLM}
+_FAMILIES = "hubert", "wav2vec2", "wavlm"
 
 
 def _build(values):
@@ -295,24 +288,31 @@ def _build(values):
 
 
 def _load(source, revision, save_path):
-    """Loads a model through SpeechBrain's wrapper."""
+    """Loads a model and its weights, all of them."""
     folder = local_folder(
         source,
         revision,
         needs=("config.json", "preprocessor_config.json"),
         cache_dir=save_path,
     )
-    family = AutoConfig.from_pretrained(folder).model_type
-    _check_family(family, source)
+    _check_family(AutoConfig.from_pretrained(folder).model_type, source)
     try:
-        wrapper = _WRAPPERS[family](folder, save_path=folder, freeze=True)
-        # That weight stands in for masked frames, in pre-training alone.
-        check_complete(folder, unused={"masked_spec_embed"})
+        model, report = AutoModel.from_pretrained(
+            folder, output_loading_info=True
+        )
     except (SafetensorError, RuntimeError) as error:
         raise BackboneError(
             f"The weights in {folder} cannot be loaded ({error}). Delete the "
             f"folder and download {source} again."
         ) from error
+    # That weight stands in for masked frames, in pre-training alone.
+    missing = set(report["missing_keys"]) - {"masked_spec_embed"}
+    if missing:
+        raise BackboneError(
+            f"{folder} lacks {len(missing)} of the weights that its "
+            f"config.json asks for, for one {min(missing)}. It is not the "
+            "folder of a pre-trained model."
+        )
     is_folder = Path(source).expanduser().is_dir()
     origin = {
         "source": Path(folder).resolve().name if is_folder else source,
@@ -320,14 +320,15 @@ def _load(source, revision, save_path):
         "revision": None if is_folder else Path(folder).name,
         "weights": fingerprint(folder),
     }
-    return wrapper.model, wrapper.normalize_wav, origin
+    extractor = AutoFeatureExtractor.from_pretrained(folder)
+    return model, extractor.do_normalize, origin
 
 
 def _check_family(family, source):
-    if family not in _WRAPPERS:
+    if family not in _FAMILIES:
         raise BackboneError(
             f"{source} is of the family {family!r}; HuggingFaceEncoder knows "
-            f"{', '.join(_WRAPPERS)}."
+            f"{', '.join(_FAMILIES)}."
         )
 
 

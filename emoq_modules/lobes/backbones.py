@@ -17,7 +17,7 @@ from huggingface_hub import (
     try_to_load_from_cache,
 )
 from huggingface_hub.utils import HFValidationError, validate_repo_id
-from transformers import AutoConfig, AutoModel, AutoTokenizer
+from transformers import AutoConfig, AutoTokenizer
 
 from emoq_modules.errors import BackboneError
 
@@ -270,34 +270,6 @@ def weight_files(folder):
             shards = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
             return [folder / shard for shard in sorted(set(shards.values()))]
     return []
-
-
-def check_complete(folder, unused=()):
-    """Refuses a folder where weights are missing, which would be random ones.
-
-    Arguments
-    ---------
-    folder : str or Path
-        A folder written by ``save_pretrained``.
-    unused : set of str
-        Names of parameters that may be missing.
-
-    Raises
-    ------
-    BackboneError
-        If others are missing.
-    """
-    # On the meta device names and shapes are read, and nothing else.
-    _, report = AutoModel.from_pretrained(
-        folder, device_map="meta", output_loading_info=True
-    )
-    missing = set(report["missing_keys"]) - set(unused)
-    if missing:
-        raise BackboneError(
-            f"{folder} lacks {len(missing)} of the weights that its "
-            f"config.json asks for, for one {min(missing)}. It is not the "
-            "folder of a pre-trained model."
-        )
 
 
 def fingerprint(folder):
