@@ -12,14 +12,14 @@ import argparse
 import sys
 
 import torch.distributed as dist
-from speechbrain.utils.distributed import ddp_init_group, if_main_process
+from speechbrain.utils.distributed import if_main_process
 from transformers.utils import logging as transformers_logging
 
 from emoq_modules.commands.options import exit_status
 from emoq_modules.training.configuration import plan_runs, read_options
 from emoq_modules.training.describe import describe
+from emoq_modules.training.distributed import init_ranks
 from emoq_modules.training.experiment import run_folds
-from emoq_modules.training.rank_watch import watch_ranks
 
 
 def main(arguments=None):
@@ -60,9 +60,8 @@ def main(arguments=None):
     runs = plan_runs(
         own.experiment, own.preset, options, own.fold, run_opts["debug"]
     )
-    ddp_init_group(run_opts)
-    with watch_ranks():
-        summary = run_folds(runs, run_opts)
+    init_ranks(run_opts)
+    summary = run_folds(runs, run_opts)
     if if_main_process():
         print(summary)
     if dist.is_initialized():

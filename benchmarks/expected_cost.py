@@ -20,13 +20,14 @@ from pathlib import Path
 import numpy as np
 import torch
 from speechbrain.utils.data_utils import batch_pad_right
+from torch.utils.flop_counter import FlopCounterMode
 
-from benchmarks.machine import count_operations, operation_counter
+from benchmarks.machine import count_operations
 from benchmarks.memory import kept_for_backward
 from emoq_modules.commands.options import exit_status
 from emoq_modules.errors import ConfigurationError
 from emoq_modules.lobes.backbones import load_tokenizer
-from emoq_modules.lobes.quantization import BYTES_PER_WEIGHT
+from emoq_modules.lobes.llm import BYTES_PER_WEIGHT
 from emoq_modules.training.configuration import change
 from emoq_modules.training.describe import build_untrained, model_parts
 
@@ -214,7 +215,7 @@ def _inputs(hparams, batch, tokenizers):
 
 def _count(step, modules, train):
     with (
-        operation_counter() as counter,
+        FlopCounterMode(display=False) as counter,
         kept_for_backward(modules) as kept,
         torch.autocast("cpu", torch.bfloat16),
         torch.set_grad_enabled(train),

@@ -2,7 +2,6 @@
 
 from functools import partial
 from itertools import count
-from unittest.mock import patch
 
 import torch
 from safetensors.torch import load_file
@@ -13,7 +12,6 @@ from benchmarks.rows import compare, share
 from emoq_modules.dataio.audio import SAMPLE_RATE, read_audio
 from emoq_modules.dataio.feature_extraction import extract_features
 from emoq_modules.dataio.feature_store import FeatureStore
-from emoq_modules.lobes import audio_encoder
 
 _OTHER_BATCH_S = 60.0
 _COUNTED_S = 10  # of audio, whose operations are counted
@@ -84,7 +82,7 @@ def extraction_rows(stage, rows, repetitions, ceiling):
         partial(theirs, in_order),
         repetitions,
     )
-    yield from _levers(ours, in_order, repetitions, on_gpu)
+    yield from _levers(ours, in_order, repetitions)
     seconds = sum(r["duration"] for r in rows.values())
     yield share(
         "feature extraction: audio / time it takes",
@@ -106,7 +104,7 @@ def extraction_rows(stage, rows, repetitions, ceiling):
     )
 
 
-def _levers(ours, paths, repetitions, on_gpu):
+def _levers(ours, paths, repetitions):
     """What parts of the extraction are worth by themselves."""
     yield compare(
         f"feature extraction: batches as they are / of {_OTHER_BATCH_S:.0f} s",
@@ -114,18 +112,6 @@ def _levers(ours, paths, repetitions, on_gpu):
         partial(ours, max_batch_seconds=_OTHER_BATCH_S),
         repetitions,
     )
-    if not on_gpu:
-
-        def by_torch():
-            with patch.object(audio_encoder, "has_onednn", lambda: False):
-                ours()
-
-        yield compare(
-            "feature extraction: products by oneDNN / as torch chooses",
-            ours,
-            by_torch,
-            repetitions,
-        )
 
     def read():
         for path in paths:

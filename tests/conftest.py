@@ -13,7 +13,7 @@ from huggingface_hub import constants
 
 import train
 from emoq_modules.lobes.small_backbones import build_llm, build_text_encoder
-from emoq_modules.training.rank_watch import watch_ranks
+from emoq_modules.training.distributed import init_ranks
 
 # The models are tiny: more threads would only get in each other's way.
 torch.set_num_threads(1)
@@ -85,43 +85,48 @@ def use_hub(monkeypatch):
     return use
 
 
+def free_port():
+    """A port of this machine at which nobody listens."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return free.getsockname()[1]
+
+
 @pytest.fixture
 def no_hub(use_hub):
     """There is nobody at the hub's address."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        use_hub(f"http://127.0.0.1:{free.getsockname()[1]}")
+    use_hub(f"http://127.0.0.1:{free_port()}")
 
 
-def _run_rank(rank, size, folder, work):
-    dist.init_process_group(
-        "gloo",
-        init_method=f"file://{folder}/rendezvous",
-        rank=rank,
-        world_size=size,
-    )
-    with watch_ranks():
-        work()
+def _run_rank(rank, size, port, work):
+    os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank)}
+    os.environ |= {"WORLD_SIZE": str(size)}
+    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    init_ranks({"distributed_backend": "gloo"})
+    work()
+    dist.destroy_process_group()
 
 
 @pytest.fixture
-def start_ranks(tmp_path, monkeypatch):
+def start_ranks():
     """Starts ranks that do some work, and gives their exit codes.
 
-    Without torchrun's agents: so it is with a rank on each of several nodes.
+    Without torchrun's agents: so it is with a rank on each of several nodes. A
+    rank that fails is not waited for by others, whose code may then be None.
     """
-    monkeypatch.setenv("MASTER_ADDR", "127.0.0.1")
     context = multiprocessing.get_context("fork")
     processes = []
 
     def start(size, work):
+        port = free_port()
         for rank in range(size):
-            args = (rank, size, tmp_path, work)
+            args = (rank, size, port, work)
             processes.append(context.Process(target=_run_rank, args=args))
             processes[-1].start()
         deadline = time.monotonic() + 60
         codes = [None]
-        while None in codes and time.monotonic() < deadline:
+        while None in codes and not any(codes):
+            assert time.monotonic() < deadline, codes
             time.sleep(0.02)
             codes = [process.exitcode for process in processes]
         return codes

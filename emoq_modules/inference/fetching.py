@@ -5,7 +5,6 @@ it is, its YAML becomes a local file first, is checked, and only then goes to
 SpeechBrain, which executes it.
 """
 
-from fnmatch import fnmatch
 from pathlib import Path
 
 from huggingface_hub import try_to_load_from_cache
@@ -128,14 +127,7 @@ def _snapshot(name, hparams_file, config):
     # Less is there after a download that was interrupted.
     if folder and not config.allow_updates and find_fault(folder) is None:
         return folder
-    return download(
-        name,
-        lambda files: [
-            file for file in files if any(fnmatch(file, p) for p in _PATTERNS)
-        ],
-        token=config.token,
-        **where,
-    )
+    return download(name, _PATTERNS, token=config.token, **where)
 
 
 def _check_folder(folder, hparams_file):

@@ -11,19 +11,13 @@ from pathlib import Path
 
 import torch
 from safetensors import SafetensorError
-from speechbrain.integrations.huggingface.hubert import HuBERT
-from speechbrain.integrations.huggingface.wav2vec2 import Wav2Vec2
-from speechbrain.integrations.huggingface.wavlm import WavLM
+from speechbrain.dataio.dataio import length_to_mask
 from torch import nn
 from torch.nn.utils.rnn import pad_sequence
-from transformers import AutoConfig, AutoModel
+from transformers import AutoConfig, AutoFeatureExtractor, AutoModel
 
 from emoq_modules.errors import BackboneError
-from emoq_modules.lobes.backbones import (
-    check_complete,
-    fingerprint,
-    local_folder,
-)
+from emoq_modules.lobes.backbones import fingerprint, local_folder
 
 
 class FrozenEncoder(nn.Module):
@@ -101,12 +95,11 @@ class FrozenEncoder(nn.Module):
         ValueError
             If an utterance has no sample, or samples that are not finite.
         """
-        samples = (wav_lens * wavs.shape[1]).round().long().tolist()
+        counts = (wav_lens * wavs.shape[1]).round().long()
+        samples = counts.tolist()
         wavs = wavs[:, : max(samples)].float()
-        past = torch.arange(wavs.shape[1], device=wavs.device) >= torch.tensor(
-            samples, device=wavs.device
-        ).unsqueeze(1)
-        wavs = wavs.masked_fill(past, 0.0)
+        inside = length_to_mask(counts, wavs.shape[1], device=wavs.device)
+        wavs = wavs.masked_fill(inside == 0, 0.0)
         sound = torch.isfinite(wavs).all(dim=1).tolist()
         for index, (count, is_sound) in enumerate(
             zip(samples, sound, strict=True)
@@ -141,12 +134,12 @@ class FrozenEncoder(nn.Module):
 
 
 class HuggingFaceEncoder(FrozenEncoder):
-    """HuBERT, WavLM or wav2vec 2.0, from Hugging Face through SpeechBrain.
+    """HuBERT, WavLM or wav2vec 2.0, from Hugging Face.
 
-    Of SpeechBrain's wrapper the loading is used and not the ``forward``, which
-    normalizes the waveforms of a batch with their padding. Here each is
-    normalized by itself, and models whose first convolution is normalized over
-    time (HuBERT-base, for one) take the utterances one by one.
+    SpeechBrain's wrappers normalize the waveforms of a batch with their
+    padding. Here each is normalized by itself, and models whose first
+    convolution is normalized over time (HuBERT-base, for one) take the
+    utterances one by one.
 
     Arguments
     ---------
@@ -215,7 +208,7 @@ class HuggingFaceEncoder(FrozenEncoder):
                 f"There is no layer {layer} in {origin['source']}: it has "
                 f"{config.num_hidden_layers}. -1 is the model's output."
             )
-        identity = {"class": type(self).__name__, "version": 1, **origin}
+        identity = {"class": type(self).__name__, "version": 2, **origin}
         if precision != "fp32":
             identity["precision"] = precision
         super().__init__(config.hidden_size, {**identity, "layer": layer})
@@ -224,9 +217,6 @@ class HuggingFaceEncoder(FrozenEncoder):
             if config.do_stable_layer_norm:  # it follows the last layer
                 model.encoder.layer_norm = nn.Identity()
         self.model = model.to(_DTYPES[precision])
-        for part in self.model.modules():
-            if type(part) is nn.Linear:
-                part.__class__ = _Linear
         self.do_normalize = do_normalize
         # A group norm's statistics run over time, so also over padding.
         self.one_by_one = config.feat_extract_norm == "group"
@@ -267,10 +257,9 @@ class HuggingFaceEncoder(FrozenEncoder):
         wavs = nn.functional.pad(wavs, (0, max(0, shortfall)))
         counts = torch.tensor(samples, device=wavs.device)
         counts = counts.clamp(min=self.receptive_field)
-        positions = torch.arange(wavs.shape[1], device=wavs.device)
         output = self.model(
             wavs.to(self.model.dtype),
-            attention_mask=(positions < counts.unsqueeze(1)).long(),
+            attention_mask=length_to_mask(counts, wavs.shape[1]),
             output_hidden_states=self.num_layers is not None,
         )
         counts = self.model._get_feat_extract_output_lengths(counts).tolist()
@@ -282,48 +271,8 @@ class HuggingFaceEncoder(FrozenEncoder):
         return [f[:count] for f, count in zip(frames, counts, strict=True)]
 
 
-class _Linear(nn.Linear):
-    """The same product, which on a CPU oneDNN computes.
-
-    Of itself torch takes MKL there, which is slower on processors that are not
-    Intel's.
-    """
-
-    def forward(self, x):
-        """Computes the product.
-
-        Arguments
-        ---------
-        x : torch.Tensor
-            ``(*, in_features)``
-
-        Returns
-        -------
-        torch.Tensor
-            ``(*, out_features)``
-        """
-        if x.is_cpu and x.dtype == torch.float32 and has_onednn():
-            return torch.ops.mkldnn._linear_pointwise(
-                x, self.weight, self.bias, "none", [], ""
-            )
-        return super().forward(x)
-
-
-def has_onednn():
-    """Tells whether torch was built with oneDNN, and may use it.
-
-    Returns
-    -------
-    bool
-        False where oneDNN is switched off, too.
-    """
-    return (
-        torch.backends.mkldnn.is_available() and torch.backends.mkldnn.enabled
-    )
-
-
 _DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
-_WRAPPERS = {"hubert": HuBERT, "wav2vec2": Wav2Vec2, "wavlm": WavLM}
+_FAMILIES = "hubert", "wav2vec2", "wavlm"
 
 
 def _build(values):
@@ -339,24 +288,31 @@ def _build(values):
 
 
 def _load(source, revision, save_path):
-    """Loads a model through SpeechBrain's wrapper."""
+    """Loads a model and its weights, all of them."""
     folder = local_folder(
         source,
         revision,
         needs=("config.json", "preprocessor_config.json"),
         cache_dir=save_path,
     )
-    family = AutoConfig.from_pretrained(folder).model_type
-    _check_family(family, source)
+    _check_family(AutoConfig.from_pretrained(folder).model_type, source)
     try:
-        wrapper = _WRAPPERS[family](folder, save_path=folder, freeze=True)
-        # That weight stands in for masked frames, in pre-training alone.
-        check_complete(folder, unused={"masked_spec_embed"})
+        model, report = AutoModel.from_pretrained(
+            folder, output_loading_info=True
+        )
     except (SafetensorError, RuntimeError) as error:
         raise BackboneError(
             f"The weights in {folder} cannot be loaded ({error}). Delete the "
             f"folder and download {source} again."
         ) from error
+    # That weight stands in for masked frames, in pre-training alone.
+    missing = set(report["missing_keys"]) - {"masked_spec_embed"}
+    if missing:
+        raise BackboneError(
+            f"{folder} lacks {len(missing)} of the weights that its "
+            f"config.json asks for, for one {min(missing)}. It is not the "
+            "folder of a pre-trained model."
+        )
     is_folder = Path(source).expanduser().is_dir()
     origin = {
         "source": Path(folder).resolve().name if is_folder else source,
@@ -364,14 +320,15 @@ def _load(source, revision, save_path):
         "revision": None if is_folder else Path(folder).name,
         "weights": fingerprint(folder),
     }
-    return wrapper.model, wrapper.normalize_wav, origin
+    extractor = AutoFeatureExtractor.from_pretrained(folder)
+    return model, extractor.do_normalize, origin
 
 
 def _check_family(family, source):
-    if family not in _WRAPPERS:
+    if family not in _FAMILIES:
         raise BackboneError(
             f"{source} is of the family {family!r}; HuggingFaceEncoder knows "
-            f"{', '.join(_WRAPPERS)}."
+            f"{', '.join(_FAMILIES)}."
         )
 
 

@@ -8,7 +8,6 @@ do where it is not.
 
 import hashlib
 import json
-import os
 from pathlib import Path
 
 from huggingface_hub import (
@@ -18,13 +17,18 @@ from huggingface_hub import (
     try_to_load_from_cache,
 )
 from huggingface_hub.utils import HFValidationError, validate_repo_id
-from transformers import AutoConfig, AutoModel, AutoTokenizer
+from transformers import AutoConfig, AutoTokenizer
 
 from emoq_modules.errors import BackboneError
 
 # A hub that does not answer would otherwise be waited for without end.
 _PATIENCE_S = 5
 _WEIGHTS = ("model.safetensors", "pytorch_model.bin")
+# A single file, or shards such as model-00001-of-00004.safetensors.
+_WEIGHT_PATTERNS = (
+    ("model.safetensors", "model-*.safetensors"),
+    ("pytorch_model.bin", "pytorch_model-*.bin"),
+)
 _DETERMINING = ("config.json", "preprocessor_config.json")
 TEXT_FILES = (".json", ".txt", ".model", ".jinja")
 
@@ -103,8 +107,15 @@ def local_folder(
             f"There is no folder {name}, and a name on the Hugging Face hub "
             "it cannot be either."
         ) from None
-    wanted = (name, revision, weights, needs, cache_dir)
-    return (not whole and _cached(*wanted)) or _downloaded(*wanted, whole)
+    cached = _cached(name, revision, weights, needs, cache_dir)
+    if cached and not whole:
+        return cached
+    try:
+        return _downloaded(name, revision, weights, needs, cache_dir, whole)
+    except BackboneError:
+        if cached:
+            return cached
+        raise
 
 
 def load_tokenizer(source, revision=None):
@@ -176,7 +187,7 @@ def load_configuration(source, revision=None):
 
 
 def download(
-    name, wanted, revision=None, cache_dir=None, token=None, advice=""
+    name, patterns=None, revision=None, cache_dir=None, token=None, advice=""
 ):
     """Downloads files of a repository on the Hugging Face hub.
 
@@ -184,8 +195,9 @@ def download(
     ---------
     name : str
         The repository's name.
-    wanted : callable
-        Of the names of all its files, those to download.
+    patterns : list of str | None
+        Patterns of the files to download, as ``snapshot_download`` has them;
+        None downloads all.
     revision : str | None
         Branch, tag or commit.
     cache_dir : str | None
@@ -207,7 +219,7 @@ def download(
     """
     try:
         # snapshot_download alone would wait for ever for a silent hub.
-        info = HfApi().model_info(
+        HfApi().model_info(
             name, revision=revision, timeout=_PATIENCE_S, token=token
         )
         return snapshot_download(
@@ -215,7 +227,7 @@ def download(
             revision=revision,
             cache_dir=cache_dir,
             token=token,
-            allow_patterns=wanted([file.rfilename for file in info.siblings]),
+            allow_patterns=patterns,
         )
     # The hub's client lets its HTTP library's exceptions through, which are
     # others from release to release.
@@ -258,34 +270,6 @@ def weight_files(folder):
             shards = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
             return [folder / shard for shard in sorted(set(shards.values()))]
     return []
-
-
-def check_complete(folder, unused=()):
-    """Refuses a folder where weights are missing, which would be random ones.
-
-    Arguments
-    ---------
-    folder : str or Path
-        A folder written by ``save_pretrained``.
-    unused : set of str
-        Names of parameters that may be missing.
-
-    Raises
-    ------
-    BackboneError
-        If others are missing.
-    """
-    # On the meta device names and shapes are read, and nothing else.
-    _, report = AutoModel.from_pretrained(
-        folder, device_map="meta", output_loading_info=True
-    )
-    missing = set(report["missing_keys"]) - set(unused)
-    if missing:
-        raise BackboneError(
-            f"{folder} lacks {len(missing)} of the weights that its "
-            f"config.json asks for, for one {min(missing)}. It is not the "
-            "folder of a pre-trained model."
-        )
 
 
 def fingerprint(folder):
@@ -333,41 +317,22 @@ def _cached(name, revision, weights, needs, cache_dir):
 
 
 def _downloaded(name, revision, weights, needs, cache_dir, whole):
-    try:
+    texts = [f"*{suffix}" for suffix in TEXT_FILES]
+    choices = [None] if whole else [texts]
+    if weights and not whole:
+        choices = [[*texts, *of_weights] for of_weights in _WEIGHT_PATTERNS]
+    for patterns in choices:
         folder = download(
             name,
-            lambda files: files if whole else _wanted(files, weights),
+            patterns,
             revision,
             cache_dir,
             advice="; hparams/presets/offline.yaml needs no download at all",
         )
-    except BackboneError:
-        folder = _cached(name, revision, weights, needs, cache_dir)
-        if whole and folder:
+        lacks = _lacking(Path(folder), weights, needs)
+        if not lacks:
             return folder
-        raise
-    lacks = _lacking(Path(folder), weights, needs)
-    if lacks:
-        raise BackboneError(
-            f"{name} on the Hugging Face hub has no {', no '.join(lacks)}. "
-            "Choose another model."
-        )
-    return folder
-
-
-def _wanted(files, weights):
-    """Of a repository's files those to download."""
-    files = [file for file in files if "/" not in file]
-    wanted = [file for file in files if file.endswith(TEXT_FILES)]
-    if weights:
-        safe = [file for file in files if _is_weight(file, _WEIGHTS[0])]
-        wanted += safe or [f for f in files if _is_weight(f, _WEIGHTS[1])]
-    return wanted
-
-
-def _is_weight(file, name):
-    stem, suffix = os.path.splitext(name)
-    # A single file, or shards such as model-00001-of-00004.safetensors.
-    return file == name or (
-        file.startswith(f"{stem}-") and file.endswith(suffix)
+    raise BackboneError(
+        f"{name} on the Hugging Face hub has no {', no '.join(lacks)}. "
+        "Choose another model."
     )

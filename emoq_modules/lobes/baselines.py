@@ -1,22 +1,22 @@
-"""What stands in the place of a part of EmoQ, to see what that part is worth.
+"""Ablations and baselines.
 
 The mean of the frames, in the place of the EmoQ-Former (Table 4 of the paper);
 and a linear probe of an audio encoder, the baseline of Tables 1 and 2.
 """
 
 import torch
+from speechbrain.dataio.dataio import length_to_mask
 from torch import nn
 from torch.nn import functional as F
 
 from emoq_modules.lobes.audio_encoder import HuggingFaceEncoder
-from emoq_modules.lobes.pooling import length_mask
 
 
 class MeanPooledAudio(nn.Module):
     """The mean of the audio frames, in the place of the EmoQ-Former.
 
-    Takes the same arguments in ``forward`` and ignores the text: the rows
-    "audio only" and "without EmoQ-Former" of the paper's Table 4.
+    It is the fusion of the rows "audio only" and "without EmoQ-Former" of the
+    paper's Table 4.
 
     Arguments
     ---------
@@ -35,8 +35,28 @@ class MeanPooledAudio(nn.Module):
         self.output_dim = audio_dim
 
     def forward(self, audio, audio_lens, tokens, token_lens):
-        """Returns ``(B, audio_dim)``, each of unit L2 norm."""
-        mask = length_mask(audio, audio_lens)[..., None]
+        """Computes the mean of each utterance's frames.
+
+        Arguments
+        ---------
+        audio : torch.Tensor
+            Frames of any encoder, ``(B, T, audio_dim)``.
+        audio_lens : torch.Tensor
+            Relative lengths, ``(B,)``.
+        tokens : torch.Tensor | None
+            Unused; part of the interface of ``EmoQFormer``.
+        token_lens : torch.Tensor | None
+            Unused; part of the interface of ``EmoQFormer``.
+
+        Returns
+        -------
+        torch.Tensor
+            Embeddings, ``(B, audio_dim)``, each of unit L2 norm.
+        """
+        # Rounded, as in float32 some k / T * T exceed k.
+        counts = (audio_lens.float() * audio.shape[1]).round()
+        inside = length_to_mask(counts, audio.shape[1], dtype=torch.bool)
+        mask = inside[..., None]  # (B, T, 1)
         mean = (audio * mask).sum(dim=1) / mask.sum(dim=1)
         return F.normalize(mean, dim=-1)
 
@@ -44,9 +64,8 @@ class MeanPooledAudio(nn.Module):
 class LayerWeightedMean(nn.Module):
     """A learned weighted mean of an encoder's layers, for a linear probe.
 
-    Takes the same arguments in ``forward`` as ``EmoQFormer`` and ignores the
-    text. The weights are a softmax, at first all the same. The embedding is
-    not scaled to unit length: what follows is a linear classifier.
+    The weights are a softmax, at first all the same. The embedding is not
+    scaled to unit length: what follows is a linear classifier.
 
     Arguments
     ---------
@@ -80,7 +99,23 @@ class LayerWeightedMean(nn.Module):
         self.output_dim = dim
 
     def forward(self, audio, audio_lens, tokens, token_lens):
-        """Returns ``(B, dim)`` for rows ``audio``, ``(B, num_layers, dim)``.
+        """Weighs the layers of each utterance.
+
+        Arguments
+        ---------
+        audio : torch.Tensor
+            Rows of ``LayerMeanEncoder``, ``(B, num_layers, dim)``.
+        audio_lens : torch.Tensor
+            Unused; every utterance has a row for each layer.
+        tokens : torch.Tensor | None
+            Unused; part of the interface of ``EmoQFormer``.
+        token_lens : torch.Tensor | None
+            Unused; part of the interface of ``EmoQFormer``.
+
+        Returns
+        -------
+        torch.Tensor
+            Embeddings, ``(B, dim)``.
 
         Raises
         ------

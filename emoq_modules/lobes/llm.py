@@ -1,12 +1,24 @@
-"""Loads the LLM: a causal language model of Hugging Face."""
+"""Loads the LLM: a causal language model of Hugging Face.
 
+Its frozen weights can be quantized to four bits, as in QLoRA: NF4 with double
+quantization (Dettmers et al. 2023), by bitsandbytes. Word embeddings, norms and
+the output layer keep their precision, and a product is computed in it too:
+weights are unfolded when they are used.
+"""
+
+from importlib.util import find_spec
 from pathlib import Path
 
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM
+from torch import nn
+from transformers import AutoConfig, AutoModelForCausalLM, BitsAndBytesConfig
 
+from emoq_modules.errors import BackboneError
 from emoq_modules.lobes.backbones import local_folder
-from emoq_modules.lobes.quantization import nf4_config, quantize
+
+# Of a weight of four bits in memory: itself, an 8-bit scale for each 64 of
+# them, and a 32-bit one for each 256 of those.
+BYTES_PER_WEIGHT = (4 + 8 / 64 + 32 / (64 * 256)) / 8
 
 
 def load_llm(source, revision=None, dtype=torch.float32, quantization=None):
@@ -47,7 +59,7 @@ def load_llm(source, revision=None, dtype=torch.float32, quantization=None):
     >>> load_llm(tiny).get_input_embeddings().weight.shape
     torch.Size([50, 16])
     """
-    config = nf4_config(quantization, dtype)
+    config = _nf4_config(quantization, dtype)
     if isinstance(source, str | Path):
         llm = AutoModelForCausalLM.from_pretrained(
             local_folder(source, revision),
@@ -60,7 +72,7 @@ def load_llm(source, revision=None, dtype=torch.float32, quantization=None):
             values = dict(source)
             source = AutoConfig.for_model(values.pop("model_type"), **values)
         llm = AutoModelForCausalLM.from_config(source, dtype=dtype)
-    return llm if config is None else quantize(llm, config)
+    return llm if config is None else _quantize(llm, config)
 
 
 def check_output_layer(llm, vocabulary):
@@ -93,3 +105,69 @@ def check_output_layer(llm, vocabulary):
                 f"layer ({key} in its configuration), which the decoder does "
                 "not follow. Choose another LLM, such as Qwen2.5."
             )
+
+
+def _nf4_config(quantization, dtype):
+    """Makes the quantization settings that ``from_pretrained`` takes."""
+    if quantization is None:
+        return None
+    if quantization != "nf4":
+        raise ValueError(
+            f"The quantization of an LLM is nf4 or null; it is "
+            f"{quantization!r}."
+        )
+    if find_spec("bitsandbytes") is None:
+        raise BackboneError(
+            "An LLM in 4 bits needs bitsandbytes, which is not installed: "
+            "pip install bitsandbytes, or set llm_quantization to null."
+        )
+    return BitsAndBytesConfig(
+        load_in_4bit=True,
+        bnb_4bit_quant_type="nf4",
+        bnb_4bit_use_double_quant=True,
+        bnb_4bit_compute_dtype=dtype,
+    )
+
+
+def _quantize(llm, config):
+    """Quantizes linear layers, in the file or in memory, so that LoRA trains.
+
+    On the meta device weights stay as large as they are.
+    """
+    from bitsandbytes.nn import Linear4bit
+
+    for name, layer in list(llm.named_modules()):
+        if (
+            type(layer) is nn.Linear
+            and layer is not llm.get_output_embeddings()
+        ):
+            llm.set_submodule(name, _packed(layer, config))
+    for layer in llm.modules():
+        if isinstance(layer, Linear4bit):
+            # On a CPU with bfloat16 the first evaluation would rearrange the
+            # weights for a product that has no gradient, and training after
+            # it would not reach the layers below.
+            layer.support_avx512bf16_for_cpu = False
+    llm.is_loaded_in_4bit = True  # as peft asks
+    return llm
+
+
+def _packed(layer, config):
+    from bitsandbytes.nn import Linear4bit, Params4bit
+
+    with torch.device("meta"):
+        packed = Linear4bit(
+            layer.in_features,
+            layer.out_features,
+            bias=False,
+            compute_dtype=config.bnb_4bit_compute_dtype,
+        )
+    packed.weight = Params4bit(
+        layer.weight.detach(),
+        compress_statistics=config.bnb_4bit_use_double_quant,
+        quant_type=config.bnb_4bit_quant_type,
+        module=packed,
+    )
+    packed.bias = layer.bias
+    # What quantizes is the move to where the weights are anyway.
+    return packed.to(layer.weight.device)

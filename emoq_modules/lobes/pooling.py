@@ -1,6 +1,7 @@
 """Attentive pooling: from a sequence to one vector, without its padding."""
 
 import torch
+from speechbrain.dataio.dataio import length_to_mask
 from torch import nn
 
 
@@ -57,35 +58,10 @@ class AttentivePooling(nn.Module):
         torch.Tensor
             One vector for each sequence, ``(B, dim)``.
         """
-        mask = length_mask(x, lens)[..., None]  # (B, N, 1)
-        scores = self.score(x).masked_fill(~mask, float("-inf"))
+        # Rounded, as in float32 some k / N * N exceed k.
+        counts = (lens.float() * x.shape[1]).round()
+        inside = length_to_mask(counts, x.shape[1], dtype=torch.bool)
+        scores = self.score(x).masked_fill(~inside[..., None], float("-inf"))
         weights = scores.softmax(dim=1)  # (B, N, heads)
         slices = x.unflatten(-1, (self.heads, -1))  # (B, N, heads, dim / heads)
         return (weights[..., None] * slices).sum(dim=1).flatten(1)
-
-
-def length_mask(sequence, lens):
-    """Makes a mask of the positions of each sequence that are no padding.
-
-    Rounds, where a bare comparison would let 7.0000005 positions be 8.
-
-    Arguments
-    ---------
-    sequence : torch.Tensor
-        Padded sequences, ``(B, N, ...)``.
-    lens : torch.Tensor
-        Relative lengths, ``(B,)``.
-
-    Returns
-    -------
-    torch.Tensor
-        ``(B, N)``, bool; False on padding.
-
-    Example
-    -------
-    >>> length_mask(torch.zeros(2, 4), torch.tensor([1.0, 0.5])).sum(dim=1)
-    tensor([4, 2])
-    """
-    size = sequence.shape[1]
-    lengths = (lens.float() * size).round()
-    return torch.arange(size, device=sequence.device) < lengths[:, None]

@@ -5,6 +5,27 @@ Both attend to each other (Eqs. 1 and 2 of the paper); in every second layer
 the queries also attend to the audio frames (Eq. 3). What the queries hold in
 the end is pooled by attention and scaled to unit length: the embedding e'_q.
 
+::
+
+            e'_q (B, d_h)
+                  ^
+           pooling, L2 norm
+                  ^
+     +------------|------------------------------------+
+     |     feed-forward             feed-forward       |
+     |            ^                      ^             |
+     |     cross-attention <--+          |             |  Eq. 3; in every
+     |            ^           |          |             |  second layer
+     |     +------+-----------|----------+-------+     |
+     |     |     self-attention of [Q ; T]       |     |  Eqs. 1 and 2
+     |     +------+-----------|----------+-------+     |
+     +------------|-----------|----------|-------------+  x depth
+                  ^           ^          ^
+               queries    projection   embeddings
+           Q (B, N_q, d_h)    ^        T (B, L, d_h)
+                              |          ^
+                 frames (B, T, audio_dim)|  tokens (B, L)
+
 Source: Y. Yang and M.-W. Mak, https://arxiv.org/abs/2509.15775, Sec. 2.1; after
 BLIP-2, https://arxiv.org/abs/2301.12597.
 """
@@ -13,19 +34,19 @@ import math
 from contextlib import ExitStack, contextmanager
 
 import torch
+from speechbrain.dataio.dataio import length_to_mask
 from torch import nn
 from torch.nn import functional as F
 
-from emoq_modules.lobes.pooling import AttentivePooling, length_mask
+from emoq_modules.lobes.pooling import AttentivePooling
 from emoq_modules.lobes.roberta_weights import load_roberta, roberta_names
 
 
 class EmoQFormer(nn.Module):
     """Fuses audio frames and text into one embedding of unit length.
 
-    Source: EmoQ, Sec. 2.1; the layer follows BLIP-2 (Li et al., 2023), with
-    RoBERTa in the place of BERT. The mask of Eq. 3 is additive: a product
-    inside the softmax would leave weight on the padding.
+    The layer is BLIP-2's, with RoBERTa in the place of BERT. The mask of Eq. 3
+    is additive: a product inside the softmax would leave weight on the padding.
 
     Arguments
     ---------
@@ -57,15 +78,7 @@ class EmoQFormer(nn.Module):
 
     Example
     -------
-    >>> tiny = {
-    ...     "vocab_size": 50,
-    ...     "hidden_size": 16,
-    ...     "num_hidden_layers": 2,
-    ...     "num_attention_heads": 2,
-    ...     "intermediate_size": 32,
-    ...     "max_position_embeddings": 34,
-    ...     "pad_token_id": 1,
-    ... }
+    >>> tiny = {"hidden_size": 16, "num_attention_heads": 2}
     >>> fusion = EmoQFormer(tiny, audio_dim=8, num_queries=4, pooling_heads=2)
     >>> embeddings = fusion(
     ...     torch.rand(3, 20, 8),
@@ -93,33 +106,26 @@ class EmoQFormer(nn.Module):
             config.hidden_dropout_prob = dropout
             config.attention_probs_dropout_prob = dropout
         self.config = config
-        self.output_dim = config.hidden_size
+        self.output_dim = dim = config.hidden_size
         self.text_embeddings = _TextEmbeddings(config)
         # The queries carry no position: their order means nothing.
-        self.queries = nn.Parameter(
-            torch.empty(num_queries, config.hidden_size)
-        )
-        self.query_norm = nn.LayerNorm(
-            config.hidden_size, eps=config.layer_norm_eps
-        )
+        self.queries = nn.Parameter(torch.empty(num_queries, dim))
+        self.query_norm = nn.LayerNorm(dim, eps=config.layer_norm_eps)
         listens = num_queries > 0 and cross_attention_every > 0
-        self.audio_projection = (
-            nn.Linear(audio_dim, config.hidden_size) if listens else None
-        )
+        self.audio_projection = nn.Linear(audio_dim, dim) if listens else None
         self.dropout = nn.Dropout(config.hidden_dropout_prob)
         depth = config.num_hidden_layers
         self.layers = nn.ModuleList(
             _FusionLayer(
                 config,
-                with_queries=num_queries > 0,
-                with_cross_attention=listens
-                and index % cross_attention_every == 0,
+                queries=num_queries > 0,
+                audio=listens and index % cross_attention_every == 0,
                 # After the last layer nobody looks at the text.
-                with_text_output=num_queries == 0 or index < depth - 1,
+                text=num_queries == 0 or index < depth - 1,
             )
             for index in range(depth)
         )
-        self.pooling = AttentivePooling(config.hidden_size, pooling_heads)
+        self.pooling = AttentivePooling(dim, pooling_heads)
         self._initialize(pretrained)
 
     def forward(self, audio, audio_lens, tokens, token_lens):
@@ -173,11 +179,11 @@ class EmoQFormer(nn.Module):
             If a transcript is longer than the text encoder's positions.
         """
         batch, num_queries = len(tokens), len(self.queries)
-        text_mask = length_mask(tokens, token_lens)
+        text_mask = _mask(tokens, token_lens)
         query_mask = text_mask.new_ones(batch, num_queries)
         # (B, N_q + L): every position sees the queries and real tokens
         self_mask = torch.cat([query_mask, text_mask], dim=1)
-        audio_mask = length_mask(audio, audio_lens)
+        audio_mask = _mask(audio, audio_lens)
 
         queries = self.query_norm(self.queries).expand(batch, -1, -1)
         queries = self.dropout(queries)  # (B, N_q, d_h)
@@ -203,9 +209,9 @@ class EmoQFormer(nn.Module):
         Yields
         ------
         list of torch.Tensor
-            Grows with every call of the module by one for each layer with
-            cross-attention: weights ``(B, heads, N_q, T)``, which are 0 on
-            padding and sum to 1 over the frames.
+            Of each layer with cross-attention, in every call of the module:
+            weights ``(B, heads, N_q, T)``, which are 0 on padding and sum to 1
+            over the frames.
 
         Raises
         ------
@@ -214,41 +220,32 @@ class EmoQFormer(nn.Module):
 
         Example
         -------
-        >>> tiny = {
-        ...     "vocab_size": 50,
-        ...     "hidden_size": 16,
-        ...     "num_hidden_layers": 2,
-        ...     "num_attention_heads": 2,
-        ...     "intermediate_size": 32,
-        ... }
+        >>> tiny = {"hidden_size": 16, "num_attention_heads": 2}
         >>> fusion = EmoQFormer(tiny, 8, num_queries=4, pooling_heads=2)
         >>> one, tokens = torch.ones(1), torch.tensor([[5, 7]])
         >>> with fusion.record_attention() as weights:
         ...     embeddings = fusion(torch.rand(1, 20, 8), one, tokens, one)
         >>> torch.stack(weights).shape  # (layers, B, heads, N_q, T)
-        torch.Size([1, 1, 2, 4, 20])
+        torch.Size([6, 1, 2, 4, 20])
         """
         listening = [
-            layer.cross_attention
-            for layer in self.layers
-            if layer.cross_attention is not None
+            module
+            for module in self.modules()
+            if isinstance(module, _CrossAttention)
         ]
         if not listening:
             raise ValueError(
-                "No layer of this EmoQ-Former attends to the audio, so there "
-                "is nothing to record: num_queries and cross_attention_every "
-                "have to be above 0."
+                "No layer of this EmoQ-Former attends to the audio: give "
+                "num_queries and cross_attention_every values above 0."
             )
         recorded = []
+
+        def record(module, inputs, output):
+            recorded.append(module.weights(*inputs))
+
         with ExitStack() as hooks:
             for attention in listening:
-                hooks.enter_context(
-                    attention.register_forward_hook(
-                        lambda module, inputs, _: recorded.append(
-                            module.weights(*inputs)
-                        )
-                    )
-                )
+                hooks.enter_context(attention.register_forward_hook(record))
             yield recorded
 
     def _initialize(self, pretrained):
@@ -267,54 +264,24 @@ class EmoQFormer(nn.Module):
 
 
 class _FusionLayer(nn.Module):
-    """A RoBERTa layer with a second way through it for the queries."""
+    """A RoBERTa layer with ways for those of the queries, audio and text."""
 
-    def __init__(
-        self, config, with_queries, with_cross_attention, with_text_output
-    ):
+    def __init__(self, config, queries, audio, text):
         super().__init__()
         self.self_attention = _Attention(config)
-        self.cross_attention = (
-            _CrossAttention(config) if with_cross_attention else None
-        )
-        self.query_output = _FeedForward(config) if with_queries else None
-        self.text_output = _FeedForward(config) if with_text_output else None
+        self.cross_attention = _CrossAttention(config) if audio else None
+        self.query_output = _FeedForward(config) if queries else nn.Identity()
+        self.text_output = _FeedForward(config) if text else nn.Identity()
 
     def forward(self, queries, text, self_mask, frames, audio_mask):
-        """Computes the hidden states of the next layer.
-
-        Arguments
-        ---------
-        queries : torch.Tensor
-            The queries' hidden states, ``(B, N_q, d_h)``.
-        text : torch.Tensor
-            Those of the transcript, ``(B, L, d_h)``.
-        self_mask : torch.Tensor
-            Which of both are no padding, ``(B, N_q + L)``, bool.
-        frames : tuple of torch.Tensor | None
-            Projected frames without padding, ``(M, d_h)``, and the place of
-            each in the flattened mask, ``(M,)``; None without cross-attention.
-        audio_mask : torch.Tensor
-            Which frames are no padding, ``(B, T)``, bool.
-
-        Returns
-        -------
-        queries : torch.Tensor
-            ``(B, N_q, d_h)``
-        text : torch.Tensor
-            ``(B, L, d_h)``
-        """
+        """Maps queries and text, ``(B, N, d_h)``, to the next layer's."""
         num_queries = queries.shape[1]
         joint = torch.cat([queries, text], dim=1)  # (B, N_q + L, d_h), Eq. 1
         joint = self.self_attention(joint, joint, self_mask)  # Eq. 2
         queries, text = joint[:, :num_queries], joint[:, num_queries:]
         if self.cross_attention is not None:
             queries = self.cross_attention(queries, frames, audio_mask)  # Eq. 3
-        if self.query_output is not None:
-            queries = self.query_output(queries)
-        if self.text_output is not None:
-            text = self.text_output(text)
-        return queries, text
+        return self.query_output(queries), self.text_output(text)
 
 
 class _Attention(nn.Module):
@@ -333,23 +300,7 @@ class _Attention(nn.Module):
         self.dropout = nn.Dropout(config.hidden_dropout_prob)
 
     def forward(self, x, memory, mask):
-        """Attends to a memory, and adds what is found.
-
-        Arguments
-        ---------
-        x : torch.Tensor
-            Hidden states that attend, ``(B, N, d_h)``.
-        memory : torch.Tensor | tuple of torch.Tensor
-            Hidden states to attend to, ``(B, M, d_h)``; of cross-attention
-            the frames and their places.
-        mask : torch.Tensor
-            Which of the memory are no padding, ``(B, M)``, bool.
-
-        Returns
-        -------
-        torch.Tensor
-            ``(B, N, d_h)``
-        """
+        """Adds to ``(B, N, d_h)`` what it finds in ``(B, M, d_h)``."""
         attended = F.scaled_dot_product_attention(
             self._split(self.query(x)),
             self._split(self._read(self.key, memory, mask)),
@@ -362,22 +313,7 @@ class _Attention(nn.Module):
 
     @torch.no_grad()
     def weights(self, x, memory, mask):
-        """Computes the weights with which ``forward`` attends.
-
-        Arguments
-        ---------
-        x : torch.Tensor
-            Hidden states that attend, ``(B, N, d_h)``.
-        memory : torch.Tensor | tuple of torch.Tensor
-            What ``forward`` takes.
-        mask : torch.Tensor
-            Which of the memory are no padding, ``(B, M)``, bool.
-
-        Returns
-        -------
-        torch.Tensor
-            Weights that sum to 1 over M, ``(B, heads, N, M)``.
-        """
+        """Weights with which ``forward`` attends, ``(B, heads, N, M)``."""
         query = self._split(self.query(x))
         key = self._split(self._read(self.key, memory, mask))
         scores = query @ key.mT / math.sqrt(query.shape[-1])
@@ -385,7 +321,7 @@ class _Attention(nn.Module):
         return scores.softmax(dim=-1)
 
     def _read(self, layer, memory, mask):
-        """Keys or values of a memory ``(B, M, d_h)``, of the same shape."""
+        """Keys or values of a memory, ``(B, M, d_h)``."""
         return layer(memory)
 
     def _split(self, states):
@@ -394,11 +330,7 @@ class _Attention(nn.Module):
 
 
 class _CrossAttention(_Attention):
-    """Attention to frames without padding.
-
-    The memory is a pair: frames ``(M, d_h)``, and where each is in the
-    flattened mask ``(B * T,)``.
-    """
+    """Attention to frames ``(M, d_h)``, and their places in the flat mask."""
 
     def _read(self, layer, memory, mask):
         frames, places = memory
@@ -412,26 +344,14 @@ class _FeedForward(nn.Module):
 
     def __init__(self, config):
         super().__init__()
-        self.intermediate = nn.Linear(
-            config.hidden_size, config.intermediate_size
-        )
-        self.output = nn.Linear(config.intermediate_size, config.hidden_size)
-        self.norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+        dim, inner_dim = config.hidden_size, config.intermediate_size
+        self.intermediate = nn.Linear(dim, inner_dim)
+        self.output = nn.Linear(inner_dim, dim)
+        self.norm = nn.LayerNorm(dim, eps=config.layer_norm_eps)
         self.dropout = nn.Dropout(config.hidden_dropout_prob)
 
     def forward(self, x):
-        """Maps each position by itself.
-
-        Arguments
-        ---------
-        x : torch.Tensor
-            Hidden states, ``(B, N, d_h)``.
-
-        Returns
-        -------
-        torch.Tensor
-            ``(B, N, d_h)``
-        """
+        """Maps each position of ``(B, N, d_h)`` by itself."""
         inner = F.gelu(self.intermediate(x))
         return self.norm(x + self.dropout(self.output(inner)))
 
@@ -452,25 +372,7 @@ class _TextEmbeddings(nn.Module):
         self.dropout = nn.Dropout(config.hidden_dropout_prob)
 
     def forward(self, tokens, mask):
-        """Embeds token ids.
-
-        Arguments
-        ---------
-        tokens : torch.Tensor
-            Token ids, ``(B, L)``.
-        mask : torch.Tensor
-            Which of them are no padding, ``(B, L)``, bool.
-
-        Returns
-        -------
-        torch.Tensor
-            Embeddings, ``(B, L, d_h)``.
-
-        Raises
-        ------
-        ValueError
-            If there are more tokens than positions.
-        """
+        """Embeds token ids ``(B, L)``; the mask is False on padding."""
         length = tokens.shape[1]
         if length > self.max_tokens:
             raise ValueError(
@@ -483,3 +385,10 @@ class _TextEmbeddings(nn.Module):
         positions = positions.masked_fill(~mask, self.first_position - 1)
         embeddings = self.word(tokens) + self.position(positions)
         return self.dropout(self.norm(embeddings + self.token_type.weight[0]))
+
+
+def _mask(sequence, lens):
+    """Marks what is no padding in ``(B, N, ...)``, as ``(B, N)``."""
+    size = sequence.shape[1]  # in float32 some k / N * N exceed k
+    counts = (lens.float() * size).round()
+    return length_to_mask(counts, size, dtype=torch.bool)

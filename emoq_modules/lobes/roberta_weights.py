@@ -1,11 +1,13 @@
 """The weights of a RoBERTa, from which the EmoQ-Former starts."""
 
+import re
 from pathlib import Path
 
 from transformers import AutoConfig, RobertaConfig, RobertaModel
 
 from emoq_modules.lobes.backbones import local_folder
 
+_NAME = re.compile(r"(?:layers\.(\d+)\.)?(?:(.+)\.)?(\w+)")
 # Our modules' names and RoBERTa's.
 _ROBERTA_MODULES = {
     "text_embeddings.word": "embeddings.word_embeddings",
@@ -91,18 +93,13 @@ def roberta_names(names):
 
     Example
     -------
-    >>> roberta_names(["queries", "text_embeddings.word.weight"])
-    {'text_embeddings.word.weight': 'embeddings.word_embeddings.weight'}
+    >>> roberta_names(["queries", "layers.3.text_output.norm.bias"])
+    {'layers.3.text_output.norm.bias': 'encoder.layer.3.output.LayerNorm.bias'}
     """
     mapping = {}
     for name in names:
-        path, _, parameter = name.rpartition(".")
-        prefix, origin_prefix = "", ""
-        if path.startswith("layers."):
-            index, path = path.split(".", 2)[1:]
-            prefix = f"layers.{index}."
-            origin_prefix = f"encoder.layer.{index}."
-        if path in _ROBERTA_MODULES:
-            origin = f"{origin_prefix}{_ROBERTA_MODULES[path]}.{parameter}"
-            mapping[f"{prefix}{path}.{parameter}"] = origin
+        layer, module, parameter = _NAME.fullmatch(name).groups()
+        if module in _ROBERTA_MODULES:
+            prefix = f"encoder.layer.{layer}." if layer else ""
+            mapping[name] = f"{prefix}{_ROBERTA_MODULES[module]}.{parameter}"
     return mapping

@@ -29,7 +29,7 @@ def load_projector(decoder, path, end_of_epoch=True):
     path : str
         What ``save_trainable`` has written of its projector.
     end_of_epoch : bool
-        Of no meaning here; SpeechBrain passes it.
+        Unused; part of SpeechBrain's interface.
 
     Raises
     ------
@@ -49,14 +49,14 @@ def load_adapter(decoder, path, end_of_epoch=True):
     path : str
         ``adapter_model.safetensors``, in peft's format.
     end_of_epoch : bool
-        Of no meaning here; SpeechBrain passes it.
+        Unused; part of SpeechBrain's interface.
 
     Raises
     ------
     CheckpointError
         If the file is damaged, or another model's.
     """
-    load_tensors(_adapter_tensors(decoder.llm), path)
+    _load(_adapter_tensors(decoder.llm), path)
 
 
 def save_adapter(decoder, folder, base=None):
@@ -109,8 +109,7 @@ def save_trainable(module, path):
     """
     weights = {
         name: parameter.detach().contiguous()
-        for name, parameter in module.named_parameters()
-        if parameter.requires_grad
+        for name, parameter in _trainable(module).items()
     }
     save_file(weights, path)
 
@@ -125,36 +124,26 @@ def load_trainable(module, path, end_of_epoch=True):
     path : str
         The file to read.
     end_of_epoch : bool
-        Of no meaning here; SpeechBrain passes it.
+        Unused; part of SpeechBrain's interface.
 
     Raises
     ------
     CheckpointError
         If the file is damaged, or its keys or shapes are another model's.
     """
-    parameters = {
+    _load(_trainable(module), path)
+
+
+def _trainable(module):
+    return {
         name: parameter
         for name, parameter in module.named_parameters()
         if parameter.requires_grad
     }
-    load_tensors(parameters, path)
 
 
-def load_tensors(tensors, path):
-    """Fills tensors from a file that has these and no others.
-
-    Arguments
-    ---------
-    tensors : dict
-        What to fill, by the names in the file.
-    path : str
-        A safetensors file.
-
-    Raises
-    ------
-    CheckpointError
-        If the file is damaged, or its names or shapes are another model's.
-    """
+def _load(tensors, path):
+    """Fills tensors from a file that has these names and no others."""
     try:
         weights = load_file(path)
     except (SafetensorError, OSError) as error:

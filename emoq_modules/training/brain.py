@@ -20,8 +20,12 @@ from transformers import SchedulerType, get_scheduler
 from emoq_modules.errors import CheckpointError, ConfigurationError
 from emoq_modules.evaluation.metrics import MEASURES, EmotionStats
 from emoq_modules.lobes.weights import load_trainable
-from emoq_modules.training.distributed import join, rank_batches
-from emoq_modules.training.ranks import own_rank, world_size
+from emoq_modules.training.distributed import (
+    join,
+    own_rank,
+    rank_batches,
+    world_size,
+)
 
 logger = get_logger(__name__)
 

@@ -10,6 +10,7 @@ import json
 import os
 import random
 import shutil
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -23,10 +24,7 @@ from speechbrain.utils.checkpoints import (
     mark_as_saver,
     register_checkpoint_hooks,
 )
-from speechbrain.utils.distributed import (
-    ddp_barrier,
-    if_main_process,
-)
+from speechbrain.utils.distributed import ddp_barrier, if_main_process
 from speechbrain.utils.epoch_loop import EpochCounterWithStopper
 from speechbrain.utils.logger import get_logger
 
@@ -38,7 +36,7 @@ from emoq_modules.dataio.files import (
 )
 from emoq_modules.errors import CheckpointError
 from emoq_modules.lobes.weights import load_trainable, save_trainable
-from emoq_modules.training.ranks import own_rank, world_size
+from emoq_modules.training.distributed import own_rank, world_size
 
 logger = get_logger(__name__)
 
@@ -61,6 +59,7 @@ class TrainableCheckpointer(Checkpointer):
 
     Example
     -------
+    >>> from safetensors.torch import load_file
     >>> folder = getfixture("tmp_path")
     >>> layer = torch.nn.Linear(2, 2)
     >>> layer.bias.requires_grad = False
@@ -78,17 +77,8 @@ class TrainableCheckpointer(Checkpointer):
     def add_recoverable(self, name, obj, *args, **kwargs):
         """Registers an object to save; of a module, its trainable weights.
 
-        Arguments
-        ---------
-        name : str
-            Its name in the checkpoints.
-        obj : object
-            What to save: a module, or anything that SpeechBrain can.
-        *args : tuple
-            Passed to SpeechBrain's ``Checkpointer``: hooks for saving and
-            loading, which take precedence.
-        **kwargs : dict
-            Likewise.
+        Takes the arguments of ``Checkpointer.add_recoverable``; hooks that are
+        given take precedence.
         """
         super().add_recoverable(name, obj, *args, **kwargs)
         if isinstance(obj, torch.nn.Module):
@@ -98,15 +88,7 @@ class TrainableCheckpointer(Checkpointer):
     def save_checkpoint(self, *args, **kwargs):
         """Saves a checkpoint, and marks it as complete at the very end.
 
-        To be called on all ranks.
-
-        Arguments
-        ---------
-        *args : tuple
-            Passed to SpeechBrain's ``Checkpointer``: ``meta``, for one, what
-            is to be known of the checkpoint.
-        **kwargs : dict
-            Likewise.
+        Takes the arguments of ``Checkpointer.save_checkpoint``, on all ranks.
 
         Returns
         -------
@@ -128,7 +110,10 @@ class TrainableCheckpointer(Checkpointer):
                     for file in sorted(checkpoint.path.iterdir())
                 }
                 write_contents(checkpoint.path, sizes)
-                self._shrink_earlier(checkpoint.path)
+                for folder in self._list_checkpoint_dirs():
+                    if folder != checkpoint.path:
+                        for name in self._optimizer_files():
+                            _drop_moments(folder, name)
         except (OSError, RuntimeError, SafetensorError) as error:
             # As torch and safetensors say that the disk is full.
             if if_main_process():
@@ -154,17 +139,18 @@ class TrainableCheckpointer(Checkpointer):
         CheckpointError
             If the checkpoint is another model's.
         """
-        missing = [
+        # Before anything is loaded, where SpeechBrain would notice on the way.
+        missing = ", ".join(
             name
             for name in self.recoverables
             if name not in checkpoint.paramfiles
             and not self.optional_recoverables[name]
-        ]
+        )
         if missing:
             raise CheckpointError(
                 f"{checkpoint.path} is a checkpoint of another model: it has "
-                f"no {', '.join(missing)}. Run with the settings it was "
-                "trained with, or choose another --results_folder."
+                f"no {missing}. Run with the settings it was trained with, or "
+                "choose another --results_folder."
             )
         if not self._optimizer_files() <= read_contents(checkpoint.path).keys():
             logger.warning(
@@ -175,40 +161,30 @@ class TrainableCheckpointer(Checkpointer):
         super().load_checkpoint(checkpoint)
 
     def _list_checkpoint_dirs(self):
-        """Leaves out what a kill left unfinished, and warns of damage.
-
-        Raises
-        ------
-        CheckpointError
-            If there are checkpoints and every one is damaged.
-        """
-        finished = [
-            folder
+        """Leaves out what a kill left unfinished, and warns of damage."""
+        faults = {
+            folder: find_fault(folder)
             for folder in super()._list_checkpoint_dirs()
             if (folder / CONTENTS_FILE).exists()
-        ]
-        faults = {folder: find_fault(folder) for folder in finished}
+        }
+        whole = [folder for folder, fault in faults.items() if fault is None]
         for folder, fault in faults.items():
             if fault is not None:
                 logger.warning_once(
                     f"Checkpoint {folder} is left out: {fault}."
                 )
-        whole = [folder for folder in finished if faults[folder] is None]
-        if finished and not whole:
+        if faults and not whole:
             raise CheckpointError(
-                f"No checkpoint in {self.checkpoints_dir} is whole "
-                f"({faults[finished[-1]]}). Restore the files, or delete that "
-                "folder to start over."
+                f"No checkpoint in {self.checkpoints_dir} is whole ({fault}). "
+                "Restore the files, or delete that folder to start over."
             )
         return whole
 
     def _remove_unfinished(self):
         for folder in self.checkpoints_dir.glob(f"{CKPT_PREFIX}+*"):
             # Either is missing if saving it was cut off, or deleting it.
-            if (
-                not (folder / CONTENTS_FILE).exists()
-                or not (folder / METAFNAME).exists()
-            ):
+            marks = folder / CONTENTS_FILE, folder / METAFNAME
+            if not all(mark.exists() for mark in marks):
                 shutil.rmtree(folder)
                 logger.warning(f"Removed {folder}, which was not whole.")
 
@@ -219,17 +195,9 @@ class TrainableCheckpointer(Checkpointer):
             if isinstance(obj, torch.optim.Optimizer)
         }
 
-    def _shrink_earlier(self, newest):
-        for folder in self._list_checkpoint_dirs():
-            if folder != newest:
-                for name in self._optimizer_files():
-                    _drop_moments(folder, name)
-
 
 class RandomState:
-    """The random generators' states, so that a resumed run draws the same.
-
-    Of all ranks: each draws its own dropout.
+    """The random generators' states of all ranks, for a resumed run.
 
     Example
     -------
@@ -244,9 +212,7 @@ class RandomState:
 
     @mark_as_saver
     def save(self, path):
-        """Writes the states of torch, CUDA, NumPy and Python.
-
-        To be called on all ranks.
+        """Writes the states of torch, CUDA, NumPy and Python, on all ranks.
 
         Arguments
         ---------
@@ -260,9 +226,8 @@ class RandomState:
             "numpy": [algorithm, keys.tolist(), position, has_gauss, gauss],
             "python": random.getstate(),
         }
-        states = [state]
-        if world_size() > 1:
-            states *= world_size()
+        states = [state] * world_size()
+        if len(states) > 1:
             torch.distributed.all_gather_object(states, state)
         if if_main_process():
             torch.save(states, path)
@@ -276,7 +241,7 @@ class RandomState:
         path : str or Path
             What ``save`` has written.
         end_of_epoch : bool
-            Of no meaning here; SpeechBrain passes it.
+            Unused; part of SpeechBrain's interface.
         """
         states = torch.load(path, weights_only=True)
         if isinstance(states, dict):
@@ -318,8 +283,7 @@ class History(list):
         path : str or Path
             Where to write.
         """
-        with open(path, "w", encoding="utf-8") as file:
-            json.dump(self, file)
+        Path(path).write_text(json.dumps(self), encoding="utf-8")
 
     @mark_as_loader
     def load(self, path, end_of_epoch):
@@ -330,10 +294,9 @@ class History(list):
         path : str or Path
             What ``save`` has written.
         end_of_epoch : bool
-            Of no meaning here; SpeechBrain passes it.
+            Unused; part of SpeechBrain's interface.
         """
-        with open(path, encoding="utf-8") as file:
-            self[:] = json.load(file)
+        self[:] = json.loads(Path(path).read_text(encoding="utf-8"))
 
 
 def _drop_moments(folder, name):

@@ -41,20 +41,16 @@ def describe(experiment, presets=(), options=""):
         A table: part, parameters, how many of them train.
     """
     parts = model_parts(experiment, presets, options)
+    parts["total"] = sum(parts.values(), [])
     lines = [f"{'part':<16}{'parameters':>16}{'training':>16}"]
-    total = trained = 0
     for name, parameters in parts.items():
         size = sum(p.numel() for p in parameters)
-        training = sum(p.numel() for p in parameters if p.requires_grad)
-        total, trained = total + size, trained + training
-        lines.append(f"{name:<16}{size:>16,}{training:>16,}")
-    lines += [
-        f"{'total':<16}{total:>16,}{trained:>16,}",
-        "",
-        f"A checkpoint holds {trained * 4 / 1e6:,.0f} MB of weights (float32) "
-        f"and {trained * 8 / 1e6:,.0f} MB of AdamW's state.",
-    ]
-    return "\n".join(lines)
+        trained = sum(p.numel() for p in parameters if p.requires_grad)
+        lines.append(f"{name:<16}{size:>16,}{trained:>16,}")
+    return "\n".join(lines) + (
+        f"\n\nA checkpoint holds {trained * 4 / 1e6:,.0f} MB of weights "
+        f"(float32) and {trained * 8 / 1e6:,.0f} MB of AdamW's state."
+    )
 
 
 def model_parts(experiment, presets=(), options=""):
@@ -93,7 +89,7 @@ def build_untrained(
 ):
     """Makes an experiment's objects without data, on untrained backbones.
 
-    Takes the arguments of ``describe``, and
+    Takes the arguments of ``describe``, and those below.
 
     Arguments
     ---------
@@ -139,12 +135,11 @@ def _configuration(source):
     """The configuration of a backbone, as its values."""
     if source is None or isinstance(source, dict):
         return source
-    file = _ARCHITECTURES / f"{source.replace('/', '--')}.json"
-    if not file.exists():
-        file = Path(source) / "config.json"
-    if not file.exists():
-        raise ConfigurationError(
-            f"The architecture of {source} is not known here: give a local "
-            "folder with its config.json."
-        )
-    return json.loads(file.read_text(encoding="utf-8"))
+    known = _ARCHITECTURES / f"{source.replace('/', '--')}.json"
+    for file in (known, Path(source) / "config.json"):
+        if file.exists():
+            return json.loads(file.read_text(encoding="utf-8"))
+    raise ConfigurationError(
+        f"The architecture of {source} is not known here: give a local folder "
+        "with its config.json."
+    )

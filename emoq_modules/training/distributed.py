@@ -1,21 +1,75 @@
-"""Evaluation shared among ranks, with the results of one process.
+"""The ranks of a run: how they start, and how they share an evaluation.
 
-The batches are those of one process, and so is every figure that is measured
-on them. Ranks take them in turn. All take equally many, as modules may meet in
-their forward pass: what is left over at the end is computed twice and counted
-once.
+Its batches are those of one process, and so are the results. Ranks take them in
+turn, and equally many, as modules may meet in their forward pass: what is left
+over at the end is computed twice and counted once.
 """
 
+import os
+from datetime import timedelta
 from itertools import chain
 
 import torch
 import torch.distributed as dist
 
 from emoq_modules.evaluation.metrics import EmotionStats
-from emoq_modules.training.ranks import own_rank, world_size
+
+# The others wait for rank 0 as long as it prepares a corpus or fetches an LLM.
+_TIMEOUT_S = 3600
 
 
-def own_batches(size, batch_size):
+def init_ranks(run_opts):
+    """Joins the processes that torchrun has started, and does nothing in one.
+
+    A rank that dies ends the run. torchrun's agent ends the others of its node
+    within seconds. Those of other nodes end at the next collective: at once if
+    the connection has closed, or else, as after a loss of power, when they have
+    waited for an hour, or for the seconds of the environment variable
+    ``EMOQ_TIMEOUT_S``. SpeechBrain's ``ddp_init_group`` has two hours, always.
+
+    Arguments
+    ---------
+    run_opts : dict
+        SpeechBrain's run options, of which ``distributed_backend`` counts.
+
+    Example
+    -------
+    >>> init_ranks({"distributed_backend": "gloo"})
+    >>> own_rank(), world_size()
+    (0, 1)
+    """
+    if "LOCAL_RANK" not in os.environ:
+        return
+    backend = run_opts["distributed_backend"]
+    if backend == "nccl":
+        torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
+    seconds = float(os.environ.get("EMOQ_TIMEOUT_S", _TIMEOUT_S))
+    dist.init_process_group(backend, timeout=timedelta(seconds=seconds))
+
+
+def own_rank():
+    """Rank of this process in the run.
+
+    Returns
+    -------
+    int
+        From 0 on; 0 if it is the only process.
+    """
+    return dist.get_rank() if dist.is_initialized() else 0
+
+
+def world_size():
+    """Number of processes of the run.
+
+    Returns
+    -------
+    int
+        1 where training is not distributed.
+    """
+    return dist.get_world_size() if dist.is_initialized() else 1
+
+
+def rank_batches(size, batch_size):
     """Lists the batches of a data set that this rank evaluates.
 
     Arguments
@@ -32,13 +86,11 @@ def own_batches(size, batch_size):
 
     Example
     -------
-    >>> own_batches(5, 2)
+    >>> rank_batches(5, 2)
     [[0, 1], [2, 3], [4]]
     """
-    batches = [
-        list(range(first, min(first + batch_size, size)))
-        for first in range(0, size, batch_size)
-    ]
+    order = list(range(size))
+    batches = [order[k : k + batch_size] for k in range(0, size, batch_size)]
     return [
         batches[(first + own_rank()) % len(batches)]
         for first in range(0, len(batches), world_size())
@@ -66,10 +118,10 @@ def join(stats, embeddings, evaluated):
     losses : list of float
         Of each batch, in the same order.
     """
-    firsts, losses = zip(*evaluated, strict=True)
     own = []
-    for loss, *ends in zip(losses, firsts, [*firsts[1:], None], strict=True):
-        part = slice(*ends)
+    ends = [first for first, _ in evaluated[1:]] + [None]
+    for (first, loss), end in zip(evaluated, ends, strict=True):
+        part = slice(first, end)
         measured = (
             stats.ids[part],
             torch.stack(stats.posteriors[part]),

@@ -54,7 +54,7 @@ _FREE_TO_CHANGE = {
     "shard_llm",
     "ckpt_interval_minutes",
     "feature_store",
-    "logger",
+    "logger",  # of version 0.1
     "train_logger",
 }
 

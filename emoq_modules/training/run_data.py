@@ -14,7 +14,7 @@ from emoq_modules.dataio.feature_store import FeatureStore
 from emoq_modules.dataio.manifest import DIALOGUES_FILE, SPLITS, name_few
 from emoq_modules.dataio.manifest_reader import read_dialogues, read_manifest
 from emoq_modules.errors import ConfigurationError, CorpusError
-from emoq_modules.training.ranks import own_rank, world_size
+from emoq_modules.training.distributed import own_rank, world_size
 
 
 def read_manifests(hparams):

@@ -17,7 +17,7 @@ from torch.nn.parallel import DistributedDataParallel
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from emoq_modules.errors import ConfigurationError
-from emoq_modules.training.ranks import world_size
+from emoq_modules.training.distributed import world_size
 
 logger = get_logger(__name__)
 
@@ -51,17 +51,10 @@ def shard_llm(decoder, device):
             "start them with torchrun --nproc_per_node, or leave shard_llm out."
         )
     llm = decoder.llm
-    layers = [
-        module
-        for module in llm.modules()
-        if isinstance(module, GradientCheckpointingLayer)
-    ]
-    shared_out = {
-        parameter
-        for layer in layers
-        for parameter in layer.parameters()
-        if not parameter.requires_grad
-    }
+    kind = GradientCheckpointingLayer  # as transformers has layers
+    layers = [part for part in llm.modules() if isinstance(part, kind)]
+    shared_out = {p for layer in layers for p in layer.parameters()}
+    shared_out = {p for p in shared_out if not p.requires_grad}
     if not all(parameter.is_floating_point() for parameter in shared_out):
         raise ConfigurationError(
             "shard_llm cannot share out quantized weights: leave it out, or "
@@ -72,13 +65,13 @@ def shard_llm(decoder, device):
             f"shard_llm finds no layers in {type(llm).__name__}: leave it out."
         )
     ignored = set(llm.parameters()) - shared_out
-    mesh = _mesh_of_a_node(torch.device(device).type)
     whole = sum(parameter.nbytes for parameter in shared_out)
+    mesh = _mesh_of_a_node(torch.device(device).type)
     # The model around the layers too, which fetches one while another computes.
     for module in [*layers, llm.base_model]:
         fully_shard(module, mesh=mesh, ignored_params=ignored)
     parts = {
-        name: parameter.to_local()
+        name: parameter.to_local().nbytes
         for name, parameter in decoder.named_parameters()
         if isinstance(parameter, DTensor)
     }
@@ -86,7 +79,7 @@ def shard_llm(decoder, device):
     DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(
         decoder, list(parts)
     )
-    kept = sum(part.nbytes for part in parts.values())
+    kept = sum(parts.values())
     logger.info(
         f"The LLM's {len(layers)} layers are shared out among {mesh.size()} "
         f"ranks: this one keeps {kept / 1e9:.3g} of {whole / 1e9:.3g} GB."
@@ -97,9 +90,6 @@ def _mesh_of_a_node(device_type):
     ranks = int(os.environ.get("LOCAL_WORLD_SIZE", 1))  # torchrun sets it
     if ranks == 1:
         ranks = world_size()  # nodes of one GPU have but each other
-    mesh = init_device_mesh(
-        device_type,
-        (world_size() // ranks, ranks),
-        mesh_dim_names=("node", "rank"),
-    )
-    return mesh["rank"]
+    shape = world_size() // ranks, ranks
+    names = "node", "rank"
+    return init_device_mesh(device_type, shape, mesh_dim_names=names)["rank"]

@@ -102,7 +102,6 @@ ROWS = {
     "feature extraction: the reference's in the order of length / of the "
     "file": None,
     "feature extraction: batches as they are / of 60 s": None,
-    "feature extraction: products by oneDNN / as torch chooses": None,
     "feature extraction: all of it / reading alone": None,
     "feature extraction: audio / time it takes": None,
     "feature extraction: operations / those of a matrix product": None,

@@ -13,17 +13,14 @@ FILES = [
     str(file.relative_to(ROOT))
     for floor in FLOORS
     for file in sorted((ROOT / "emoq_modules" / floor).glob("*.py"))
-    if file.stem not in ("recordings", "baselines")
+    if file.stem != "recordings"
 ]
 PROPERTIES = {"property", "cached_property", "setter"}
 FUNCTION = (ast.FunctionDef, ast.AsyncFunctionDef)
 
 
 def public(body, prefix=""):
-    """Names and nodes of what is public in a module or class.
-
-    Methods of a private class are called from outside of it, and count.
-    """
+    """Names and nodes of what is public in a module or public class."""
     for node in body:
         if not isinstance(node, (*FUNCTION, ast.ClassDef)):
             continue
@@ -31,7 +28,9 @@ def public(body, prefix=""):
             name.split("(")[0].split(".")[-1]
             for name in map(ast.unparse, node.decorator_list)
         }
-        if not (node.name.startswith("_") or decorators & PROPERTIES):
+        if node.name.startswith("_"):
+            continue
+        if not decorators & PROPERTIES:
             yield prefix + node.name, node
         if isinstance(node, ast.ClassDef):
             yield from public(node.body, f"{prefix}{node.name}.")

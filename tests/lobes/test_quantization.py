@@ -15,8 +15,8 @@ from emoq_modules.dataio.manifest_reader import read_manifest
 from emoq_modules.errors import BackboneError, ExportError
 from emoq_modules.evaluation.results import read_predictions
 from emoq_modules.inference.export import export_recognizer
-from emoq_modules.lobes import quantization
-from emoq_modules.lobes.quantization import BYTES_PER_WEIGHT
+from emoq_modules.lobes import llm as llm_loading
+from emoq_modules.lobes.llm import BYTES_PER_WEIGHT
 from emoq_modules.training.checkpoints import TrainableCheckpointer
 from emoq_modules.training.describe import describe
 
@@ -161,7 +161,12 @@ def test_training_goes_on_after_an_evaluation(llm):
     assert before.any()
 
 
-def options(results, *others):
+def options(results, tiny_results, *others):
+    """Of a run of stage 2, whose stage 1 is that of the shared run."""
+    stage1 = Path(RUN).with_name("stage1")
+    if not (results / stage1).exists():
+        (results / stage1).parent.mkdir(parents=True)
+        (results / stage1).symlink_to(tiny_results / stage1)
     return [
         *("hparams/emoq_stage2.yaml", "--preset", "tests/tiny.yaml"),
         *("--results_folder", str(results), "--llm_quantization", "nf4"),
@@ -170,10 +175,10 @@ def options(results, *others):
 
 
 @pytest.fixture(scope="module")
-def results(tmp_path_factory):
-    """The results folder of both stages."""
+def results(tmp_path_factory, tiny_results):
+    """The results folder."""
     results = tmp_path_factory.mktemp("results")
-    train.main(options(results))
+    train.main(options(results, tiny_results))
     return results
 
 
@@ -209,7 +214,9 @@ def test_checkpoint_holds_what_trains_alone(results):
     assert all("lora_" in n or n.startswith("projector.") for n in names)
 
 
-def test_stopped_run_ends_as_if_it_had_never_been(results, tmp_path):
+def test_stopped_run_ends_as_if_it_had_never_been(
+    results, tiny_results, tmp_path
+):
     class Stopped(Exception):
         pass
 
@@ -222,9 +229,9 @@ def test_stopped_run_ends_as_if_it_had_never_been(results, tmp_path):
         brain = sys.modules["emoq_modules.training.brain"].EmoQBrain
         patch.setattr(brain, "on_fit_batch_end", stop)
         with pytest.raises(Stopped):
-            train.main(options(tmp_path, *every))
+            train.main(options(tmp_path, tiny_results, *every))
     assert not (tmp_path / RUN / "results.json").exists()
-    train.main(options(tmp_path, *every))
+    train.main(options(tmp_path, tiny_results, *every))
     whole, resumed = (
         json.loads((folder / RUN / "results.json").read_text())
         for folder in (results, tmp_path)
@@ -265,6 +272,6 @@ def test_description_counts_weights_and_not_bytes():
 def test_what_is_missing_is_told(llm, monkeypatch):
     with pytest.raises(ValueError, match="nf4 or null; it is 'int8'"):
         SoftPromptDecoder(llm, TEMPLATE, LABELS, DIM, quantization="int8")
-    monkeypatch.setattr(quantization, "find_spec", lambda name: None)
+    monkeypatch.setattr(llm_loading, "find_spec", lambda name: None)
     with pytest.raises(BackboneError, match=r"pip install bitsandbytes"):
         make_decoder(llm)

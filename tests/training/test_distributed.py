@@ -16,7 +16,6 @@ from emoq_modules.training.checkpoints import TrainableCheckpointer
 from tests.training.test_training import (
     KILLED,
     RUN,
-    STAGE1,
     STAGE2,
     arguments,
     newest_weights,
@@ -24,22 +23,10 @@ from tests.training.test_training import (
 
 ROOT = Path(__file__).parents[2]
 PLAIN = ("--preset", "tests/without_dropout.yaml")
-# The second rank is killed where it would compute its first frames. The first
-# is busy, and in no collective that could break.
-KILLED_IN_EXTRACTION = """
-import os, signal, sys, time
-import emoq_modules.dataio.feature_extraction, train
-def die(*args):
-    if os.environ["RANK"] == "1":
-        os.kill(os.getpid(), signal.SIGKILL)
-    time.sleep(600)
-emoq_modules.dataio.feature_extraction._encode = die
-sys.exit(train.run(sys.argv[1:]))
-"""
 
 
 def torchrun(*arguments, script=None):
-    """Two processes; of ``train.py``, if there is no script."""
+    """Two processes of ``train.py``, or of a script."""
     program = ["train.py"]
     if script is not None:
         program = ["--no-python", sys.executable, "-c", script]
@@ -149,15 +136,6 @@ def test_two_processes_compute_each_files_frames_once(together):
     assert sum(map(len, shards)) == len(contents) > 30
 
 
-def assert_ended_with_a_message(finished):
-    assert finished.returncode != 0
-    message = "error: rank 1 (process "
-    assert finished.stderr.count(message) == 1, finished.stderr
-    words = finished.stderr.split(message)[1].splitlines()[0]
-    assert "has ended before the run was done" in words
-    assert "The same command goes on from the last checkpoint" in words
-
-
 def test_a_killed_rank_ends_the_run_which_then_ends_as_if_never_stopped(
     results_with_stage_1,
 ):
@@ -177,7 +155,10 @@ def test_a_killed_rank_ends_the_run_which_then_ends_as_if_never_stopped(
 
     stopped = command("stopped")
     script = KILLED.format(brain="Stage2Brain", after=9)
-    assert_ended_with_a_message(torchrun(*stopped, script=script))
+    finished = torchrun(*stopped, script=script)
+    assert finished.returncode == 1
+    # torchrun's table of what has failed
+    assert "Signal 9 (SIGKILL) received by PID" in finished.stderr
     folder = Path(stopped[4], RUN, "stage2")
     newest = TrainableCheckpointer(folder / "save", {}).find_checkpoint()
     assert not newest.meta["end-of-epoch"]
@@ -190,13 +171,6 @@ def test_a_killed_rank_ends_the_run_which_then_ends_as_if_never_stopped(
     for name in ("predictions.csv", "train_log.txt"):
         other = Path(whole[4], RUN, "stage2", name)
         assert (folder / name).read_text() == other.read_text()
-
-
-def test_a_rank_killed_in_extraction_ends_the_others_at_their_work(tmp_path):
-    finished = torchrun(
-        *arguments(tmp_path, STAGE1), script=KILLED_IN_EXTRACTION
-    )
-    assert_ended_with_a_message(finished)
 
 
 def test_shared_out_llm_trains_and_loads_as_a_whole_one(

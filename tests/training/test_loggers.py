@@ -1,4 +1,4 @@
-"""Where figures go: train_log.txt in any case, and curves over the epochs.
+"""Where metrics go: train_log.txt in any case, and curves over the epochs.
 
 Neither TensorBoard nor Weights & Biases is among the packages that the tests
 need: stubs in their places record what they are given. One test is of
@@ -9,14 +9,16 @@ import sys
 from types import SimpleNamespace
 
 import pytest
+from hyperpyyaml import load_hyperpyyaml
 
 import train
 from emoq_modules.errors import ConfigurationError
+from emoq_modules.training.configuration import change, compose, load
 from emoq_modules.training.describe import describe
-from emoq_modules.training.loggers import RunLogger
 
 TENSORBOARD = "torch.utils.tensorboard"
 STAGE1 = "hparams/emoq_stage1.yaml"
+RUN = "meld7/emoq/fold1-seed1234/stage1"
 
 
 class Writer:
@@ -48,8 +50,6 @@ def tensorboard(monkeypatch):
 class Wandb(SimpleNamespace):
     """In the place of the package; notes what is started and logged."""
 
-    errors = SimpleNamespace(Error=type("Error", (Exception,), {}))
-
     def __init__(self):
         super().__init__(started=[], logged=[])
 
@@ -57,8 +57,19 @@ class Wandb(SimpleNamespace):
         self.started.append(settings)
         return self
 
-    def log(self, figures, step=None):
-        self.logged.append((step, figures))
+    def log(self, metrics, step=None):
+        self.logged.append((step, metrics))
+
+
+class Hidden(SimpleNamespace):
+    """Hides a module, as if it were not installed."""
+
+    def __init__(self, module):
+        super().__init__(module=module)
+
+    def find_spec(self, name, *others):
+        if name == self.module:
+            raise ModuleNotFoundError(f"No module named {name!r}", name=name)
 
 
 @pytest.fixture
@@ -66,52 +77,53 @@ def wandb(monkeypatch):
     """What is given to Weights & Biases."""
     stub = Wandb()
     monkeypatch.setitem(sys.modules, "wandb", stub)
-    monkeypatch.delenv("WANDB_PROJECT", raising=False)
     return stub
 
 
-def log_epoch(logger, epoch):
-    logger.log_stats(
-        {"epoch": epoch, "lr": 0.1},
-        train_stats={"loss": 2.0 / epoch},
-        valid_stats={"loss": 3.0 / epoch, "UA": 10.0 * epoch},
-    )
+def preset(name):
+    return [f"hparams/presets/{name}.yaml"] if name else []
 
 
-def log_test(logger, epoch):
-    logger.log_stats({"epoch loaded": epoch}, test_stats={"UA": 55.5})
+def make_logger(results, name):
+    """The logger of a run with a preset, and the run's folder."""
+    options = change("", data_folder="here", results_folder=str(results))
+    hparams = load(compose(STAGE1, preset(name), options), ["train_logger"])
+    folder = results / RUN
+    folder.mkdir(parents=True, exist_ok=True)
+    return hparams["train_logger"], folder
 
 
-def log_in_two_starts(folder, name):
+def log_in_two_starts(results, name):
     """Three epochs, stopped after two, and a test of the second."""
-    first = RunLogger(folder, name)
-    log_epoch(first, 1)
-    log_epoch(first, 2)
-    second = RunLogger(folder, name)
-    log_epoch(second, 3)
-    log_test(second, 2)
+    for epochs in ((1, 2), (3,)):
+        logger, folder = make_logger(results, name)
+        for epoch in epochs:
+            logger.log_stats(
+                {"epoch": epoch, "lr": 0.1},
+                train_stats={"loss": 2.0 / epoch},
+                valid_stats={"loss": 3.0 / epoch, "UA": 10.0 * epoch},
+            )
+    logger.log_stats({"epoch loaded": 2}, test_stats={"UA": 55.5})
+    return folder
 
 
 @pytest.mark.parametrize("name", [None, "tensorboard", "wandb"])
 def test_train_log_is_written_in_any_case(tmp_path, name, tensorboard, wandb):
-    log_in_two_starts(tmp_path, name)
-    lines = (tmp_path / "train_log.txt").read_text().splitlines()
+    folder = log_in_two_starts(tmp_path, name)
+    lines = (folder / "train_log.txt").read_text().splitlines()
     assert [line.split(" - ")[0] for line in lines] == [
         *(f"epoch: {epoch}, lr: 1.00e-01" for epoch in (1, 2, 3)),
         "epoch loaded: 2",
     ]
     assert lines[-1].endswith("test UA: 55.50")
-
-
-def test_nothing_else_is_asked_for_by_default(tmp_path, tensorboard, wandb):
-    log_in_two_starts(tmp_path, None)
-    assert not tensorboard and not wandb.started
+    assert bool(tensorboard) == (name == "tensorboard")
+    assert bool(wandb.started) == (name == "wandb")
 
 
 def test_tensorboard_goes_on_where_the_run_does(tmp_path, tensorboard):
-    log_in_two_starts(tmp_path, "tensorboard")
+    folder = log_in_two_starts(tmp_path, "tensorboard")
     (scalars,) = tensorboard.values()
-    assert list(tensorboard) == [str(tmp_path / "tensorboard")]
+    assert list(tensorboard) == [str(folder / "tensorboard")]
     curves = {}
     for tag, value, step in scalars:
         curves.setdefault(tag, []).append((step, value))
@@ -127,26 +139,25 @@ def test_tensorboard_reads_what_is_written(tmp_path):
         EventAccumulator,
     )
 
-    log_in_two_starts(tmp_path, "tensorboard")
-    events = EventAccumulator(str(tmp_path / "tensorboard")).Reload()
+    folder = log_in_two_starts(tmp_path, "tensorboard")
+    events = EventAccumulator(str(folder / "tensorboard")).Reload()
     curve = [(event.step, event.value) for event in events.Scalars("UA/valid")]
     assert curve == [(1, 10.0), (2, 20.0), (3, 30.0)]
     assert [event.step for event in events.Scalars("UA/test")] == [2]
 
 
-def test_a_folder_is_one_run_of_wandb(tmp_path, wandb):
-    folders = [tmp_path / name for name in ("stage1", "stage2")]
-    for folder in folders:
-        folder.mkdir()
-        log_in_two_starts(folder, "wandb")
-    first, again, other, _ = wandb.started
+def test_wandb_looks_for_the_run_in_its_folder(tmp_path, wandb):
+    folder = log_in_two_starts(tmp_path, "wandb")
+    first, again = wandb.started
     assert first == again
-    assert first["id"] != other["id"]
-    assert first["project"] == "emoq"
-    assert first["dir"] == str(folders[0])
-    assert first["name"].endswith(f"{tmp_path.name}/stage1")
-    assert (first["resume"], first["reinit"]) == ("allow", "finish_previous")
-    assert [step for step, _ in wandb.logged[:4]] == [1, 2, 3, None]
+    assert first == {
+        "project": "emoq",
+        "name": RUN,
+        "dir": str(folder),
+        "resume": "auto",
+        "reinit": "finish_previous",
+    }
+    assert [step for step, _ in wandb.logged] == [1, 2, 3, None]
     assert wandb.logged[1][1] == {
         "epoch": 2,
         "lr": 0.1,
@@ -155,53 +166,50 @@ def test_a_folder_is_one_run_of_wandb(tmp_path, wandb):
     }
 
 
-def test_the_project_of_wandb_can_be_chosen(tmp_path, wandb, monkeypatch):
-    monkeypatch.setenv("WANDB_PROJECT", "mine")
-    RunLogger(tmp_path, "wandb")
-    assert wandb.started[0]["project"] == "mine"
-
-
-def test_why_wandb_does_not_start_is_said(tmp_path, wandb, monkeypatch):
-    def refuse(**settings):
-        raise wandb.errors.Error("api_key not configured")
-
-    monkeypatch.setattr(wandb, "init", refuse, raising=False)
-    with pytest.raises(ConfigurationError, match="api_key .*wandb login"):
-        RunLogger(tmp_path, "wandb")
-
-
-def test_an_unknown_logger_is_refused(tmp_path):
-    with pytest.raises(
-        ConfigurationError, match="'wandbb'; it can be tensorboard, wandb, or"
-    ):
-        RunLogger(tmp_path, "wandbb")
-
-
 @pytest.mark.parametrize(
-    ("name", "module"), [("tensorboard", TENSORBOARD), ("wandb", "wandb")]
+    ("name", "module", "says"),
+    [
+        ("tensorboard", TENSORBOARD, "pip install tensorboard, or leave"),
+        ("wandb", "wandb", "no such entity as wandb.init"),
+    ],
 )
 def test_what_is_not_installed_is_said_before_training(
-    tmp_path, name, module, monkeypatch, capsys
+    tmp_path, name, module, says, monkeypatch, capsys
 ):
-    monkeypatch.setitem(sys.modules, module, None)  # as if it were not there
-    assert train.run(tiny(tmp_path, "--logger", name)) == 2
+    monkeypatch.setattr(sys, "meta_path", [Hidden(module), *sys.meta_path])
+    monkeypatch.delitem(sys.modules, module, raising=False)
+    options = ("--preset", *preset(name))
+    assert train.run(tiny(tmp_path, *options)) == 2
     message = capsys.readouterr().err.splitlines()[-1]
-    assert message.startswith(f"error: logger is {name}, which is not inst")
-    assert f"pip install {name}, or" in message
-    assert not list(tmp_path.rglob("train_log.txt"))
+    assert message.startswith("error: ") and says in message
     assert not list(tmp_path.rglob("CKPT*"))
 
 
 def test_a_run_may_go_on_with_another_logger(tmp_path, tensorboard):
     train.main(tiny(tmp_path))
-    train.main(tiny(tmp_path, "--logger", "tensorboard"))
+    train.main(tiny(tmp_path, "--preset", *preset("tensorboard")))
     (scalars,) = tensorboard.values()
     assert {"UA/test", "WA/test"} <= {tag for tag, _, _ in scalars}
 
 
 def test_describing_a_run_does_not_log_it(wandb):
-    describe(STAGE1, options="logger: wandb")
+    describe(STAGE1, preset("wandb"))
     assert not wandb.started
+
+
+def test_logger_of_version_0_1_writes_the_same_file(tmp_path):
+    def make(logger):
+        return load_hyperpyyaml(
+            "train_logger: !new:emoq_modules.train_loggers.RunLogger\n"
+            f"    output_folder: {tmp_path}\n    logger: {logger}\n"
+        )["train_logger"]
+
+    make("null").log_stats({"epoch": 1}, valid_stats={"UA": 50.0})
+    assert (tmp_path / "train_log.txt").read_text() == (
+        "epoch: 1 - valid UA: 50.00\n"
+    )
+    with pytest.raises(ConfigurationError, match="presets/wandb.yaml"):
+        make("wandb")
 
 
 def tiny(results, *options):

@@ -1,110 +1,95 @@
-"""What ends the ranks of a run together, without torchrun's agents.
+"""Ranks together measure what one process does, and end together."""
 
-That is how it is with one rank on each node: the agent of the other node sees
-nothing of a death.
-"""
-
-import os
-import signal
-import socket
 import time
 
 import pytest
+import torch
 import torch.distributed as dist
 
-from emoq_modules.training.ranks import own_rank, world_size
+from emoq_modules.evaluation.metrics import EmotionStats
+from emoq_modules.training.distributed import (
+    join,
+    own_rank,
+    rank_batches,
+    world_size,
+)
 
-_FOREVER_S = 600
+LABELS = ["angry", "happy", "sad"]
 
 
-@pytest.mark.parametrize("dying", [0, 1])
-def test_a_killed_rank_ends_the_others_and_is_named_once(
-    start_ranks, capfd, dying
+def evaluate(batches):
+    """What a brain keeps of these batches of a set."""
+    stats, embeddings, evaluated = EmotionStats(LABELS), [], []
+    for batch in batches:
+        indices = torch.tensor(batch)
+        evaluated.append((len(stats.ids), float(indices.sum())))
+        stats.append(
+            [f"u{index}" for index in batch],
+            torch.sin(indices[:, None] + torch.arange(3.0)),
+            indices % 3,
+            [f"d{index // 4}" for index in batch],
+        )
+        embeddings += torch.cos(indices[:, None] * torch.arange(4.0)).unbind()
+    return stats, embeddings, evaluated
+
+
+@pytest.mark.parametrize(
+    ("ranks", "size", "batch_size"),
+    [
+        (2, 8, 2),
+        (2, 9, 2),  # five batches, the last of one utterance
+        (3, 8, 2),  # four batches
+        (3, 2, 2),  # one batch
+    ],
+)
+def test_each_utterance_counts_once_and_in_order(
+    start_ranks, tmp_path, ranks, size, batch_size
 ):
     def work():
-        if own_rank() == dying:
-            os.kill(os.getpid(), signal.SIGKILL)
-        time.sleep(_FOREVER_S)
+        stats, embeddings, losses = join(
+            *evaluate(rank_batches(size, batch_size))
+        )
+        torch.save(
+            [vars(stats), embeddings, losses], tmp_path / f"{own_rank()}.pt"
+        )
 
-    codes = start_ranks(3, work)
-    assert codes.pop(dying) == -signal.SIGKILL
-    assert codes == [1, 1]
-    printed = capfd.readouterr().err
-    assert printed.count("error:") == 1
-    assert f"error: rank {dying} (process " in printed
-    assert f"on {socket.gethostname()}) has ended" in printed
+    assert start_ranks(ranks, work) == [0] * ranks
+    stats, embeddings, evaluated = evaluate(rank_batches(size, batch_size))
+    assert len(stats.ids) == size
+    for rank in range(ranks):
+        found, its_embeddings, losses = torch.load(tmp_path / f"{rank}.pt")
+        for key in ("labels", "ids", "dialogues", "targets", "predictions"):
+            assert found[key] == vars(stats)[key]
+        torch.testing.assert_close(found["posteriors"], stats.posteriors)
+        torch.testing.assert_close(its_embeddings, embeddings)
+        assert losses == [loss for _, loss in evaluated]
 
 
-def test_a_rank_that_fails_ends_the_others(start_ranks, capfd):
+def test_ranks_evaluate_equally_many_batches(start_ranks, tmp_path):
     def work():
-        if own_rank() == 1:
-            raise ValueError("no such emotion")
-        time.sleep(_FOREVER_S)
+        counts = [len(rank_batches(size, 2)) for size in range(1, 20)]
+        (tmp_path / str(own_rank())).write_text(str(counts))
 
-    assert start_ranks(2, work) == [1, 1]
-    printed = capfd.readouterr().err
-    assert "no such emotion" in printed
-    assert "error: rank 1 (process " in printed
+    assert start_ranks(3, work) == [0] * 3
+    assert len({(tmp_path / str(rank)).read_text() for rank in range(3)}) == 1
 
 
-def test_a_collective_that_breaks_ends_with_the_message_alone(
-    start_ranks, capfd
-):
-    def work():
-        dist.barrier()
-        if own_rank() == 0:
-            # What gloo says, before there is word of the death.
-            raise RuntimeError("Connection closed by peer")
-        time.sleep(0.5)
-        os.kill(os.getpid(), signal.SIGKILL)
-
-    assert start_ranks(2, work) == [1, -signal.SIGKILL]
-    printed = capfd.readouterr().err
-    assert "error: rank 1 (process " in printed
-    assert "Traceback" not in printed
-
-
-def test_a_worker_that_outlives_its_rank_does_not_hide_the_death(
-    start_ranks, tmp_path
-):
-    def work():
-        if own_rank() == 1:
-            worker = os.fork()
-            if worker == 0:
-                time.sleep(_FOREVER_S)
-            (tmp_path / "worker").write_text(str(worker))
-            os.kill(os.getpid(), signal.SIGKILL)
-        time.sleep(_FOREVER_S)
-
-    try:
-        assert start_ranks(2, work) == [1, -signal.SIGKILL]
-    finally:
-        os.kill(int((tmp_path / "worker").read_text()), signal.SIGKILL)
-
-
-def test_the_message_comes_before_the_end_that_torchrun_brings(
-    start_ranks, capfd
-):
-    def work():
-        pids = [None] * 2
-        dist.all_gather_object(pids, os.getpid())
-        if own_rank() == 1:
-            # As if the agent had seen the death before rank 0 does.
-            os.kill(pids[0], signal.SIGTERM)
-            os.kill(os.getpid(), signal.SIGKILL)
-        time.sleep(_FOREVER_S)
-
-    assert start_ranks(2, work) == [1, -signal.SIGKILL]
-    assert "error: rank 1 (process " in capfd.readouterr().err
-
-
-def test_ranks_that_are_done_need_not_be_done_together(start_ranks, capfd):
-    def work():
-        time.sleep(own_rank() * 0.3)
-
-    assert start_ranks(3, work) == [0, 0, 0]
-    assert capfd.readouterr().err == ""
-
-
-def test_a_process_by_itself_is_rank_0_of_1():
+def test_one_process_evaluates_every_batch():
     assert (own_rank(), world_size()) == (0, 1)
+    assert rank_batches(5, 2) == [[0, 1], [2, 3], [4]]
+
+
+def test_ranks_give_one_up_from_which_nothing_comes(
+    start_ranks, monkeypatch, capfd
+):
+    monkeypatch.setenv("EMOQ_TIMEOUT_S", "1")
+
+    def work():
+        if own_rank() == 1:
+            time.sleep(600)
+        dist.barrier()
+
+    started = time.monotonic()
+    assert start_ranks(2, work) == [1, None]
+    assert time.monotonic() - started < 20
+    assert "Timed out waiting 1000ms" in capfd.readouterr().err

@@ -7,7 +7,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from emoq_modules.errors import ConfigurationError
 from emoq_modules.lobes.decoder import PAPER_LORA
-from emoq_modules.training.ranks import own_rank
+from emoq_modules.training.distributed import own_rank
 from emoq_modules.training.sharding import shard_llm
 from tests.lobes.test_decoder import DIM, TARGETS, encode, make_decoder
 
