@@ -1,4 +1,4 @@
-"""What CONTRIBUTING.md says can be done as it stands there."""
+"""What docs/extending.md says can be done as it stands there."""
 
 import csv
 import doctest
@@ -27,7 +27,7 @@ from emoq_modules.evaluation.results import read_predictions
 from emoq_modules.training.configuration import compose
 from tests.corpus_folders import ROOT, all_rows, read_splits, write
 
-TEXT = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
+TEXT = (ROOT / "docs" / "extending.md").read_text(encoding="utf-8")
 # Path -> content, of the blocks that begin with their file's path.
 FILES = {
     path: f"{block}\n"
