@@ -29,13 +29,13 @@ setup(
         # torch release, and SpeechBrain imports torchaudio.
         "torch>=2.11,<2.12",
         "torchaudio>=2.11,<2.12",  # resampling
-        # Training loop, data pipeline, checkpoints, metrics, filter banks, and
-        # the loading of HuBERT, WavLM and wav2vec 2.0.
+        # Training loop, data pipeline, checkpoints, metrics, filter banks.
         "speechbrain>=1.1.2,<1.2",
         # Experiments as YAML; HyperPyYAML needs ruamel below 0.19.
         "hyperpyyaml>=1.2.3",
         "ruamel.yaml>=0.18,<0.19",
-        # RoBERTa, the LLM, their tokenizers, and fetching them.
+        # HuBERT and its like, RoBERTa, the LLM, their tokenizers, and fetching
+        # them.
         "transformers>=5.20,<6",
         "accelerate>=1.15",
         "huggingface_hub>=2.4",
