@@ -28,57 +28,69 @@ setup(
         # torchaudio come in pairs: torchaudio's wheel is built against one
         # torch release, and SpeechBrain imports torchaudio.
         "torch>=2.11,<2.12",
-        "torchaudio>=2.11,<2.12",
+        "torchaudio>=2.11,<2.12",  # resampling
+        # Training loop, data pipeline, checkpoints, metrics, filter banks.
         "speechbrain>=1.1.2,<1.2",
+        # Experiments as YAML; HyperPyYAML needs ruamel below 0.19.
         "hyperpyyaml>=1.2.3",
         "ruamel.yaml>=0.18,<0.19",
+        # HuBERT and its like, RoBERTa, the LLM, their tokenizers, and fetching
+        # them.
         "transformers>=5.20,<6",
-        "peft>=0.21",
         "accelerate>=1.15",
         "huggingface_hub>=2.4",
-        "jinja2>=3.1",
-        "safetensors>=0.4.5",
         "tokenizers>=0.22",
+        "peft>=0.21",  # LoRA
+        # Chat templates that know no system turn; reports and model cards.
+        "jinja2>=3.1",
+        "safetensors>=0.4.5",  # weights, and stored frames
         "numpy>=1.26",
+        # Intervals, comparisons, calibration; resampling from unusual rates.
         # 1.15 is the first whose bootstrap takes ``rng``, and the last for
         # Python 3.10.
         "scipy>=1.15",
+        # The map of embeddings; the tests hold numbers against it.
         "scikit-learn>=1.4",
-        "soundfile>=0.12.1",
-        "matplotlib>=3.8",
-        "tqdm>=4.66",
+        "soundfile>=0.12.1",  # reading audio
+        "matplotlib>=3.8",  # plots
+        "tqdm>=4.66",  # progress bars
     ],
     extras_require={
-        # MELD's clips are mp4; PyAV brings its own FFmpeg.
+        # The sound of MELD's mp4 clips, and recordings that libsndfile does not
+        # read; PyAV brings its own FFmpeg.
         "meld": ["av>=13"],
-        # What `logger` can be, besides null. From that release on wandb
-        # knows reinit="finish_previous"; run was 0.31.0, without an account
-        # (WANDB_MODE=offline).
+        # Curves of a run while it trains, by the presets of these names. From
+        # that release on wandb knows reinit="finish_previous"; run was 0.31.0,
+        # without an account (WANDB_MODE=offline).
         "tensorboard": ["tensorboard>=2.21"],
         "wandb": ["wandb>=0.19.10"],
         # The LLM's frozen weights in 4 bits. From that release on it trains
         # on a CPU too.
         "qlora": ["bitsandbytes>=0.50"],
-        # The page stands on much of Gradio: a major release may break it.
+        # The page of `emoq serve`, which stands on much of Gradio: a major
+        # release may break it.
         "serve": ["gradio>=6.31,<7"],
         # Tab completes the commands and options of `emoq`.
         "completion": ["argcomplete>=3.7"],
-        # The reference, of all modules: the page's import Gradio. Sphinx 8.1 is
-        # the last for Python 3.10.
+        # The reference that `make api` builds, of all modules: the page's
+        # import Gradio. Sphinx 8.1 is the last for Python 3.10.
         "docs": ["furo>=2024.8.6", "gradio>=6.31,<7", "sphinx>=8.1.3"],
         "dev": [
+            # What the extras above bring, so that no test is skipped for it.
             "argcomplete>=3.7",
             "av>=13",
             "bitsandbytes>=0.50",
             "furo>=2024.8.6",
             "gradio>=6.31,<7",
+            "sphinx>=8.1.3",
+            # The tutorial is run.
             "ipykernel>=7",
             "nbclient>=0.11",
             "nbformat>=5.11",
+            # The web page is looked at, with the system's Chromium.
             "playwright>=1.65",
             "pytest>=8",
             "ruff>=0.12",
-            "sphinx>=8.1.3",
         ],
     },
 )

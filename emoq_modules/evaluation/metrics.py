@@ -111,7 +111,7 @@ class EmotionStats(MetricStats):
         Returns
         -------
         dict or object
-            What :func:`emotion_metrics` returns, or its ``field``.
+            What ``emotion_metrics`` returns, or its ``field``.
 
         Raises
         ------

@@ -13,8 +13,9 @@ DOCUMENTS = [
     ROOT / "CONTRIBUTING.md",
     ROOT / "CHANGELOG.md",
     *sorted((ROOT / "docs").glob("*.md")),
+    *sorted((ROOT / "recipes").glob("*/README.md")),
 ]
-OURS = "benchmarks|docs|emoq_modules|hparams|recipes|tests|tools"
+OURS = "benchmarks|docs|emoq_modules|hparams|recipes|tests"
 # What a run writes, data, what is installed, and a path in SpeechBrain.
 ELSEWHERE = (
     "results/",
@@ -24,13 +25,16 @@ ELSEWHERE = (
     ".venv/",
     "speechbrain/",
     "docs/api/_build/",
+    "data/demo/",
+    "wav/",
+    "flac/",
 )
 # Of SpeechBrain's repository, what reuse.md changes: its place, and its files.
 RECIPES = ROOT / "tests" / "small_recipe"
 RECIPE = RECIPES / "recipes" / "IEMOCAP" / "emotion_recognition"
 
 each_document = pytest.mark.parametrize(
-    "document", DOCUMENTS, ids=lambda path: path.name
+    "document", DOCUMENTS, ids=lambda path: str(path.relative_to(ROOT))
 )
 
 
@@ -41,6 +45,8 @@ def read(path):
 def exists(path, document):
     """Whether a path is there, from the root or from where it is read."""
     places = [ROOT, document.parent]
+    if document.name == "design.md":
+        places += [ROOT / "emoq_modules"]
     if document.name == "reuse.md":
         places += [RECIPES, RECIPE]
     return any((place / path).exists() for place in places)
@@ -57,6 +63,15 @@ def anchors(document):
         re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-")
         for heading in re.findall(r"^#+ (.+)$", prose(document), re.M)
     }
+
+
+def test_readme_is_read_in_three_minutes():
+    text = read(ROOT / "README.md")
+    assert len(text) <= 9000
+    # What has not run stands in the first screen, before the picture.
+    first_screen = text.partition("![")[0]
+    assert len(first_screen.splitlines()) <= 20
+    assert "**What has not**: IEMOCAP and MELD" in first_screen
 
 
 @each_document
@@ -76,6 +91,13 @@ def test_paths_in_backticks_are_there(document):
         if "<" in path or path.startswith(ELSEWHERE):
             continue
         assert exists(path, document), path
+
+
+def test_modules_in_pictures_are_there():
+    modules = {path.name for path in (ROOT / "emoq_modules").rglob("*.py")}
+    for picture in (ROOT / "docs").glob("*.svg"):
+        named = set(re.findall(r"(?<![\w…])\w+\.py\b", read(picture)))
+        assert named <= modules, picture.name
 
 
 @each_document

@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import runpy
 import shutil
 import subprocess
 import sys
@@ -14,7 +15,7 @@ from safetensors.torch import load_file
 from transformers import HubertConfig, HubertModel, Wav2Vec2FeatureExtractor
 
 from emoq_modules.lobes.small_backbones import build_llm, build_text_encoder
-from tests.conftest import ROOT
+from tests.corpus_folders import ROOT, wav_bytes, write
 from tests.tiny_corpus import WORDS, prepare_tiny
 
 DOCUMENT = (ROOT / "docs" / "reuse.md").read_text(encoding="utf-8")
@@ -38,16 +39,9 @@ class Example(NamedTuple):
             if file.partition("\n")[0].endswith(".py")
         )
 
-    def apply(self, folder):
-        """Lays the diff over a copy of the recipe."""
-        subprocess.run(
-            ["git", "apply", "-"],
-            cwd=folder,
-            input=self.diff.encode(),
-            check=True,
-        )
 
-
+# Before the examples: upstream's manifests get the transcripts.
+WORDS_DIFF = re.search(r"^```diff\n(.*?)^```$", DOCUMENT, re.M | re.S)[1]
 EXAMPLES = [
     Example(*found)
     for found in re.findall(
@@ -68,6 +62,14 @@ NARROW = {
     "num_attention_heads": 2,
     "intermediate_size": 32,
 }
+
+
+def apply(diff, folder):
+    """Lays a diff over a copy of the small recipe."""
+    shutil.copytree(ROOT / "tests" / "small_recipe", folder)
+    subprocess.run(
+        ["git", "apply", "-"], cwd=folder, input=diff.encode(), check=True
+    )
 
 
 @pytest.fixture(scope="module")
@@ -97,8 +99,7 @@ def train(tmp_path, data):
     """
 
     def run(example, **overrides):
-        shutil.copytree(ROOT / "tests" / "small_recipe", tmp_path / "copy")
-        example.apply(tmp_path / "copy")
+        apply(example.diff, tmp_path / "copy")
         output = tmp_path / "results"
         options = {"data_folder": data, "output_folder": output, **overrides}
         done = subprocess.run(
@@ -136,6 +137,29 @@ def error_rate(log):
 @pytest.mark.parametrize("example", EXAMPLES, ids=lambda e: e.title)
 def test_an_example_takes_at_most_ten_lines_of_python(example):
     assert 0 < example.python_lines() <= 10
+
+
+def test_manifests_get_what_was_said(tmp_path):
+    apply(WORDS_DIFF, tmp_path / "copy")
+    session, dialogue = tmp_path / "Session1", "Ses01F_impro01"
+    write(
+        session / "dialog" / "transcriptions" / f"{dialogue}.txt",
+        f"{dialogue}_F000 [006.2901-008.2357]: Excuse me.\n"
+        f"{dialogue}_M000 [007.5712-010.4750]: Do you [have]: your forms?\n",
+    )
+    wavs = session / "sentences" / "wav" / dialogue
+    rows = [
+        [str(write(wavs / f"{dialogue}_{turn}.wav", wav_bytes())), "neu", "F"]
+        for turn in ("F000", "M000", "M001")
+    ]
+    module = tmp_path / "copy" / RECIPE / "iemocap_prepare.py"
+    runpy.run_path(str(module))["create_json"](rows, tmp_path / "train.json")
+    manifest = json.loads((tmp_path / "train.json").read_text())
+    assert [row["words"] for row in manifest.values()] == [
+        "Excuse me.",
+        "Do you [have]: your forms?",
+        "",  # no transcript has it
+    ]
 
 
 def test_the_emoq_former_pools_the_frames_of_ecapa_tdnn(train, tmp_path):

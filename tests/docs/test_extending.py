@@ -1,4 +1,4 @@
-"""What CONTRIBUTING.md says can be done as it stands there."""
+"""What docs/extending.md says can be done as it stands there."""
 
 import csv
 import doctest
@@ -27,7 +27,7 @@ from emoq_modules.evaluation.results import read_predictions
 from emoq_modules.training.configuration import merge_presets
 from tests.corpus_folders import ROOT, all_rows, read_splits, write
 
-TEXT = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
+TEXT = (ROOT / "docs" / "extending.md").read_text(encoding="utf-8")
 # Path -> content, of the blocks that begin with their file's path.
 FILES = {
     path: f"{block}\n"
@@ -230,7 +230,7 @@ def test_a_llama_of_random_weights_gives_posteriors_and_its_adapter_learns(
         (gradient is None) == ("lora" not in name and "projector" not in name)
         for name, gradient in gradients.items()
     )
-    posteriors = decoder.posteriors(llama["embeddings"], llama["TEXTS"])
+    posteriors = decoder.posteriors(llama["embeddings"], llama["prompts"])
     assert posteriors.shape == (2, 3)
     torch.testing.assert_close(posteriors.sum(dim=1), torch.ones(2))
 
