@@ -46,7 +46,7 @@ class Stage:
 
     Attributes
     ----------
-    composed : emoq_modules.training.configuration.Run
+    composed : emoq_modules.training.configuration.StageRun
         What ``train.py`` runs.
     """
 

@@ -5,7 +5,7 @@ replaces the experiment's value whole. Keys that only one stage has stand in a
 preset's section ``stage1`` or ``stage2``.
 
 ``plan_runs`` reads the files, once, and gives each stage of each fold as a
-``Run``; its objects are made when it is run.
+``StageRun``; its objects are made when it is run.
 """
 
 import copy
@@ -30,20 +30,20 @@ _REFUSED = "There is no such|Invalid argument to"
 
 
 @dataclass(frozen=True)
-class Run:
+class StageRun:
     """One stage of one fold, composed and not yet run.
 
     Attributes
     ----------
     hparams_yaml : str
         Its whole YAML, references resolved.
-    first : Run | None
+    first : StageRun | None
         The run of stage 1 that it starts from; None where it starts from
         nothing, or where there is no experiment to make it with.
     """
 
     hparams_yaml: str
-    first: "Run | None" = None
+    first: "StageRun | None" = None
 
     @cached_property
     def _tree(self):
@@ -86,7 +86,7 @@ def plan_runs(experiment, presets=(), options="", folds=None, debug=False):
 
     Returns
     -------
-    list of Run
+    list of StageRun
         One a fold; each of stage 2 has the run of stage 1 that it starts from.
 
     Raises
@@ -104,8 +104,8 @@ def plan_runs(experiment, presets=(), options="", folds=None, debug=False):
         values = {"fold": fold}
         if debug:
             values["variant"] = f"{tree['variant']}-debug"
-        before = first and Run(_resolve(path, first, **values))
-        runs.append(Run(_resolve(experiment, tree, **values), before))
+        before = first and StageRun(_resolve(path, first, **values))
+        runs.append(StageRun(_resolve(experiment, tree, **values), before))
     return runs
 
 

@@ -64,7 +64,7 @@ def run_folds(runs, run_opts=None):
 
     Arguments
     ---------
-    runs : list of Run
+    runs : list of StageRun
         What ``plan_runs`` returned.
     run_opts : dict | None
         SpeechBrain's run options (device, debug, ...).
@@ -105,7 +105,7 @@ def check_settings(run):
 
     Arguments
     ---------
-    run : Run
+    run : StageRun
         What would be run.
 
     Raises
@@ -149,7 +149,7 @@ def run_stage(run, run_opts=None):
 
     Arguments
     ---------
-    run : Run
+    run : StageRun
         What to run.
     run_opts : dict | None
         SpeechBrain's run options.

@@ -17,7 +17,7 @@ class TrainLoggers(TrainLogger):
 
     Arguments
     ---------
-    *loggers : tuple of TrainLogger
+    *loggers : tuple of speechbrain.utils.train_logger.TrainLogger
         Any of SpeechBrain's.
 
     Example

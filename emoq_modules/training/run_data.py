@@ -45,7 +45,7 @@ def check_context(run):
 
     Arguments
     ---------
-    run : Run
+    run : StageRun
         What is to be run.
 
     Raises

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from ruamel.yaml import YAML
 
-from emoq_modules.training.configuration import Run, merge_presets
+from emoq_modules.training.configuration import StageRun, merge_presets
 
 ROOT = Path(__file__).parents[2]
 FILE = ROOT / "emoq_modules/commands/paper_tables.yaml"
@@ -83,7 +83,7 @@ def test_each_run_of_the_paper_can_be_composed(
     resolved = merge_presets(
         experiment, [corpus, *presets], "data_folder: /data"
     )
-    values = Run(resolved).hparams
+    values = StageRun(resolved).hparams
     assert values["stage"] == stage
     assert values["corpus"] == Path(corpus).stem
     expected = Path(presets[-1]).stem if presets else "emoq"

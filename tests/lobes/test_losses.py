@@ -15,7 +15,7 @@ from emoq_modules.lobes.losses import (
     SupConLoss,
     inverse_frequency_weights,
 )
-from emoq_modules.training.configuration import Run, change, merge_presets
+from emoq_modules.training.configuration import StageRun, change, merge_presets
 
 BATCHES = {
     "random": [0, 2, 1, 0, 1, 2, 0, 2],
@@ -129,7 +129,7 @@ def test_presets_leave_of_the_loss_what_table_5_names(preset):
             balance=0.7,
         ),
     )
-    mal = Run(resolved).load("class_weights", "num_classes", "mal")["mal"]
+    mal = StageRun(resolved).load("class_weights", "num_classes", "mal")["mal"]
 
     labels = BATCHES["random"]
     embeddings, logits = random_embeddings(8), random_logits(8)

@@ -4,7 +4,7 @@ import pytest
 from transformers import AutoTokenizer
 
 from emoq_modules import PromptTemplate
-from emoq_modules.training.configuration import Run, merge_presets
+from emoq_modules.training.configuration import StageRun, merge_presets
 
 SYSTEM = "Name the emotion: {labels}."
 USER = "Speaker: {speaker}\nTranscript: {text}\nVoice: <AUDIO>"
@@ -162,7 +162,7 @@ def test_prompts_of_the_experiments_are_the_papers_but_for_their_context(
     resolved = merge_presets(
         "hparams/emoq_stage2.yaml", presets, "data_folder: /data"
     )
-    ours = Run(resolved).load("prompt")["prompt"]
+    ours = StageRun(resolved).load("prompt")["prompt"]
     assert ours.has_context
     lines = {
         "": USER,

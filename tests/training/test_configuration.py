@@ -8,7 +8,7 @@ import torch
 
 from emoq_modules.errors import ConfigurationError
 from emoq_modules.training.configuration import (
-    Run,
+    StageRun,
     change,
     differences,
     load_hparams,
@@ -54,7 +54,7 @@ def experiment(write):
 
 
 def plain(experiment, presets=(), options="data_folder: here"):
-    return Run(merge_presets(experiment, presets, options)).hparams
+    return StageRun(merge_presets(experiment, presets, options)).hparams
 
 
 # --- What wins ----------------------------------------------------------------
@@ -138,7 +138,7 @@ def test_plain_values_load_without_making_objects(experiment):
 
 def test_chosen_keys_are_made(experiment):
     resolved = merge_presets(experiment, (), "data_folder: here")
-    hparams = Run(resolved).load("optimizer")
+    hparams = StageRun(resolved).load("optimizer")
     assert hparams["optimizer"].func is torch.optim.SGD
     assert "layer" not in hparams
 
@@ -146,7 +146,7 @@ def test_chosen_keys_are_made(experiment):
 def test_a_composed_experiment_composes_to_itself(experiment, write):
     resolved = merge_presets(experiment, (), "data_folder: here\nrate: 1e-5")
     assert merge_presets(write("again.yaml", resolved)) == resolved
-    assert Run(resolved).hparams["rate"] == 1e-5
+    assert StageRun(resolved).hparams["rate"] == 1e-5
 
 
 # --- What is refused ----------------------------------------------------------

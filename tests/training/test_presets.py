@@ -5,7 +5,11 @@ from pathlib import Path
 import pytest
 from ruamel.yaml import YAML
 
-from emoq_modules.training.configuration import Run, differences, merge_presets
+from emoq_modules.training.configuration import (
+    StageRun,
+    differences,
+    merge_presets,
+)
 
 EXPERIMENTS = [f"hparams/emoq_stage{stage}.yaml" for stage in (1, 2)]
 PRESETS = sorted(
@@ -25,7 +29,7 @@ def test_preset_fits_both_experiments(preset, experiment):
 @pytest.mark.parametrize("preset", ["", *PRESETS])
 def test_experiments_of_a_preset_agree_on_the_corpus(preset):
     first, second = (
-        Run(
+        StageRun(
             merge_presets(e, [preset] * bool(preset), "data_folder: /data")
         ).hparams
         for e in EXPERIMENTS
@@ -42,7 +46,7 @@ def test_experiments_of_a_preset_agree_on_the_corpus(preset):
 def test_a_change_of_the_loss_is_a_variant_of_its_own(preset):
     for experiment in EXPERIMENTS:
         composed = merge_presets(experiment, [preset], "data_folder: /data")
-        assert Run(composed).hparams["variant"] == preset.stem
+        assert StageRun(composed).hparams["variant"] == preset.stem
 
 
 def test_without_a_preset_it_is_meld_with_seven_classes():
