@@ -29,7 +29,7 @@ from emoq_modules.training.configuration import (
     read_keys,
     read_options,
 )
-from emoq_modules.training.experiment import check_settings
+from emoq_modules.training.run_folder import check_settings
 
 logger = get_logger(__name__)
 

@@ -8,7 +8,6 @@ preset's section ``stage1`` or ``stage2``.
 ``StageRun``; its objects are made when it is run.
 """
 
-import copy
 import difflib
 import re
 from dataclasses import dataclass
@@ -19,7 +18,6 @@ from pathlib import Path
 import speechbrain as sb
 from hyperpyyaml import load_hyperpyyaml, resolve_references
 from ruamel.yaml import YAML, YAMLError
-from ruamel.yaml.comments import CommentedMap, CommentedSeq
 from ruamel.yaml.constructor import DuplicateKeyError
 
 from emoq_modules.errors import ConfigurationError
@@ -46,25 +44,24 @@ class StageRun:
     first: "StageRun | None" = None
 
     @cached_property
-    def _tree(self):
-        return YAML().load(self.hparams_yaml)
-
-    @cached_property
     def hparams(self):
-        """Plain values, which no object is made for."""
-        plain = {k: v for k, v in self._tree.items() if _is_plain(v)}
-        return load_hparams(_dump(plain))
+        """Plain values, and what prepares the corpus; no other object."""
+        tree = YAML().load(self.hparams_yaml)
+        early = {k: v for k, v in tree.items() if _is_plain(v)}
+        if "prepare" in tree:
+            early["prepare"] = tree["prepare"]
+        if early.get("context_turns"):
+            early["prompt"] = tree["prompt"]
+        return load_hparams(_dump(early))
 
     @property
     def folder(self):
         """Its output folder."""
         return Path(self.hparams["output_folder"])
 
-    def load(self, *keys):
-        """Makes its objects as ``load_hparams``, or those of some keys."""
-        if not keys:
-            return load_hparams(self.hparams_yaml)
-        return load_hparams(_dump({key: self._tree[key] for key in keys}))
+    def load(self):
+        """Makes all its objects, as ``load_hparams``."""
+        return load_hparams(self.hparams_yaml)
 
 
 def plan_runs(experiment, presets=(), options="", folds=None, debug=False):
@@ -106,6 +103,8 @@ def plan_runs(experiment, presets=(), options="", folds=None, debug=False):
             values["variant"] = f"{tree['variant']}-debug"
         before = first and StageRun(_resolve(path, first, **values))
         runs.append(StageRun(_resolve(experiment, tree, **values), before))
+        if tree["stage"] == 2:
+            _check_context(runs[-1].hparams)
     return runs
 
 
@@ -227,25 +226,20 @@ def read_options(experiment, arguments):
     return change(options, **given), run_opts
 
 
-def differences(now, earlier):
-    """Finds the keys whose values differ between two composed experiments.
-
-    Returns
-    -------
-    dict
-        Each such key with its value before and now, as YAML.
-
-    Example
-    -------
-    >>> differences("a: 1\\nb: 2", "a: 1\\nb: 3")
-    {'b': ('3', '2')}
-    """
-    ours, theirs = YAML().load(now), YAML().load(earlier)
-    return {
-        key: (_text(theirs.get(key)), _text(ours.get(key)))
-        for key in [*ours, *(key for key in theirs if key not in ours)]
-        if _text(ours.get(key)) != _text(theirs.get(key))
-    }
+def _check_context(hparams):
+    """Whether the turns before an utterance have a place in the prompt."""
+    turns = hparams["context_turns"]
+    if type(turns) is not int or turns < 0:
+        raise ConfigurationError(
+            f"context_turns is {turns!r}; it has to be a number of turns, 0 or "
+            "more."
+        )
+    if turns and not hparams["prompt"].has_context:
+        raise ConfigurationError(
+            f"context_turns is {turns}, but the prompt has no place for what "
+            "was said before: give its user turn a line with {context}, or set "
+            f"context_turns to 0. It is {hparams['prompt'].user!r}."
+        )
 
 
 def _merged(experiment, presets, options, others_allowed=False):
@@ -352,7 +346,7 @@ def _lay_over(tree, values, origin):
         if isinstance(tree[key], bool | int | float) and isinstance(value, str):
             raise ConfigurationError(
                 f"{key} in {origin} is {value!r}; it has to be something like "
-                f"{_text(tree[key])}."
+                f"{tree[key]}."
             )
         tree[key] = value
 
@@ -373,21 +367,3 @@ def _dump(tree):
     text = StringIO()
     YAML().dump(dict(tree), text)
     return text.getvalue()
-
-
-def _text(node):
-    """A node as YAML, without the comments."""
-    node = copy.deepcopy(node)
-    for part in _parts(node):
-        part.ca.items.clear()
-        part.ca.comment = None
-    return _dump({"value": node}).removeprefix("value:").strip()
-
-
-def _parts(node):
-    """All mappings and sequences of a tree."""
-    if isinstance(node, CommentedMap | CommentedSeq):
-        yield node
-        values = node.values() if isinstance(node, CommentedMap) else node
-        for value in values:
-            yield from _parts(value)

@@ -9,9 +9,7 @@ import sys
 import time
 from pathlib import Path
 from statistics import median
-from textwrap import shorten
 
-import speechbrain as sb
 import torch
 from speechbrain.utils.distributed import (
     ddp_barrier,
@@ -21,42 +19,24 @@ from speechbrain.utils.distributed import (
 )
 from speechbrain.utils.logger import get_logger
 
-from emoq_modules.dataio.files import write_atomically
 from emoq_modules.errors import ConfigurationError
 from emoq_modules.evaluation.results import (
     CONFUSION_FILE,
     CURVES_FILE,
-    RESULTS_FILE,
     format_summary,
     pool_results,
     write_results,
 )
 from emoq_modules.inference.recognizer_folder import (
     RECOGNIZER_FOLDER,
-    SETTINGS_FILE,
     save_recognizer,
 )
 from emoq_modules.lobes.weights import save_trainable
-from emoq_modules.training.configuration import differences
-from emoq_modules.training.run_data import (
-    check_context,
-    make_datasets,
-    read_context,
-    read_manifests,
-)
+from emoq_modules.training.run_data import make_datasets, read_corpus
+from emoq_modules.training.run_folder import enter_folder
 from emoq_modules.training.sharding import shard_llm
 
 logger = get_logger(__name__)
-
-# May change between two starts of a run: its result does not depend on them.
-_FREE_TO_CHANGE = {
-    "num_workers",
-    "shard_llm",
-    "ckpt_interval_minutes",
-    "feature_store",
-    "logger",  # of version 0.1
-    "train_logger",
-}
 
 
 def run_folds(runs, run_opts=None):
@@ -79,8 +59,6 @@ def run_folds(runs, run_opts=None):
     ConfigurationError
         If settings do not go together, or a run's folder holds another run.
     """
-    for run in runs:
-        check_context(run)
     folders = {}
     for run in runs:
         for stage in _due(run):
@@ -98,36 +76,6 @@ def run_folds(runs, run_opts=None):
     return format_summary(
         {stage: pool_results(those) for stage, those in folders.items()}, plots
     )
-
-
-def check_settings(run):
-    """Checks that what is in a run's folder is this very run.
-
-    Arguments
-    ---------
-    run : StageRun
-        What would be run.
-
-    Raises
-    ------
-    ConfigurationError
-        If it was made with other settings, of those that its result depends on.
-    """
-    saved = run.folder / SETTINGS_FILE
-    if not saved.exists():
-        return
-    earlier = saved.read_text(encoding="utf-8")
-    changed = differences(run.hparams_yaml, earlier)
-    fixed = {k: v for k, v in changed.items() if k not in _FREE_TO_CHANGE}
-    if fixed:
-        key, (before, now) = next(iter(fixed.items()))
-        others = f" (and {len(fixed) - 1} more)" if len(fixed) > 1 else ""
-        raise ConfigurationError(
-            f"{run.folder} holds a run with other settings: {key} was "
-            f"{shorten(before, 60)!r} and is now {shorten(now, 60)!r}"
-            f"{others}. Choose another --results_folder (or, for a run by "
-            "itself, another --variant), or delete that folder."
-        )
 
 
 def _due(run):
@@ -161,11 +109,8 @@ def run_stage(run, run_opts=None):
     """
     started = time.time()
     # Data first: what is wrong there shows before models take their time.
-    _enter_folder(run)
-    run_on_main(run.load("prepare")["prepare"])
-    manifests = read_manifests(run.hparams)
-    dialogues = read_context(run.hparams, manifests)
-
+    enter_folder(run)
+    manifests, dialogues = read_corpus(run.hparams)
     hparams = _load_in_turn(run)
     modules = {k: m for k, m in hparams["modules"].items() if m is not None}
     for name, module in modules.items():
@@ -241,18 +186,6 @@ def _load_in_turn(run):
     if if_main_process():
         ddp_barrier()
     return hparams
-
-
-def _enter_folder(run):
-    """Makes the run's folder, or checks that it holds this very run."""
-    folder = run.folder
-    # A start that failed before its first checkpoint leaves nothing to keep.
-    if any(folder.glob("save/*")) or (folder / RESULTS_FILE).exists():
-        check_settings(run)
-    sb.create_experiment_directory(folder)
-    if if_main_process():
-        write_atomically(folder / SETTINGS_FILE, run.hparams_yaml.encode())
-    ddp_barrier()
 
 
 def _write_results(run, hparams, best_epoch, measured, embeddings, costs):

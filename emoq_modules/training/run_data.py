@@ -4,7 +4,7 @@ import ctypes
 from pathlib import Path
 
 import numpy as np
-from speechbrain.utils.distributed import ddp_barrier
+from speechbrain.utils.distributed import ddp_barrier, run_on_main
 
 from emoq_modules.dataio.audio import read_audio
 from emoq_modules.dataio.datasets import TextInputs, build_datasets
@@ -40,56 +40,34 @@ def read_manifests(hparams):
     }
 
 
-def check_context(run):
-    """Checks that the turns before an utterance have a place in the prompt.
-
-    Arguments
-    ---------
-    run : StageRun
-        What is to be run.
-
-    Raises
-    ------
-    ConfigurationError
-        If they have none, or their number is not one.
-    """
-    if run.hparams["stage"] == 1:
-        return
-    turns = run.hparams["context_turns"]
-    if type(turns) is not int or turns < 0:
-        raise ConfigurationError(
-            f"context_turns is {turns!r}; it has to be a number of turns, 0 or "
-            "more."
-        )
-    if turns and not (prompt := run.load("prompt")["prompt"]).has_context:
-        raise ConfigurationError(
-            f"context_turns is {turns}, but the prompt has no place for what "
-            "was said before: give its user turn a line with {context}, or set "
-            f"context_turns to 0. It is {prompt.user!r}."
-        )
-
-
-def read_context(hparams, manifests):
-    """Reads the dialogues of manifests, where turns before are wanted.
+def read_corpus(hparams):
+    """Prepares the corpus of a run, and reads and checks what that has written.
 
     Arguments
     ---------
     hparams : dict
-        Plain values of the run.
-    manifests : dict
-        What ``read_manifests`` gives.
+        Plain values of the run, and ``prepare``.
 
     Returns
     -------
-    dict | None
-        The turns of each dialogue, as ``read_dialogues`` gives them.
+    manifests : dict
+        What ``read_manifests`` gives.
+    dialogues : dict | None
+        The turns of each dialogue, as ``read_dialogues`` gives them; None where
+        no turns before are wanted.
 
     Raises
     ------
     CorpusError
-        If there are utterances of a dialogue that is not there.
+        If the corpus is not as it should be.
     """
-    if hparams["stage"] == 1 or not hparams["context_turns"]:
+    run_on_main(hparams["prepare"])
+    manifests = read_manifests(hparams)
+    return manifests, _read_dialogues(hparams, manifests)
+
+
+def _read_dialogues(hparams, manifests):
+    if not hparams.get("context_turns"):
         return None
     path = Path(hparams["manifest_folder"], DIALOGUES_FILE)
     dialogues = read_dialogues(path)
@@ -117,7 +95,7 @@ def make_datasets(hparams, manifests, device, progressbar=True, dialogues=None):
     progressbar : bool
         Whether to show one.
     dialogues : dict | None
-        What ``read_context`` gives.
+        What ``read_corpus`` gives.
 
     Returns
     -------

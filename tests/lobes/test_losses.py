@@ -15,7 +15,11 @@ from emoq_modules.lobes.losses import (
     SupConLoss,
     inverse_frequency_weights,
 )
-from emoq_modules.training.configuration import StageRun, change, merge_presets
+from emoq_modules.training.configuration import (
+    change,
+    load_hparams,
+    merge_presets,
+)
 
 BATCHES = {
     "random": [0, 2, 1, 0, 1, 2, 0, 2],
@@ -129,7 +133,7 @@ def test_presets_leave_of_the_loss_what_table_5_names(preset):
             balance=0.7,
         ),
     )
-    mal = StageRun(resolved).load("class_weights", "num_classes", "mal")["mal"]
+    mal = load_hparams(resolved)["mal"]
 
     labels = BATCHES["random"]
     embeddings, logits = random_embeddings(8), random_logits(8)

@@ -159,10 +159,9 @@ def test_prompts_of_the_experiments_are_the_papers_but_for_their_context(
     qwen, preset
 ):
     presets = [f"hparams/presets/{preset}.yaml"] * bool(preset)
-    resolved = merge_presets(
-        "hparams/emoq_stage2.yaml", presets, "data_folder: /data"
-    )
-    ours = StageRun(resolved).load("prompt")["prompt"]
+    options = "data_folder: /data\ncontext_turns: 1"
+    resolved = merge_presets("hparams/emoq_stage2.yaml", presets, options)
+    ours = StageRun(resolved).hparams["prompt"]
     assert ours.has_context
     lines = {
         "": USER,

@@ -10,10 +10,10 @@ from emoq_modules.errors import ConfigurationError
 from emoq_modules.training.configuration import (
     StageRun,
     change,
-    differences,
     load_hparams,
     merge_presets,
 )
+from emoq_modules.training.run_folder import differences
 
 ROOT = Path(__file__).parents[2]
 EXPERIMENT = """\
@@ -136,11 +136,17 @@ def test_plain_values_load_without_making_objects(experiment):
     assert values["labels"] == ["angry", "sad"]
 
 
-def test_chosen_keys_are_made(experiment):
-    resolved = merge_presets(experiment, (), "data_folder: here")
-    hparams = StageRun(resolved).load("optimizer")
-    assert hparams["optimizer"].func is torch.optim.SGD
-    assert "layer" not in hparams
+def test_what_prepares_is_made_with_the_plain_values(write):
+    resolved = merge_presets(
+        write(
+            "e.yaml",
+            "stage: 1\nlabels: [a, b]\nlayer: !new:torch.nn.Identity\n"
+            "prepare: !name:builtins.dict\n    labels: !ref <labels>",
+        )
+    )
+    hparams = StageRun(resolved).hparams
+    assert hparams.keys() == {"stage", "labels", "prepare"}
+    assert hparams["prepare"]() == {"labels": ["a", "b"]}
 
 
 def test_a_composed_experiment_composes_to_itself(experiment, write):

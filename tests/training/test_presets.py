@@ -7,9 +7,9 @@ from ruamel.yaml import YAML
 
 from emoq_modules.training.configuration import (
     StageRun,
-    differences,
     merge_presets,
 )
+from emoq_modules.training.run_folder import differences
 
 EXPERIMENTS = [f"hparams/emoq_stage{stage}.yaml" for stage in (1, 2)]
 PRESETS = sorted(
