@@ -6,7 +6,6 @@ import time
 import pytest
 
 from emoq_modules.commands.cli import main
-from emoq_modules.inference import hub
 
 
 @pytest.fixture(scope="module")
@@ -36,7 +35,7 @@ class FakeApi:
 def api(monkeypatch):
     monkeypatch.setattr(FakeApi, "calls", [])
     monkeypatch.setattr(FakeApi, "failing", {})
-    monkeypatch.setattr(hub, "HfApi", FakeApi)
+    monkeypatch.setattr("huggingface_hub.HfApi", FakeApi)
     return FakeApi
 
 
