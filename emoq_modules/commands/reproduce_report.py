@@ -164,7 +164,7 @@ def _measured(table, rows, whole):
     elif _dialogues(last) < 2:
         why = "there is one dialogue alone"
     commands = [
-        [word.removeprefix(f"{PROJECT}/") for word in row.runs[0].arguments]
+        [word.removeprefix(f"{PROJECT}/") for word in row.runs[0].command]
         for row in rows
         if row.runs
     ]
@@ -185,9 +185,7 @@ def _measured(table, rows, whole):
             for number, row in enumerate(rows, start=1)
             if row.stats is not None
         ],
-        "commands": [
-            shlex.join(["python", "train.py", *words]) for words in commands
-        ],
+        "commands": [shlex.join(["python", *words]) for words in commands],
     }
 
 

@@ -38,7 +38,7 @@ from emoq_modules.training.experiment import (
 
 logger = get_logger(__name__)
 
-# A table is run from a checkout: recipes and experiments are no package.
+# A table is run from a clone: recipes and experiments are no package.
 PROJECT = Path(__file__).parents[2]
 _TABLES = Path(__file__).with_name("paper_tables.yaml")
 _LOCK_FILE = ".lock"
@@ -47,30 +47,14 @@ _WAIT_S = 10
 
 @dataclass(frozen=True)
 class Stage:
-    """A stage that a run needs.
+    """A stage that a run needs."""
 
-    Attributes
-    ----------
-    number : int
-        1 or 2.
-    key : tuple of str
-        Corpus and variant.
-    folder : Path
-        Where its results go.
-    manifest : Path
-        The training utterances.
-    epochs : int
-        How many there are at most.
-    settings : str
-        The composed experiment.
-    """
-
-    number: int
-    key: tuple
-    folder: Path
-    manifest: Path
-    epochs: int
-    settings: str
+    number: int  # 1 or 2
+    key: tuple  # corpus and variant
+    folder: Path  # where its results go
+    manifest: Path  # the training utterances
+    epochs: int  # how many there are at most
+    settings: str  # the composed experiment
 
     @property
     def is_done(self):
@@ -87,27 +71,13 @@ class Stage:
 
 @dataclass(frozen=True)
 class Run:
-    """A row of a table, on one fold, with one seed.
+    """A row of a table, on one fold, with one seed."""
 
-    Attributes
-    ----------
-    row : str
-        The row's name in the paper.
-    fold : int
-        Which of the corpus.
-    seed : int
-        That of the random numbers.
-    arguments : tuple of str
-        Of ``train.py``.
-    stages : tuple of Stage
-        What it runs, in order; the results are those of the last.
-    """
-
-    row: str
+    row: str  # the row's name in the paper
     fold: int
     seed: int
-    arguments: tuple
-    stages: tuple
+    command: tuple  # train.py and its arguments
+    stages: tuple  # in order; the results are those of the last
 
     @property
     def folder(self):
@@ -136,14 +106,13 @@ def read_table(number):
     >>> [row["name"] for row in read_table(6)["rows"]]
     ['end-to-end training', 'two-stage training']
     """
-    tables = YAML(typ="safe").load(_TABLES)["tables"]
-    for table in tables:
-        if table["table"] == number:
-            return table
-    raise ConfigurationError(
-        f"The paper has no table {number}; it has "
-        f"{', '.join(str(table['table']) for table in tables)}."
-    )
+    tables = {t["table"]: t for t in YAML(typ="safe").load(_TABLES)["tables"]}
+    if number not in tables:
+        raise ConfigurationError(
+            f"The paper has no table {number}; it has "
+            f"{', '.join(map(str, tables))}."
+        )
+    return tables[number]
 
 
 def plan(table, presets=(), arguments=(), folds="all", seeds=None, rows=None):
@@ -173,34 +142,36 @@ def plan(table, presets=(), arguments=(), folds="all", seeds=None, rows=None):
     Raises
     ------
     ConfigurationError
-        If a row, a fold, a key or a preset does not exist, no run has a key
-        for an argument, or two runs would share a folder.
+        If this is no clone, a row, a fold, a key or a preset does not exist,
+        no run has a key for an argument, two runs would share a folder, or
+        what is there was made with other settings.
     """
+    if not (PROJECT / "train.py").is_file():
+        raise ConfigurationError(
+            "emoq reproduce needs a clone of EmoQ's repository, whose train.py "
+            f"and recipes it runs; {PROJECT} is none. Clone it, and install it "
+            "from there by: pip install -e ."
+        )
     chosen = _chosen_rows(table, rows)
-    _check_each_is_taken(arguments, chosen)
+    taken = _taken_by_each(chosen, arguments)
     runs = []
     for row in chosen:
         experiment = str(PROJECT / row["run"]["experiment"])
-        laid = [
-            str(PROJECT / table["corpus"]),
-            *presets,
-            *(str(PROJECT / preset) for preset in row["run"]["presets"]),
-        ]
-        taken = _taken_by(experiment, arguments)
-        options, _ = read_options(experiment, taken)
-        plain = load(compose(experiment, laid, options), keys=[])
+        laid = [str(PROJECT / table["corpus"]), *presets]
+        laid += [str(PROJECT / preset) for preset in row["run"]["presets"]]
+        own = taken[row["run"]["experiment"]]
+        options, _ = read_options(experiment, own)
+        _, plain = _resolve(experiment, laid, options)
+        command = [str(PROJECT / "train.py"), experiment]
+        for preset in laid:
+            command += ["--preset", preset]
         for seed in seeds or [plain["seed"]]:
             for fold in chosen_folds(folds, plain):
-                settings = change(options, fold=int(fold), seed=seed)
-                command = [experiment]
-                for preset in laid:
-                    command += ["--preset", preset]
-                command += [*taken, "--fold", fold, "--seed", str(seed)]
-                stages = _stages(experiment, laid, settings)
-                runs.append(
-                    Run(row["name"], int(fold), seed, tuple(command), stages)
-                )
-    _check_folders_differ(runs)
+                of_run = change(options, fold=int(fold), seed=seed)
+                words = *command, *own, "--fold", fold, "--seed", str(seed)
+                stages = _stages(experiment, laid, of_run)
+                runs.append(Run(row["name"], int(fold), seed, words, stages))
+    _check(runs)
     return runs
 
 
@@ -220,57 +191,33 @@ def describe_plan(runs):
     str
         A line for each run and one for all, and the commands.
     """
-    # results / corpus / variant / fold and seed / stage
-    rates = _measured_rates(runs[0].folder.parents[3])
-    lines, total, open_ends, counted = [], 0.0, 0, set()
+    rates = _measured_rates(runs[0].folder.parents[3])  # all results
+    seconds = {}  # by folder: what several rows share is run once
     width = max(len(str(run)) for run in runs)
+    left, lines = [run for run in runs if not run.is_done], []
     for run in runs:
-        todo = [s for s in run.stages if not s.is_done]
-        todo = [] if run.is_done else todo
         costs = []
-        for stage in todo:
-            seconds = _estimate(stage, rates)
-            costs.append(
-                f"stage {stage.number}: {stage.utterances or '?'} utterances x "
-                f"{stage.epochs} epochs, {_duration(seconds)}"
-            )
-            # What several rows share is run once.
-            if stage.folder not in counted:
-                counted.add(stage.folder)
-                total += seconds or 0.0
-                open_ends += seconds is None
+        for stage in run.stages if run in left else ():
+            if not stage.is_done:
+                seconds[stage.folder] = _estimate(stage, rates)
+                costs.append(
+                    f"stage {stage.number}: {stage.utterances or '?'} "
+                    f"utterances x {stage.epochs} epochs, "
+                    f"{_duration(seconds[stage.folder])}"
+                )
         lines.append(f"{str(run):<{width}}  {'; '.join(costs) or 'done'}")
-    left = [run for run in runs if not run.is_done]
     lines += ["", f"{len(left)} of {len(runs)} runs are to do."]
     if left:
-        more = f", and {open_ends} stages not yet measured" * (open_ends > 0)
-        cost = f"At most {_duration(total)}{more}; training may stop earlier."
-        if not total:
+        known = [cost for cost in seconds.values() if cost is not None]
+        unknown = len(seconds) - len(known)
+        more = f", and {unknown} stages not yet measured" if unknown else ""
+        cost = (
+            f"At most {_duration(sum(known))}{more}; training may stop earlier."
+        )
+        if not known:
             cost = "The time is known when a first run has been measured."
-        lines += [
-            cost,
-            "",
-            *(_command(run) for run in left),
-        ]
+        lines += [cost, "", *map(_for_a_shell, left)]
     return "\n".join(lines)
-
-
-def check_done(runs):
-    """Whether what is there was made with the settings that are asked for.
-
-    Arguments
-    ---------
-    runs : list of Run
-        What ``plan`` returned.
-
-    Raises
-    ------
-    ConfigurationError
-        If it was made with others.
-    """
-    for stage in (stage for run in runs for stage in run.stages):
-        if stage.is_done:
-            check_settings(stage.folder, stage.settings)
 
 
 def run_all(runs, wait=True):
@@ -287,13 +234,7 @@ def run_all(runs, wait=True):
     -------
     list of Run
         Those that failed, or that are left to others.
-
-    Raises
-    ------
-    ConfigurationError
-        If what is there was made with other settings.
     """
-    check_done(runs)
     left, failed = [run for run in runs if not run.is_done], []
     done = len(runs) - len(left)
     while left:
@@ -310,9 +251,9 @@ def run_all(runs, wait=True):
                     if _run(run, lock) or not run.is_done:
                         failed.append(run)
         left = busy
-        if left and not wait:
+        if not wait:
             break
-        if left:
+        if busy:
             logger.info(f"Others are running {len(left)}: waiting for them.")
             time.sleep(_WAIT_S)
     return failed + left
@@ -329,81 +270,72 @@ def _chosen_rows(table, names):
     return [rows[name] for name in dict.fromkeys(names or rows)]
 
 
-def _check_each_is_taken(arguments, rows):
-    taken = {
-        tuple(group)
-        for row in rows
-        for group in _grouped(
-            _taken_by(str(PROJECT / row["run"]["experiment"]), arguments)
+def _taken_by_each(rows, arguments):
+    """The arguments for each experiment: none that only its other stage has."""
+    given = []  # each option's key, and its words
+    for argument in arguments:
+        if argument.startswith("--") or not given:
+            given.append((argument.lstrip("-").split("=")[0], []))
+        given[-1][1].append(argument)
+    asked = change("", **dict.fromkeys(key for key, _ in given))
+    known = {
+        file.relative_to(PROJECT).as_posix(): set(
+            YAML(typ="safe").load(known_options(file, asked))
         )
+        for file in PROJECT.glob("hparams/emoq_stage*.yaml")
     }
-    for group in _grouped(arguments):
-        if tuple(group) not in taken:
+    anywhere = set().union(*known.values())
+    experiments = {row["run"]["experiment"] for row in rows}
+    others = {name: anywhere - known[name] for name in experiments}
+    for key, words in given:
+        if all(key in unknown for unknown in others.values()):
             raise ConfigurationError(
-                f"{group[0]} is no key of the experiments of these rows, so "
-                "no run would get it. If it is one of the stage before, put it "
+                f"{words[0]} is no key of the experiments of these rows, so no "
+                "run would get it. If it is one of the stage before, put it "
                 "into a preset's section stage1, and give that by --preset."
             )
+    return {
+        name: sum((words for key, words in given if key not in unknown), [])
+        for name, unknown in others.items()
+    }
 
 
-def _check_folders_differ(runs):
+def _check(runs):
+    """Whether each folder is one run's, and what is done is this very run."""
     owner = {}
-    for run in runs:
-        for stage in run.stages:
-            other = owner.setdefault(stage.folder, run)
-            if other is not run:
-                raise ConfigurationError(
-                    f"{other} and {run} would both write to {stage.folder}: "
-                    "leave the variant and the output_folder to the table."
-                )
+    for run, stage in ((r, stage) for r in runs for stage in r.stages):
+        other = owner.setdefault(stage.folder, run)
+        if other is not run:
+            raise ConfigurationError(
+                f"{other} and {run} would both write to {stage.folder}: "
+                "leave the variant and the output_folder to the table."
+            )
+        if stage.is_done:
+            check_settings(stage.folder, stage.settings)
 
 
-def _taken_by(experiment, arguments):
-    """Leaves out options that only the other stage has a key for."""
-    taken = []
-    for group in _grouped(arguments):
-        key = group[0].lstrip("-").split("=")[0]
-        others = {
-            str(path)
-            for path in Path(experiment).parent.glob("emoq_stage*.yaml")
-            if known_options(path, change("", **{key: None})) != "{}\n"
-        }
-        if not others or experiment in others:
-            taken += group
-    return taken
-
-
-def _grouped(arguments):
-    """Each option with its values."""
-    groups = []
-    for argument in arguments:
-        if argument.startswith("--") or not groups:
-            groups.append([])
-        groups[-1].append(argument)
-    return groups
+def _resolve(experiment, presets, options):
+    """An experiment with all that is laid over it, and its plain values."""
+    resolved = compose(experiment, presets, options)
+    return resolved, load(resolved, keys=[])
 
 
 def _stages(experiment, presets, options):
     """The stages of a run: its own, and before it the one it starts from."""
-    resolved = compose(experiment, presets, options)
-    plain = load(resolved, keys=[])
-    stages = [
-        Stage(
-            plain["stage"],
-            (plain["corpus"], plain["variant"]),
-            Path(plain["output_folder"]),
-            Path(plain["manifest_folder"]) / "train.json",
-            plain["number_of_epochs"],
-            resolved,
-        )
-    ]
+    resolved, plain = _resolve(experiment, presets, options)
+    before = ()
     if plain["stage"] == 2 and plain["fusion_weights"] is not None:
         first = stage_1_of(experiment)
-        stages = [
-            *_stages(first, presets, known_options(first, options)),
-            *stages,
-        ]
-    return tuple(stages)
+        before = _stages(first, presets, known_options(first, options))
+    own = Stage(
+        plain["stage"],
+        (plain["corpus"], plain["variant"]),
+        Path(plain["output_folder"]),
+        Path(plain["manifest_folder"]) / "train.json",
+        plain["number_of_epochs"],
+        resolved,
+    )
+    return *before, own
 
 
 def _measured_rates(results_folder):
@@ -422,10 +354,8 @@ def _measured_rates(results_folder):
 def _estimate(stage, rates):
     """Seconds that a stage takes at most, or None where nothing tells."""
     rate = rates.get((stage.number, stage.key), rates.get((stage.number, None)))
-    utterances = stage.utterances
-    if rate is None or utterances is None:
-        return None
-    return rate * utterances * stage.epochs
+    known = rate is not None and stage.utterances is not None
+    return rate * stage.utterances * stage.epochs if known else None
 
 
 @contextmanager
@@ -447,16 +377,16 @@ def _claimed(folder):
 
 def _run(run, lock):
     """Exit status of a run. It holds the lock too, should we be killed."""
-    # The experiments name functions of recipes/.
-    command = [sys.executable, str(PROJECT / "train.py"), *run.arguments]
-    return subprocess.run(command, pass_fds=[lock.fileno()]).returncode
+    words = [sys.executable, *run.command]
+    return subprocess.run(words, pass_fds=[lock.fileno()]).returncode
 
 
-def _command(run):
-    """What starts a run, for a shell in the present folder."""
-    words = [str(PROJECT / "train.py"), *run.arguments]
-    short = [os.path.relpath(w) if Path(w).is_file() else w for w in words]
-    return shlex.join(["python", *short])
+def _for_a_shell(run):
+    """What starts a run, in the present folder."""
+    words = [
+        os.path.relpath(w) if Path(w).is_file() else w for w in run.command
+    ]
+    return shlex.join(["python", *words])
 
 
 def _duration(seconds):

@@ -15,7 +15,6 @@ import pytest
 from emoq_modules.commands import reproduce_runs as reproduce
 from emoq_modules.commands.cli import main
 from emoq_modules.commands.reproduce_runs import (
-    check_done,
     describe_plan,
     plan,
     read_table,
@@ -75,8 +74,8 @@ def test_table_5_is_four_variants_that_get_the_options(tmp_path):
         for name in ("loss_cross_entropy", "loss_focal", "loss_scl", "emoq")
     ]
     for run in runs:
-        at = run.arguments.index("--lr")
-        assert run.arguments[at + 1] == "0.25"
+        at = run.command.index("--lr")
+        assert run.command[at + 1] == "0.25"
         assert [stage.number for stage in run.stages] == [1, 2]
         assert all("\nlr: 0.25\n" in stage.settings for stage in run.stages)
         assert run.folder.is_relative_to(tmp_path)
@@ -97,9 +96,9 @@ def test_folds_and_seeds_make_runs_of_their_own(tmp_path):
 def test_an_option_of_stage_2_alone_is_not_for_the_baseline(tmp_path):
     options = data(tmp_path, "--word_weight", "3.0", "--device", "cpu")
     baseline, emoq = plan(read_table(1), (), options, "1")
-    assert "--word_weight" not in baseline.arguments
-    assert "--word_weight" in emoq.arguments
-    assert "--device" in baseline.arguments and "--device" in emoq.arguments
+    assert "--word_weight" not in baseline.command
+    assert "--word_weight" in emoq.command
+    assert "--device" in baseline.command and "--device" in emoq.command
 
 
 def test_rows_presets_win_over_those_that_are_laid_over_the_table(tmp_path):
@@ -126,6 +125,16 @@ def test_what_does_not_exist_is_refused(tmp_path, number, kwargs, message):
     kwargs["arguments"] = data(tmp_path, *kwargs.get("arguments", ()))
     with pytest.raises(ConfigurationError, match=message):
         plan(read_table(number), **kwargs)
+
+
+def test_a_package_without_the_repository_says_so(
+    tmp_path, monkeypatch, capsys
+):
+    monkeypatch.setattr(reproduce, "PROJECT", tmp_path)
+    assert main(["reproduce", "table4", *data(tmp_path)]) == 2
+    error = capsys.readouterr().err
+    assert "needs a clone of EmoQ's repository" in error
+    assert error.count("\n") == 1
 
 
 def test_a_table_that_the_paper_does_not_have_is_refused():
@@ -186,17 +195,13 @@ def test_what_is_done_is_not_run_again(tmp_path, started):
 
 
 def test_what_was_made_with_other_settings_is_not_taken_for_done(
-    tmp_path, started
+    tmp_path, started, capsys
 ):
-    runs = tiny_plan(tmp_path)
-    finish(runs[1])
-    changed = plan(
-        read_table(6), [TINY], ["--results_folder", str(tmp_path), "--lr", "7"]
-    )
-    with pytest.raises(ConfigurationError, match="lr was '0.01' and is now"):
-        run_all(changed)
+    finish(tiny_plan(tmp_path)[1])
+    options = ["--preset", TINY, "--results_folder", str(tmp_path)]
+    assert main(["reproduce", "table6", *options, "--lr", "7"]) == 2
+    assert "lr was '0.01' and is now" in capsys.readouterr().err
     assert started.runs == []
-    check_done(runs)
 
 
 def test_a_run_that_another_process_is_at_is_left_to_it(tmp_path, started):

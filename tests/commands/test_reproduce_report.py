@@ -67,9 +67,9 @@ def make_stats(name, seed, fold, sharpness, labels=LABELS, n=40):
 
 def make_run(results, row, fold, seed, corpus="toy"):
     folder = results / corpus / row.lower() / f"fold{fold}-seed{seed}/stage2"
-    arguments = ("experiment.yaml", "--data_folder", "/my data")
+    command = ("train.py", "experiment.yaml", "--data_folder", "/my data")
     stage = Stage(2, (corpus, row.lower()), folder, folder, 3, "")
-    return Run(row, fold, seed, arguments, (stage,))
+    return Run(row, fold, seed, command, (stage,))
 
 
 def write_run(run, sharpness, labels=LABELS, valid=True, mapped=True):
