@@ -251,7 +251,7 @@ def _draw(row, number):
         pictures.append((name, png, f"{row.name}: {caption}."))
 
     stats, first = row.stats, row.runs[0]
-    figure = plot_confusion(stats.labels, stats.summarize(), row.name)
+    figure = plot_confusion(stats, row.name)
     add("confusion", as_png(figure), f"confusion{row.scope}")
     if row.temperatures:
         ends = sorted({min(row.temperatures), max(row.temperatures)})

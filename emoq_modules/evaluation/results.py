@@ -107,18 +107,17 @@ def write_results(
     missing = [key for key in _RUN_INFO if key not in run_info]
     if missing:
         raise ValueError(f"run_info lacks {', '.join(missing)}")
-    metrics = stats.summarize()
     results = {
         **run_info,
         "best_epoch": best_epoch,
         "labels": stats.labels,
-        **metrics,
+        **stats.summarize(),
         "versions": _versions(),
     }
     title = _title(run_info)
     content = {
         PREDICTIONS_FILE: _predictions_csv(stats),
-        CONFUSION_FILE: as_png(plot_confusion(stats.labels, metrics, title)),
+        CONFUSION_FILE: as_png(plot_confusion(stats, title)),
     }
     if history:
         curves = plot_training_curves(history, best_epoch, title)
@@ -294,7 +293,7 @@ def format_summary(results, plots=()):
     lines += [
         "",
         f"Confusion of {last} (rows: reference, columns: recognized)",
-        format_confusion(results[last].labels, metrics[last]),
+        format_confusion(results[last]),
     ]
     if plots:
         lines += ["", "Plots", *(f"  {plot}" for plot in plots)]

@@ -291,7 +291,7 @@ def overlap(texts, renderer):
 )
 def test_confusion_matrix_names_everything_without_overlap(labels):
     stats = random_stats(labels=labels, n=2000)
-    figure = plot_confusion(labels, stats.summarize(), "MELD, fold 3, stage 2")
+    figure = plot_confusion(stats, "MELD, fold 3, stage 2")
     renderer = FigureCanvasAgg(figure).get_renderer()
     figure.draw(renderer)
     axes = figure.axes[0]
@@ -312,7 +312,7 @@ def test_rows_of_the_confusion_matrix_are_percent_of_the_class():
     stats = EmotionStats(["no", "yes", "never"])
     posteriors = torch.eye(3)[[0, 0, 0, 1, 1]]
     stats.append(list("abcde"), posteriors, torch.tensor([0, 0, 0, 0, 1]))
-    figure = plot_confusion(stats.labels, stats.summarize(), "toy")
+    figure = plot_confusion(stats, "toy")
     cells = [text.get_text() for text in figure.axes[0].texts]
     assert cells[:3] == ["75 %\n3", "25 %\n1", "0 %\n0"]
     assert cells[3:6] == ["0 %\n0", "100 %\n1", "0 %\n0"]
