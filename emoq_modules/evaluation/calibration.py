@@ -101,11 +101,7 @@ def expected_calibration_error(posteriors, targets, bins=15):
 
     Arguments
     ---------
-    posteriors : array_like
-        Probabilities of the classes, (N, C).
-    targets : array_like
-        Class indices of the reference, (N,).
-    bins : int
+    posteriors, targets, bins
         As of :func:`reliability`.
 
     Returns
@@ -137,10 +133,8 @@ def fit_temperature(posteriors, targets):
 
     Arguments
     ---------
-    posteriors : array_like
-        Probabilities of the classes, (N, C).
-    targets : array_like
-        Class indices of the reference, (N,).
+    posteriors, targets
+        As of :func:`reliability`.
 
     Returns
     -------
@@ -255,10 +249,9 @@ def _checked(posteriors, targets):
             f"posteriors of {count} utterances need targets of shape "
             f"({count},), not {targets.shape}"
         )
-    outside = targets[(targets < 0) | (targets >= classes)]
-    if len(outside):
+    for target in targets[(targets < 0) | (targets >= classes)]:
         raise ValueError(
-            f"target {outside[0]} is none of the {classes} classes of the "
+            f"target {target} is none of the {classes} classes of the "
             "posteriors"
         )
     return posteriors, targets
