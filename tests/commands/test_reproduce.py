@@ -7,7 +7,6 @@ import signal
 import subprocess
 import sys
 import time
-from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -23,7 +22,6 @@ from emoq_modules.commands.reproduce_runs import (
 from emoq_modules.errors import ConfigurationError
 from emoq_modules.training.configuration import load
 
-ROOT = Path(__file__).parents[2]
 TINY = "tests/tiny.yaml"
 
 
@@ -270,49 +268,48 @@ def test_the_command_names_what_failed_and_writes_a_report(
 # --- Stopped ------------------------------------------------------------------
 
 
-def test_killed_it_goes_on_and_at_last_trains_nothing(tmp_path):
+def test_killed_it_goes_on_and_at_last_trains_nothing(
+    tmp_path, monkeypatch, capfd, caplog
+):
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    (run,) = tiny_plan(tmp_path, rows=["end-to-end training"])
     command = [
-        *(sys.executable, "-m", "emoq_modules", "reproduce", "table6"),
+        *("reproduce", "table6", "--row", run.row),
         *("--preset", TINY, "--results_folder", str(tmp_path)),
         *("--number_of_epochs", "2", "--ckpt_interval_minutes", "0"),
         *("--ckpt_interval_steps", "2"),
     ]
-    settings = {
-        "cwd": ROOT,
-        "env": {**os.environ, "OMP_NUM_THREADS": "1"},
-        "stdout": subprocess.PIPE,
-        "stderr": subprocess.PIPE,
-        "text": True,
-    }
-    first, second = tiny_plan(tmp_path)
-    process = subprocess.Popen(command, start_new_session=True, **settings)
+    process = subprocess.Popen(
+        [sys.executable, "-m", "emoq_modules", *command],
+        start_new_session=True,
+    )
     try:
         # A checkpoint is whole once its list of files is there.
-        saved = first.folder / "save"
+        saved = run.folder / "save"
         deadline = time.monotonic() + 200
         while not list(saved.glob("*/contents.json")):
-            assert process.poll() is None, process.communicate()[1]
+            assert process.poll() is None, capfd.readouterr().err
             assert time.monotonic() < deadline
             time.sleep(0.01)
     finally:
         os.killpg(process.pid, signal.SIGKILL)  # and the run it started
-        process.communicate()
-    assert not first.is_done
+        process.wait()
+    assert not run.is_done
 
-    finished = subprocess.run(command, timeout=200, **settings)
-    assert finished.returncode == 0, finished.stderr
-    assert f"Loading a checkpoint from {saved}" in finished.stdout
-    for number, run in enumerate((first, second), start=1):
-        assert f"Run {number} of 2: {run}" in finished.stderr
-    assert first.is_done and second.is_done
+    capfd.readouterr()
+    assert main(command) == 0
+    printed = capfd.readouterr().out
+    assert f"Loading a checkpoint from {saved}" in printed
+    assert f"Run 1 of 1: {run}" in caplog.text
+    assert run.is_done
     report = tmp_path / "reports/tiny/table6/report.html"
-    assert str(report) in finished.stdout
+    assert str(report) in printed
 
     files = [p for p in tmp_path.glob("tiny/*/*/stage*/*") if p.is_file()]
     before = {path: path.stat().st_mtime_ns for path in files}
     html = report.read_bytes()
-    again = subprocess.run(command, timeout=200, **settings)
-    assert again.returncode == 0, again.stderr
-    assert "Run " not in again.stderr
+    caplog.clear()
+    assert main(command) == 0
+    assert "Run " not in caplog.text
     assert {path: path.stat().st_mtime_ns for path in files} == before
     assert report.read_bytes() == html
