@@ -150,7 +150,7 @@ def _opening(table, rows):
         "several_folds": len(folds) > 1,
         "several_seeds": len(seeds) > 1,
         "missing": [f"{row.name}: {row.lacks}" for row in rows if row.lacks],
-        "figures": ([*header, "runs"], cells),
+        "overview": ([*header, "runs"], cells),
     }
 
 

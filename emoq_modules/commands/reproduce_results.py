@@ -19,6 +19,7 @@ from emoq_modules.evaluation.embeddings import (
     read_embeddings,
     to_plane,
 )
+from emoq_modules.evaluation.metrics import check_labels
 from emoq_modules.evaluation.results import (
     RESULTS_FILE,
     VALID_PREDICTIONS_FILE,
@@ -150,7 +151,8 @@ def read_rows(table, runs):
         of the run whose folder they are in.
     """
     stats = {run: _read_run(run) for run in runs if run.is_done}
-    _check_labels({run.folder: found for run, found in stats.items()})
+    if stats:
+        check_labels({run.folder: found for run, found in stats.items()})
     return [
         _read_row(
             Row(
@@ -230,7 +232,7 @@ def _calibrate(stats):
         if not path.exists():
             return [], None
         valid = read_predictions(path)
-        _check_labels({run.folder: test, path: valid})
+        check_labels({run.folder: test, path: valid})
         try:
             temperature = fit_temperature(valid.posteriors, valid.targets)
             scaled.append(apply_temperature(test.posteriors, temperature))
@@ -238,19 +240,6 @@ def _calibrate(stats):
             raise ResultsError(f"{run.folder}: {error}") from error
         temperatures.append(temperature)
     return temperatures, np.concatenate(scaled)
-
-
-def _check_labels(stats):
-    """Whether all have the same classes; ``stats`` by the path to name."""
-    places = list(stats)
-    for place in places[1:]:
-        ours, first = stats[place].labels, stats[places[0]].labels
-        if ours != first:
-            raise ResultsError(
-                f"{place} has the classes {', '.join(ours)}, but {places[0]} "
-                f"has {', '.join(first)}: only runs with the same classes in "
-                "the same order can be compared"
-            )
 
 
 def _places(runs):

@@ -9,7 +9,11 @@ from typing import NamedTuple
 import numpy as np
 from scipy.stats import bootstrap
 
-from emoq_modules.evaluation.metrics import MEASURES, confusion_metrics
+from emoq_modules.evaluation.metrics import (
+    MEASURES,
+    check_labels,
+    confusion_metrics,
+)
 
 _BATCH = 256  # resamples at a time: 20 MB where there are 10,000 dialogues
 
@@ -198,12 +202,7 @@ def _check_measure(measure):
 
 
 def _check_same_utterances(a, b):
-    if a.labels != b.labels:
-        raise ValueError(
-            f"the first system has the classes {', '.join(a.labels)}, the "
-            f"second {', '.join(b.labels)}: only systems with the same classes "
-            "in the same order can be compared"
-        )
+    check_labels({"the first system": a, "the second": b})
     known_a, known_b = (
         {
             utterance: (stats.labels[target], dialogue)

@@ -10,6 +10,8 @@ import numpy as np
 import torch
 from speechbrain.utils.metric_stats import MetricStats
 
+from emoq_modules.errors import ResultsError
+
 MEASURES = ("WA", "UA", "WF1")
 
 
@@ -174,12 +176,12 @@ class EmotionStats(MetricStats):
         repeated = _repeated(ids) or sorted(set(self.ids).intersection(ids))
         if repeated:
             raise ValueError(
-                f"{_listed(repeated)} measured more than once: the data set "
-                "repeats ids, or the metric was not cleared before a new pass"
+                f"{str(repeated[:3])[1:-1]} measured more than once: the data "
+                "set repeats ids, or the metric was not cleared before a new "
+                "pass"
             )
-        for utterance, target, row in zip(
-            ids, targets.tolist(), posteriors, strict=True
-        ):
+        facts = zip(ids, targets.tolist(), posteriors, strict=True)
+        for utterance, target, row in facts:
             if not 0 <= target < classes:
                 raise ValueError(
                     f"target {target} of utterance '{utterance}' is not one "
@@ -232,6 +234,18 @@ def confusion_metrics(confusion):
     }
 
 
+def check_labels(systems):
+    """Refuses systems, by what to call them, whose classes are not the same."""
+    (first, expected), *others = systems.items()
+    for name, stats in others:
+        if stats.labels != expected.labels:
+            raise ResultsError(
+                f"{name} has the classes {', '.join(stats.labels)}, but "
+                f"{first} has {', '.join(expected.labels)}: only what has the "
+                "same classes in the same order can be compared or pooled"
+            )
+
+
 def format_confusion(stats):
     """A table of confusion counts and recalls, for a terminal or a log.
 
@@ -275,9 +289,3 @@ def format_confusion(stats):
 
 def _repeated(values):
     return [value for value, count in Counter(values).items() if count > 1]
-
-
-def _listed(values, shown=3):
-    names = ", ".join(f"'{value}'" for value in values[:shown])
-    more = len(values) - shown
-    return f"{names} and {more} more" if more > 0 else names

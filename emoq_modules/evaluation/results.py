@@ -25,6 +25,7 @@ from emoq_modules.evaluation.embeddings import (
 from emoq_modules.evaluation.metrics import (
     MEASURES,
     EmotionStats,
+    check_labels,
     format_confusion,
 )
 from emoq_modules.evaluation.plots import (
@@ -221,17 +222,12 @@ def pool_results(runs):
     >>> pool_results(getfixture("tmp_path").iterdir()).summarize("WA")
     50.0
     """
-    pooled, run_of = None, {}
+    pooled, first, run_of = None, None, {}
     for run in runs:
         stats = read_predictions(run)
-        pooled = pooled or EmotionStats(stats.labels)
-        if stats.labels != pooled.labels:
-            first, known = next(iter(run_of.values())), pooled.labels
-            raise ResultsError(
-                f"{run} has the classes {', '.join(stats.labels)}, but "
-                f"{first} has {', '.join(known)}: only runs with the same "
-                "classes in the same order can be pooled"
-            )
+        if pooled is None:
+            pooled, first = EmotionStats(stats.labels), run
+        check_labels({first: pooled, run: stats})
         for utterance in stats.ids:
             if utterance in run_of:
                 raise ResultsError(
