@@ -122,34 +122,24 @@ def test_half_precision_posteriors_with_a_graph_are_taken():
     assert not any(row.requires_grad for row in stats.posteriors)
 
 
+NEUTRAL = [1, 0, 0, 0]
 REFUSED = {
-    "an id that came before": (
-        ["utt0"],
-        [[1, 0, 0, 0]],
-        [0],
-        "'utt0' measured",
-    ),
+    "an id that came before": (["utt0"], [NEUTRAL], [0], "'utt0' measured"),
     "an id twice in a batch": (
-        ["a", "a"],
-        [[1, 0, 0, 0], [1, 0, 0, 0]],
-        [0, 0],
+        *(["a", "a"], [NEUTRAL, NEUTRAL], [0, 0]),
         "'a' measured more than once",
     ),
     "a target out of range": (
-        ["a"],
-        [[1, 0, 0, 0]],
-        [4],
+        *(["a"], [NEUTRAL], [4]),
         "target 4 of utterance 'a' is not one of the 4 classes",
     ),
-    "a negative target": (["a"], [[1, 0, 0, 0]], [-1], "target -1"),
+    "a negative target": (["a"], [NEUTRAL], [-1], "target -1"),
     "posteriors that are not finite": (
-        ["a"],
-        [[float("nan"), 0, 0, 0]],
-        [0],
+        *(["a"], [[float("nan"), 0, 0, 0]], [0]),
         "posteriors of utterance 'a' are not finite",
     ),
     "too few classes": (["a"], [[1, 0, 0]], [0], r"not \(1, 3\), \(1,\)"),
-    "too few targets": (["a"], [[1, 0, 0, 0]], [], r"not .*, \(0,\)"),
+    "too few targets": (["a"], [NEUTRAL], [], r"not .*, \(0,\)"),
 }
 
 

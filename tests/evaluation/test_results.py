@@ -80,14 +80,8 @@ def test_results_json_holds_the_measures_and_what_was_run(tmp_path):
     assert found == returned
     expected = {**run_info, **stats.summarize(), "labels": LABELS}
     assert {key: found[key] for key in expected} == expected
-    assert set(found["versions"]) == {
-        "python",
-        "torch",
-        "speechbrain",
-        "transformers",
-        "peft",
-        "emoq",
-    }
+    packages = "python torch speechbrain transformers peft emoq"
+    assert set(found["versions"]) == set(packages.split())
     assert {p.name for p in path.parent.iterdir()} == FILES
 
 
@@ -130,11 +124,8 @@ def test_predictions_are_read_back_bit_for_bit(tmp_path):
         write_results(tmp_path, written, RUN_INFO)
         for path in (tmp_path, tmp_path / "predictions.csv"):
             found = read_predictions(path)
-            assert found.labels == written.labels
-            assert found.ids == written.ids
-            assert found.dialogues == written.dialogues
-            assert found.targets == written.targets
-            assert found.predictions == written.predictions
+            for name in "labels ids dialogues targets predictions".split():
+                assert getattr(found, name) == getattr(written, name)
             assert torch.equal(
                 torch.stack(found.posteriors), torch.stack(written.posteriors)
             )
