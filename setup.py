@@ -39,6 +39,7 @@ setup(
         "accelerate>=1.15",
         "huggingface_hub>=2.4",
         "jinja2>=3.1",
+        "markupsafe>=2.0",
         "safetensors>=0.4.5",
         "tokenizers>=0.22",
         "numpy>=1.26",

@@ -18,7 +18,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import train
 from emoq_modules import EmotionRecognizer
-from emoq_modules.commands.export import _listing
+from emoq_modules.commands.cli import main
 from emoq_modules.dataio.manifest_reader import read_manifest
 from emoq_modules.errors import (
     BackboneError,
@@ -441,7 +441,7 @@ def test_export_that_would_recognize_otherwise_is_not_kept(
 
 
 def test_class_of_ones_own_is_exported_and_has_to_be_trusted(
-    run, tmp_path, monkeypatch, caplog
+    run, tmp_path, monkeypatch, caplog, capsys
 ):
     copy = shutil.copytree(run, tmp_path / "run")
     edit(copy / "recognizer", "emoq_modules.FbankEncoder", "mine.MyEncoder")
@@ -452,10 +452,11 @@ def test_class_of_ones_own_is_exported_and_has_to_be_trusted(
         "class MyEncoder(FbankEncoder): pass\n"
     )
     monkeypatch.syspath_prepend(tmp_path)
-    out = export_recognizer(copy, tmp_path / "export")
+    out = tmp_path / "export"
+    assert main(["export", str(copy), str(out)]) == 0
     assert "Others will be told: this export" in caplog.text
     assert '"FOLDER", trust_source=True)' in (out / "README.md").read_text()
-    assert "trust_source=True)" in _listing(out)
+    assert "trust_source=True)" in capsys.readouterr().out
     with pytest.raises(UnsafeYAMLError, match="mine.MyEncoder"):
         EmotionRecognizer.from_hparams(out)
     EmotionRecognizer.from_hparams(out, trust_source=True)
