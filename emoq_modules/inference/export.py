@@ -337,13 +337,10 @@ def _described(node):
 
 
 def _prompt_text(prompt):
+    turns = {"System": "system", "User": "user", "Assistant": "answer"}
     return "\n\n".join(
         f"{turn}:\n{prompt[key]}"
-        for turn, key in (
-            ("System", "system"),
-            ("User", "user"),
-            ("Assistant", "answer"),
-        )
+        for turn, key in turns.items()
         if key in prompt
     )
 
