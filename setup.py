@@ -18,7 +18,9 @@ setup(
     license="Apache-2.0",
     packages=find_packages(include=["emoq_modules", "emoq_modules.*"]),
     package_data={
-        "emoq_modules.commands": ["paper_tables.yaml"],
+        "emoq_modules.commands": ["paper_tables.yaml", "report.jinja"],
+        "emoq_modules.evaluation": ["markdown.jinja", "html.jinja"],
+        "emoq_modules.inference": ["model_card.jinja"],
         "emoq_modules.training": ["architectures/*.json"],
     },
     entry_points={"console_scripts": ["emoq = emoq_modules.commands.cli:main"]},
@@ -43,6 +45,7 @@ setup(
         "peft>=0.21",  # LoRA
         # Chat templates that know no system turn; reports and model cards.
         "jinja2>=3.1",
+        "markupsafe>=2.0",
         "safetensors>=0.4.5",  # weights, and stored frames
         "numpy>=1.26",
         # Intervals, comparisons, calibration; resampling from unusual rates.

@@ -2,6 +2,16 @@
 
 import argparse
 import sys
+from contextlib import contextmanager
+
+import huggingface_hub
+from huggingface_hub.errors import (
+    HFValidationError,
+    LocalTokenNotFoundError,
+    RepositoryNotFoundError,
+)
+
+from emoq_modules.errors import ConfigurationError, HubError
 
 _DESCRIPTION = """\
 Makes of a trained stage 2 a folder that loads on another machine, offline, with
@@ -16,6 +26,10 @@ examples:
   emoq export RUN my-emoq --merge --license cc-by-nc-4.0
   emoq export RUN my-emoq --push_to_hub user/my-emoq --private
 """
+
+
+# A hub that does not answer would otherwise be waited for without end.
+_PATIENCE_S = 5
 
 
 def add_export(commands):
@@ -71,9 +85,7 @@ def _export(own, rest):
     # Here, as the help has no need of models.
     from transformers.utils import logging as transformers_logging
 
-    from emoq_modules.errors import ConfigurationError
     from emoq_modules.inference.export import export_recognizer
-    from emoq_modules.inference.hub import check_hub, push_folder
 
     if not sys.stderr.isatty():
         transformers_logging.disable_progress_bar()  # logs take lines
@@ -82,7 +94,7 @@ def _export(own, rest):
     if own.private and not own.push_to_hub:
         raise ConfigurationError("--private goes with --push_to_hub NAME.")
     if own.push_to_hub:
-        check_hub(own.push_to_hub, own.private)
+        _check_hub(own.push_to_hub, own.private)
     out = export_recognizer(
         own.results_folder,
         own.out,
@@ -92,9 +104,58 @@ def _export(own, rest):
     )
     print(_listing(out))
     if own.push_to_hub:
-        url = push_folder(out, own.push_to_hub, own.private)
-        print(f"\nPushed to\n  {url}")
+        print(f"\nPushed to\n  {_push(out, own.push_to_hub, own.private)}")
     return 0
+
+
+def _check_hub(name, private):
+    """Whether an export could be pushed, before anything is made."""
+    api = huggingface_hub.HfApi()
+    with _told(name, "The hub does not answer"):
+        try:
+            found = api.model_info(name, timeout=_PATIENCE_S)
+        except RepositoryNotFoundError:
+            found = None
+    if private and found is not None and not found.private:
+        raise HubError(
+            f"{name} is on the hub already, and is public. Choose another "
+            "name, or make it private there first."
+        )
+    with _told(name, "The hub refuses the login"):
+        api.whoami()
+
+
+def _push(folder, name, private):
+    """Uploads a folder in one commit, and returns its address."""
+    api = huggingface_hub.HfApi()
+    what = f"{folder} is exported, but not on the hub"
+    with _told(name, what, " The same command tries again."):
+        url = api.create_repo(name, private=private, exist_ok=True)
+        api.upload_folder(
+            repo_id=name,
+            folder_path=folder,
+            commit_message="Upload a trained EmoQ",
+        )
+    return url
+
+
+@contextmanager
+def _told(name, what, then=""):
+    """What goes wrong at the hub, in a line."""
+    try:
+        yield
+    except HFValidationError as error:
+        raise HubError(f"{name!r} is no name for the hub: {error}") from None
+    except LocalTokenNotFoundError:
+        raise HubError(
+            "Nobody is logged in to the hub: run `hf auth login` first."
+        ) from None
+    # The hub's client lets its HTTP library's exceptions through.
+    except Exception as error:
+        reason = " ".join(str(error).split())[:300]
+        raise HubError(
+            f"{what} ({type(error).__name__}: {reason}).{then}"
+        ) from error
 
 
 def _listing(folder):

@@ -99,24 +99,20 @@ def add_reproduce(commands):
 def _reproduce(own, rest):
     # Imports of seconds, which help and completion need not wait for.
     from emoq_modules.commands.reproduce_runs import (
-        check_done,
         describe_plan,
         plan,
         read_table,
         run_all,
     )
 
-    table, seeds = (
-        read_table(int(own.table.removeprefix("table"))),
-        _seeds(own.seed),
-    )
+    table = read_table(int(own.table.removeprefix("table")))
+    seeds = _seeds(own.seed)
     runs = plan(table, own.preset, rest, own.fold, seeds, own.row)
     if own.dry_run:
         print(describe_plan(runs))
         return 0
     # A report is of the whole table, whatever part of it this command runs.
     whole = plan(table, own.preset, rest, "all", seeds)
-    check_done(whole)
     if not own.report:
         # Which run it is at, in the form that SpeechBrain gives to its lines.
         logging.basicConfig(format="%(name)s - %(message)s")

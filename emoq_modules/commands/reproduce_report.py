@@ -1,8 +1,10 @@
 """The report of a table: what its runs measured, beside what the paper prints.
 
-As Markdown, as HTML, and in short for a terminal.
+As Markdown, as HTML, and in short for a terminal. The words of the pages are in
+``report.jinja``; here are the cells of their tables, and the pictures.
 """
 
+import re
 import shlex
 from pathlib import Path
 
@@ -10,7 +12,6 @@ import numpy as np
 
 from emoq_modules.commands.reproduce_results import NOTHING, counted
 from emoq_modules.commands.reproduce_runs import PROJECT
-from emoq_modules.commands.table_pictures import draw_row
 from emoq_modules.dataio.files import write_atomically
 from emoq_modules.errors import ResultsError
 from emoq_modules.evaluation.bootstrap import (
@@ -18,15 +19,14 @@ from emoq_modules.evaluation.bootstrap import (
     paired_bootstrap,
 )
 from emoq_modules.evaluation.calibration import expected_calibration_error
-from emoq_modules.evaluation.document import (
-    Code,
-    Heading,
-    Picture,
-    Table,
-    Text,
-    as_html,
-    as_markdown,
+from emoq_modules.evaluation.pages import render
+from emoq_modules.evaluation.plots import (
+    as_png,
+    plot_confusion,
+    plot_map,
+    plot_reliability,
 )
+from emoq_modules.evaluation.results import CURVES_FILE, read_predictions
 
 
 def write_report(table, rows, folder):
@@ -52,12 +52,18 @@ def write_report(table, rows, folder):
     ResultsError
         If rows were not measured on the same utterances.
     """
-    page = _page(table, rows)
+    values = _opening(table, rows)
+    whole = [row for row in rows if row.stats is not None]
+    if whole:
+        values |= _measured(table, rows, whole)
     content = {
-        part.name: part.png for part in page if isinstance(part, Picture)
+        name: png
+        for _, pictures in values.get("drawn", ())
+        for name, png, _ in pictures
     }
-    content["report.md"] = as_markdown(page).encode()
-    content["report.html"] = as_html(page).encode()
+    for file, form in (("report.md", "markdown"), ("report.html", "html")):
+        page = render("commands/report.jinja", form, whole=whole, **values)
+        content[file] = page.encode()
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     for name, data in content.items():
@@ -65,7 +71,7 @@ def write_report(table, rows, folder):
     for path in folder.glob("*.png"):
         if path.name not in content:
             path.unlink()
-    return _missing(rows)
+    return values["missing"]
 
 
 def report_folder(table, runs):
@@ -83,7 +89,7 @@ def report_folder(table, runs):
     Path
     """
     results_folder = runs[0].folder.parents[3]
-    corpus = runs[0].stages[-1].key[0]
+    corpus = runs[0].stages[-1].hparams["corpus"]
     return results_folder / "reports" / corpus / f"table{table['table']}"
 
 
@@ -105,8 +111,7 @@ def format_rows(table, rows):
     measures = table["measures"]
     width = max(len(row.name) for row in rows)
     across = 8 * len(measures)
-    own, measured = _corpora(table, rows)
-    paper, here = _columns(own, measured)
+    paper, here = _columns(table, rows)
     names = "".join(f"{measure:>8}" for measure in measures)
     lines = [
         f"{'':<{width}}{paper:>{across}}{here:>{across}}",
@@ -114,149 +119,92 @@ def format_rows(table, rows):
     ]
     for row in rows:
         cells = [_percent(row.paper[measure]) for measure in measures]
-        cells += _here(row, measures)
+        cells += [_percent(row.mean(measure)) for measure in measures]
         figures = "".join(f"{cell:>8}" for cell in cells)
         lines.append(f"{row.name:<{width}}{figures}  {row.state}")
     return "\n".join(lines)
 
 
-def _missing(rows):
-    return [f"{row.name}: {row.lacks}" for row in rows if row.lacks]
-
-
-def _corpora(table, rows):
-    """The corpus of the paper's table, and that of the runs."""
-    measured = [run.stages[-1].key[0] for row in rows for run in row.runs]
-    return Path(table["corpus"]).stem, measured[0]
-
-
-# --- The page -----------------------------------------------------------------
-
-
-def _page(table, rows):
-    page = _opening(table, rows)
-    whole = [row for row in rows if row.stats is not None]
-    if not whole:
-        page.append(
-            Text("No row is complete: there is nothing to measure yet.")
-        )
-        return page
-    page += _in_detail(table, whole)
-    page += _against_the_last(table, rows, whole)
-    page += _recalls(whole)
-    page += _confidence(whole)
-    page += _pictures(rows)
-    return page + _commands(rows)
-
-
 def _opening(table, rows):
+    """What the template names, whatever has been run."""
     own, measured = _corpora(table, rows)
-    measures = table["measures"]
-    names = f"{', '.join(measures[:-1])} and {measures[-1]}"
     runs = [run for row in rows for run in row.runs]
-    seeds = list(dict.fromkeys(run.seed for run in runs))
     folds = list(dict.fromkeys(run.fold for run in runs))
-    page = [
-        Heading(1, f"Table {table['table']}, measured on {measured}"),
-        Text(
-            f"“{table['title']}”: the paper's figures, and what was measured "
-            f"here, {counted(folds, 'fold')}, {counted(seeds, 'seed')}."
-        ),
-    ]
-    if own != measured:
-        page.append(
-            Text(
-                f"The paper's figures are of another corpus, {own}: they are "
-                f"not compared with those measured on {measured}."
-            )
-        )
-    if missing := _missing(rows):
-        page += [Heading(2, "What is missing"), *map(Text, missing)]
-    header = ["system", "source"]
-    paper, here = _columns(own, measured)
-    for measure in measures:
-        header += [f"{measure}, {paper}", f"{measure}, {here}"]
-    cells = []
-    for row in rows:
-        figures = zip(
-            (_percent(row.paper[measure]) for measure in measures),
-            _here(row, measures),
-            strict=True,
-        )
-        pairs = [cell for pair in figures for cell in pair]
-        cells.append([row.name, row.source, *pairs, row.state])
-    pooled = "of the test utterances of all folds together"
-    return [
-        *page,
-        Heading(2, "The table"),
-        Table([*header, "runs"], cells),
-        Text(
-            f"In percent. “Here” is {names} "
-            + (pooled if len(folds) > 1 else "of the test set")
-            + (", and of the seeds the mean." if len(seeds) > 1 else ".")
-        ),
-    ]
-
-
-def _in_detail(table, rows):
-    own, measured = _corpora(table, rows)
-    page = [
-        Heading(2, "In detail"),
-        Text(
-            "Mean and standard deviation (n − 1) are over runs. “Pooled” is "
-            "of the utterances of all folds together, and of seeds the mean. "
-            "The interval is a percentile bootstrap interval over whole "
-            f"dialogues{rows[0].scope}; it says nothing of other seeds. The "
-            "difference to the paper is that of “pooled”."
-        ),
-    ]
-    if any(_dialogues(row.stats) < 2 for row in rows):
-        page.append(
-            Text("There is one dialogue alone, so there are no intervals.")
-        )
-    header = ["system", "runs", "mean", "s.d.", "pooled", "95 % interval"]
+    seeds = list(dict.fromkeys(run.seed for run in runs))
+    header, cells = ["system", "source"], []
     for measure in table["measures"]:
-        cells = []
-        for row in rows:
-            values = [figures[measure] for figures in row.figures]
-            spread = np.std(values, ddof=1) if len(values) > 1 else None
-            difference = NOTHING
-            if own != measured:
-                difference = "another corpus"
-            elif row.paper[measure] is not None:
-                difference = f"{row.mean(measure) - row.paper[measure]:+.1f}"
-            interval = NOTHING
-            if _dialogues(row.stats) > 1:
-                found = bootstrap_interval(row.stats, measure)
-                interval = _range(found)
-            cells.append(
-                [
-                    row.name,
-                    str(len(values)),
-                    _percent(np.mean(values)),
-                    _percent(spread),
-                    _percent(row.mean(measure)),
-                    interval,
-                    difference,
-                ]
-            )
-        page += [
-            Heading(3, measure),
-            Table([*header, "to the paper"], cells),
+        header += [f"{measure}, {name}" for name in _columns(table, rows)]
+    for row in rows:
+        figures = [
+            _percent(value)
+            for measure in table["measures"]
+            for value in (row.paper[measure], row.mean(measure))
         ]
-    return page
+        cells.append([row.name, row.source, *figures, row.state])
+    return {
+        "table": table,
+        "own": own,
+        "measured": measured,
+        "folds": counted(folds, "fold"),
+        "seeds": counted(seeds, "seed"),
+        "several_folds": len(folds) > 1,
+        "several_seeds": len(seeds) > 1,
+        "missing": [f"{row.name}: {row.lacks}" for row in rows if row.lacks],
+        "overview": ([*header, "runs"], cells),
+    }
 
 
-def _against_the_last(table, rows, whole):
-    last, others = rows[-1], [row for row in whole if row is not rows[-1]]
-    page = [Heading(2, f"{last.name} against the others")]
+def _measured(table, rows, whole):
+    """What it names besides, of the rows whose runs are all done."""
+    last = rows[-1]
+    others = [row for row in whole if row is not last]
     why = None
     if last.stats is None or not others:
         why = f"it takes {last.name} and another row, both complete"
-    elif _dialogues(last.stats) < 2:
+    elif _dialogues(last) < 2:
         why = "there is one dialogue alone"
-    if why is not None:
-        return [*page, Text(f"Not compared: {why}.")]
+    commands = [
+        [word.removeprefix(f"{PROJECT}/") for word in row.runs[0].command]
+        for row in rows
+        if row.runs
+    ]
+    return {
+        "last": last,
+        "one_dialogue": any(_dialogues(row) < 2 for row in whole),
+        "details": {
+            measure: [_detail(table, rows, row, measure) for row in whole]
+            for measure in table["measures"]
+        },
+        "why_not_compared": why,
+        "comparisons": [] if why else _comparisons(table, last, others),
+        "recalls": _recalls(whole),
+        "confidence": [_confidence(row) for row in whole],
+        # Numbered as the table's rows are.
+        "drawn": [
+            (row, _draw(row, number))
+            for number, row in enumerate(rows, start=1)
+            if row.stats is not None
+        ],
+        "commands": [shlex.join(["python", *words]) for words in commands],
+    }
+
+
+def _detail(table, rows, row, measure):
+    own, measured = _corpora(table, rows)
+    values = [metrics[measure] for metrics in row.metrics]
+    spread = np.std(values, ddof=1) if len(values) > 1 else None
+    interval = difference = NOTHING
+    if _dialogues(row) > 1:
+        interval = _range(bootstrap_interval(row.stats, measure))
+    if own != measured:
+        difference = "another corpus"
+    elif row.paper[measure] is not None:
+        difference = f"{row.mean(measure) - row.paper[measure]:+.1f}"
+    shown = map(_percent, (np.mean(values), spread, row.mean(measure)))
+    return [row.name, len(values), *shown, interval, difference]
+
+
+def _comparisons(table, last, others):
     cells = []
     for row in others:
         for measure in table["measures"]:
@@ -266,112 +214,87 @@ def _against_the_last(table, rows, whole):
                 raise ResultsError(
                     f"{last.name} cannot be compared with {row.name}: {error}"
                 ) from error
-            cells.append(
-                [
-                    row.name,
-                    measure,
-                    f"{found.difference:+.1f}",
-                    _range(found, "+.1f"),
-                    f"{found.p_value:.4f}",
-                ]
-            )
-    return [
-        *page,
-        Text(
-            f"How much better {last.name} is than each, in points, on the "
-            f"same utterances{last.scope}: paired bootstrap over whole "
-            "dialogues. p is two-sided and not corrected for the number of "
-            "comparisons; 0.0002 is the smallest there can be."
-        ),
-        Table(
-            ["against", "measure", "difference", "95 % interval", "p"], cells
-        ),
-    ]
+            difference = f"{found.difference:+.1f}"
+            interval, p_value = _range(found, "+.1f"), f"{found.p_value:.4f}"
+            cells.append([row.name, measure, difference, interval, p_value])
+    return cells
 
 
 def _recalls(rows):
     stats = rows[0].stats
     members = np.bincount(stats.targets, minlength=len(stats.labels))
-    cells = [
-        [label, str(count)]
-        + [_percent(row.stats.summarize("recall")[label]) for row in rows]
+    recalls = [row.stats.summarize("recall") for row in rows]
+    return ["class", "utterances", *(row.name for row in rows)], [
+        [label, count, *(_percent(recall[label]) for recall in recalls)]
         for label, count in zip(stats.labels, members, strict=True)
     ]
-    return [
-        Heading(2, "Recall of each class"),
-        Text(f"In percent{rows[0].scope}."),
-        Table(["class", "utterances", *(row.name for row in rows)], cells),
+
+
+def _confidence(row):
+    if not row.temperatures:
+        return [row.name, *[NOTHING] * 3]
+    errors = [
+        f"{expected_calibration_error(posteriors, row.stats.targets):.3f}"
+        for posteriors in (row.stats.posteriors, row.scaled)
     ]
+    temperatures = ", ".join(f"{value:.2f}" for value in row.temperatures)
+    return [row.name, *errors, temperatures]
 
 
-def _confidence(rows):
-    cells = []
-    for row in rows:
-        if row.calibration is None:
-            cells.append([row.name, *[NOTHING] * 3])
-            continue
-        found = row.calibration
-        errors = [
-            f"{expected_calibration_error(posteriors, found.targets):.3f}"
-            for posteriors in (found.given, found.scaled)
-        ]
-        values = ", ".join(f"{value:.2f}" for value in found.temperatures)
-        cells.append([row.name, *errors, values])
-    page = [
-        Heading(2, "Confidence"),
-        Text(
-            "Expected calibration error (ECE; 0 to 1, 15 bins) on the test "
-            f"utterances{rows[0].scope}, before and after temperature "
-            "scaling. The temperature is fitted on validation alone, for each "
-            "fold on its own; 0.05 and 20 are the ends of what is searched."
-        ),
-        Table(["system", "ECE", "ECE, scaled", "temperature"], cells),
+def _draw(row, number):
+    """Name, PNG and caption: confusion, reliability, embeddings, training."""
+    slug = re.sub(r"\W+", "-", row.name.lower(), flags=re.ASCII).strip("-")
+    pictures = []
+
+    def add(kind, png, caption):
+        name = f"{number}-{slug}-{kind}.png"
+        pictures.append((name, png, f"{row.name}: {caption}."))
+
+    stats, first = row.stats, row.runs[0]
+    figure = plot_confusion(stats, row.name)
+    add("confusion", as_png(figure), f"confusion{row.scope}")
+    if row.temperatures:
+        ends = sorted({min(row.temperatures), max(row.temperatures)})
+        span = " to ".join(f"{value:.2f}" for value in ends)
+        figure = plot_reliability(
+            {"as given": stats.posteriors, f"T = {span}": row.scaled},
+            stats.targets,
+            row.name,
+        )
+        caption = f"accuracy over confidence{row.scope}"
+        add("reliability", as_png(figure), caption)
+    if row.points is not None:
+        # Embeddings of two folds are of two models, and share no map.
+        tested = read_predictions(first.folder)
+        figure = plot_map(row.points, tested.targets, tested.labels, row.name)
+        caption = (
+            f"embeddings of the test utterances, {row.first_run}, by t-SNE: "
+            "only what is near says something"
+        )
+        add("map", as_png(figure), caption)
+    for stage in first.stages:
+        curves = stage.folder / CURVES_FILE
+        if curves.exists():
+            number = stage.hparams["stage"]
+            caption = f"training, stage {number}, {row.first_run}"
+            add(f"training-{number}", curves.read_bytes(), caption)
+    return pictures
+
+
+def _corpora(table, rows):
+    """The corpus of the paper's table, and that of the runs."""
+    measured = [
+        run.stages[-1].hparams["corpus"] for row in rows for run in row.runs
     ]
-    for row in rows:
-        if row.calibration is None:
-            page.append(Text(f"{row.name}: {row.lacks}."))
-    return page
+    return Path(table["corpus"]).stem, measured[0]
 
 
-def _pictures(rows):
-    """Of each complete row; numbered as the table's rows are."""
-    page = [Heading(2, "Pictures")]
-    for number, row in enumerate(rows, start=1):
-        if row.stats is not None:
-            page += [Heading(3, row.name), *draw_row(row, number)]
-    return page
-
-
-def _commands(rows):
-    lines = []
-    for row in rows:
-        if row.runs:
-            words = [
-                a.removeprefix(f"{PROJECT}/") for a in row.runs[0].arguments
-            ]
-            lines.append(shlex.join(["python", "train.py", *words]))
-    return [
-        Heading(2, "How it was made"),
-        Text(
-            "The first run of each row; the others have other folds and seeds. "
-            "Each keeps its settings in hyperparams.yaml, beside its results."
-        ),
-        Code(lines),
-    ]
-
-
-def _columns(own, measured):
+def _columns(table, rows):
     """How the paper's figures and those measured are headed."""
+    own, measured = _corpora(table, rows)
     if own == measured:
         return "paper", "here"
     return f"paper, {own}", f"here, {measured}"
-
-
-def _here(row, measures):
-    """The cells of what was measured."""
-    if row.stats is None:
-        return [NOTHING] * len(measures)
-    return [_percent(row.mean(measure)) for measure in measures]
 
 
 def _percent(value):
@@ -382,5 +305,5 @@ def _range(found, form=".1f"):
     return f"{found.low:{form}} to {found.high:{form}}"
 
 
-def _dialogues(stats):
-    return len(set(stats.dialogues))
+def _dialogues(row):
+    return len(set(row.stats.dialogues))

@@ -5,7 +5,7 @@ those kept beside them: no model is needed.
 """
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
@@ -19,6 +19,7 @@ from emoq_modules.evaluation.embeddings import (
     read_embeddings,
     to_plane,
 )
+from emoq_modules.evaluation.metrics import check_labels
 from emoq_modules.evaluation.results import (
     RESULTS_FILE,
     VALID_PREDICTIONS_FILE,
@@ -27,28 +28,6 @@ from emoq_modules.evaluation.results import (
 )
 
 NOTHING = "–"  # where there is no figure
-
-
-@dataclass(frozen=True)
-class Calibration:
-    """Of a row's first seed, all folds together.
-
-    Attributes
-    ----------
-    temperatures : list of float
-        Of each fold, fitted on its validation set.
-    given : np.ndarray
-        Posteriors of the test sets as they are, (N, C).
-    scaled : np.ndarray
-        The same by these temperatures.
-    targets : np.ndarray
-        Class indices of the reference, (N,).
-    """
-
-    temperatures: list
-    given: np.ndarray
-    scaled: np.ndarray
-    targets: np.ndarray
 
 
 @dataclass(frozen=True)
@@ -65,12 +44,15 @@ class Row:
         Figures by measure, None where the paper has none.
     runs : list of Run
         Those that the row is made of; none where the paper quotes another.
-    figures : list of dict
+    metrics : list of dict
         ``EmotionStats.summarize()`` of each run, if all are done.
     pooled : dict
         All folds together, ``EmotionStats`` by seed, if all runs are done.
-    calibration : Calibration | None
-        None where a run is missing, or its validation predictions.
+    temperatures : list of float
+        Of each fold of the first seed, fitted on its validation set; none
+        where a run is missing, or its validation predictions.
+    scaled : np.ndarray | None
+        The posteriors of ``stats`` by these temperatures, (N, C).
     points : np.ndarray | None
         A map of the embeddings of the first run's test set, (N, 2), in the
         order of its predictions; None where there are none.
@@ -80,15 +62,21 @@ class Row:
     source: str
     paper: dict
     runs: list
-    figures: list
-    pooled: dict
-    calibration: Calibration | None
-    points: np.ndarray | None
+    metrics: list = ()
+    pooled: dict = field(default_factory=dict)
+    temperatures: list = ()
+    scaled: np.ndarray | None = None
+    points: np.ndarray | None = None
 
     @property
     def stats(self):
         """Of the first seed, or None where a run is missing."""
         return next(iter(self.pooled.values()), None)
+
+    @property
+    def first_run(self):
+        """Which run is drawn, in words."""
+        return f"fold {self.runs[0].fold}, seed {self.runs[0].seed}"
 
     @property
     def state(self):
@@ -114,7 +102,7 @@ class Row:
             return ""
         if self.stats is None:
             return self.state
-        if self.calibration is None:
+        if not self.temperatures:
             without = [
                 run
                 for run in self.runs
@@ -136,11 +124,8 @@ class Row:
 
     def mean(self, measure):
         """A measure of all folds together; of several seeds their mean."""
-        return float(
-            np.mean(
-                [stats.summarize(measure) for stats in self.pooled.values()]
-            )
-        )
+        values = [stats.summarize(measure) for stats in self.pooled.values()]
+        return float(np.mean(values)) if values else None
 
 
 def read_rows(table, runs):
@@ -166,12 +151,16 @@ def read_rows(table, runs):
         of the run whose folder they are in.
     """
     stats = {run: _read_run(run) for run in runs if run.is_done}
-    _check_labels({run.folder: found for run, found in stats.items()})
+    if stats:
+        check_labels({run.folder: found for run, found in stats.items()})
     return [
         _read_row(
-            entry,
-            {measure: entry[measure] for measure in table["measures"]},
-            [run for run in runs if run.row == entry["name"]],
+            Row(
+                entry["name"],
+                entry["source"],
+                {measure: entry[measure] for measure in table["measures"]},
+                [run for run in runs if run.row == entry["name"]],
+            ),
             stats,
         )
         for entry in table["rows"]
@@ -190,7 +179,8 @@ def _read_run(run):
         results = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
         raise ResultsError(f"{path} is no JSON file: {error}") from error
-    corpus, variant = run.stages[-1].key
+    hparams = run.stages[-1].hparams
+    corpus, variant = hparams["corpus"], hparams["variant"]
     expected = {"corpus": corpus, "variant": variant}
     expected |= {"fold": run.fold, "seed": run.seed}
     for key, value in expected.items():
@@ -202,30 +192,26 @@ def _read_run(run):
     return read_predictions(run.folder)
 
 
-def _read_row(entry, paper, runs, stats):
+def _read_row(row, stats):
+    """The row with what was measured, once all of its runs are done."""
+    runs = row.runs
     if not runs or any(run not in stats for run in runs):
-        figures, pooled, calibration, points = [], {}, None, None
-    else:
-        figures = [stats[run].summarize() for run in runs]
-        seeds = {}
-        for run in runs:
-            seeds.setdefault(run.seed, []).append(run)
-        pooled = {
+        return row
+    seeds = {}
+    for run in runs:
+        seeds.setdefault(run.seed, []).append(run)
+    first = {run: stats[run] for run in next(iter(seeds.values()))}
+    temperatures, scaled = _calibrate(first)
+    return replace(
+        row,
+        metrics=[stats[run].summarize() for run in runs],
+        pooled={
             seed: pool_results([run.folder for run in folds])
             for seed, folds in seeds.items()
-        }
-        first = next(iter(seeds.values()))
-        calibration = _calibrate({run: stats[run] for run in first})
-        points = _map(runs[0], stats[runs[0]])
-    return Row(
-        entry["name"],
-        entry["source"],
-        paper,
-        runs,
-        figures,
-        pooled,
-        calibration,
-        points,
+        },
+        temperatures=temperatures,
+        scaled=scaled,
+        points=_map(runs[0], stats[runs[0]]),
     )
 
 
@@ -240,45 +226,21 @@ def _map(run, stats):
 
 
 def _calibrate(stats):
-    """Each fold with its own temperature, or None where one is not known."""
-    temperatures, given, scaled, targets = [], [], [], []
+    """Each fold with its own temperature; none where one is not known."""
+    temperatures, scaled = [], []
     for run, test in stats.items():
         path = run.folder / VALID_PREDICTIONS_FILE
         if not path.exists():
-            return None
+            return [], None
         valid = read_predictions(path)
-        _check_labels({run.folder: test, path: valid})
+        check_labels({run.folder: test, path: valid})
         try:
-            temperature = fit_temperature(_posteriors(valid), valid.targets)
-            scaled.append(apply_temperature(_posteriors(test), temperature))
+            temperature = fit_temperature(valid.posteriors, valid.targets)
+            scaled.append(apply_temperature(test.posteriors, temperature))
         except ValueError as error:
             raise ResultsError(f"{run.folder}: {error}") from error
         temperatures.append(temperature)
-        given.append(_posteriors(test))
-        targets += test.targets
-    return Calibration(
-        temperatures,
-        np.concatenate(given),
-        np.concatenate(scaled),
-        np.array(targets),
-    )
-
-
-def _posteriors(stats):
-    return np.array([row.tolist() for row in stats.posteriors])
-
-
-def _check_labels(stats):
-    """Whether all have the same classes; ``stats`` by the path to name."""
-    places = list(stats)
-    for place in places[1:]:
-        ours, first = stats[place].labels, stats[places[0]].labels
-        if ours != first:
-            raise ResultsError(
-                f"{place} has the classes {', '.join(ours)}, but {places[0]} "
-                f"has {', '.join(first)}: only runs with the same classes in "
-                "the same order can be compared"
-            )
+    return temperatures, np.concatenate(scaled)
 
 
 def _places(runs):

@@ -33,7 +33,7 @@ from emoq_modules.training.run_folder import check_settings
 
 logger = get_logger(__name__)
 
-# A table is run from a checkout: recipes and experiments are no package.
+# A table is run from a clone: recipes and experiments are no package.
 PROJECT = Path(__file__).parents[2]
 _TABLES = Path(__file__).with_name("paper_tables.yaml")
 _LOCK_FILE = ".lock"
@@ -41,76 +41,14 @@ _WAIT_S = 10
 
 
 @dataclass(frozen=True)
-class Stage:
-    """A stage that a run needs.
-
-    Attributes
-    ----------
-    composed : emoq_modules.training.configuration.StageRun
-        What ``train.py`` runs.
-    """
-
-    composed: object
-
-    @property
-    def number(self):
-        """1 or 2."""
-        return self.composed.hparams["stage"]
-
-    @property
-    def key(self):
-        """Corpus and variant."""
-        hparams = self.composed.hparams
-        return hparams["corpus"], hparams["variant"]
-
-    @property
-    def folder(self):
-        """Where its results go."""
-        return self.composed.folder
-
-    @property
-    def epochs(self):
-        """How many there are at most."""
-        return self.composed.hparams["number_of_epochs"]
-
-    @property
-    def is_done(self):
-        """Whether its results are there."""
-        return (self.folder / RESULTS_FILE).exists()
-
-    @property
-    def utterances(self):
-        """How many train, or None as long as the corpus is not prepared."""
-        folder = self.composed.hparams["manifest_folder"]
-        manifest = Path(folder, "train.json")
-        if not manifest.exists():
-            return None
-        return len(json.loads(manifest.read_text(encoding="utf-8")))
-
-
-@dataclass(frozen=True)
 class Run:
-    """A row of a table, on one fold, with one seed.
+    """A row of a table, on one fold, with one seed."""
 
-    Attributes
-    ----------
-    row : str
-        The row's name in the paper.
-    fold : int
-        Which of the corpus.
-    seed : int
-        That of the random numbers.
-    arguments : tuple of str
-        Of ``train.py``.
-    stages : tuple of Stage
-        What it runs, in order; the results are those of the last.
-    """
-
-    row: str
+    row: str  # the row's name in the paper
     fold: int
     seed: int
-    arguments: tuple
-    stages: tuple
+    command: tuple  # train.py and its arguments
+    stages: tuple  # of StageRun, in order; the last one's results count
 
     @property
     def folder(self):
@@ -120,10 +58,15 @@ class Run:
     @property
     def is_done(self):
         """Whether its results are there."""
-        return self.stages[-1].is_done
+        return is_done(self.folder)
 
     def __str__(self):
         return f"{self.row}, fold {self.fold}, seed {self.seed}"
+
+
+def is_done(folder):
+    """Tells whether a run's results are in its folder."""
+    return (folder / RESULTS_FILE).exists()
 
 
 def read_table(number):
@@ -139,14 +82,13 @@ def read_table(number):
     >>> [row["name"] for row in read_table(6)["rows"]]
     ['end-to-end training', 'two-stage training']
     """
-    tables = YAML(typ="safe").load(_TABLES)["tables"]
-    for table in tables:
-        if table["table"] == number:
-            return table
-    raise ConfigurationError(
-        f"The paper has no table {number}; it has "
-        f"{', '.join(str(table['table']) for table in tables)}."
-    )
+    tables = {t["table"]: t for t in YAML(typ="safe").load(_TABLES)["tables"]}
+    if number not in tables:
+        raise ConfigurationError(
+            f"The paper has no table {number}; it has "
+            f"{', '.join(map(str, tables))}."
+        )
+    return tables[number]
 
 
 def plan(table, presets=(), arguments=(), folds="all", seeds=None, rows=None):
@@ -176,40 +118,36 @@ def plan(table, presets=(), arguments=(), folds="all", seeds=None, rows=None):
     Raises
     ------
     ConfigurationError
-        If a row, a fold, a key or a preset does not exist, no run has a key
-        for an argument, or two runs would share a folder.
+        If this is no clone, a row, a fold, a key or a preset does not exist,
+        no run has a key for an argument, two runs would share a folder, or
+        what is there was made with other settings.
     """
+    if not (PROJECT / "train.py").is_file():
+        raise ConfigurationError(
+            "emoq reproduce needs a clone of EmoQ's repository, whose train.py "
+            f"and recipes it runs; {PROJECT} is none. Clone it, and install it "
+            "from there by: pip install -e ."
+        )
     chosen = _chosen_rows(table, rows)
-    _check_each_is_taken(arguments, chosen)
+    taken = _taken_by_each(chosen, arguments)
     runs = []
     for row in chosen:
         experiment = str(PROJECT / row["run"]["experiment"])
-        laid = [
-            str(PROJECT / table["corpus"]),
-            *presets,
-            *(str(PROJECT / preset) for preset in row["run"]["presets"]),
-        ]
-        taken = _taken_by(experiment, arguments)
-        options, _ = read_options(experiment, taken)
-        for seed in seeds or [read_keys(experiment)["seed"]]:
-            seeded = change(options, seed=seed)
-            for composed in plan_runs(experiment, laid, seeded, folds):
-                fold = composed.hparams["fold"]
-                command = [experiment]
-                for preset in laid:
-                    command += ["--preset", preset]
-                command += [*taken, "--fold", str(fold), "--seed", str(seed)]
-                stages = filter(None, (composed.first, composed))
-                runs.append(
-                    Run(
-                        row["name"],
-                        fold,
-                        seed,
-                        tuple(command),
-                        tuple(map(Stage, stages)),
-                    )
-                )
-    _check_folders_differ(runs)
+        laid = [str(PROJECT / table["corpus"]), *presets]
+        laid += [str(PROJECT / preset) for preset in row["run"]["presets"]]
+        own = taken[row["run"]["experiment"]]
+        options, _ = read_options(experiment, own)
+        command = [str(PROJECT / "train.py"), experiment]
+        for preset in laid:
+            command += ["--preset", preset]
+        for seed in seeds or [None]:
+            asked = options if seed is None else change(options, seed=seed)
+            for stage in plan_runs(experiment, laid, asked, folds):
+                fold, seed = stage.hparams["fold"], stage.hparams["seed"]
+                words = *command, *own, "--fold", str(fold), "--seed", str(seed)
+                stages = tuple(filter(None, (stage.first, stage)))
+                runs.append(Run(row["name"], fold, seed, words, stages))
+    _check(runs)
     return runs
 
 
@@ -229,57 +167,34 @@ def describe_plan(runs):
     str
         A line for each run and one for all, and the commands.
     """
-    # results / corpus / variant / fold and seed / stage
-    rates = _measured_rates(runs[0].folder.parents[3])
-    lines, total, open_ends, counted = [], 0.0, 0, set()
+    rates = _measured_rates(runs[0].folder.parents[3])  # all results
+    seconds = {}  # by folder: what several rows share is run once
     width = max(len(str(run)) for run in runs)
+    left, lines = [run for run in runs if not run.is_done], []
     for run in runs:
-        todo = [s for s in run.stages if not s.is_done]
-        todo = [] if run.is_done else todo
         costs = []
-        for stage in todo:
-            seconds = _estimate(stage, rates)
-            costs.append(
-                f"stage {stage.number}: {stage.utterances or '?'} utterances x "
-                f"{stage.epochs} epochs, {_duration(seconds)}"
-            )
-            # What several rows share is run once.
-            if stage.folder not in counted:
-                counted.add(stage.folder)
-                total += seconds or 0.0
-                open_ends += seconds is None
+        for stage in run.stages if run in left else ():
+            if not is_done(stage.folder):
+                seconds[stage.folder] = _estimate(stage.hparams, rates)
+                costs.append(
+                    f"stage {stage.hparams['stage']}: "
+                    f"{_utterances(stage.hparams) or '?'} utterances x "
+                    f"{stage.hparams['number_of_epochs']} epochs, "
+                    f"{_duration(seconds[stage.folder])}"
+                )
         lines.append(f"{str(run):<{width}}  {'; '.join(costs) or 'done'}")
-    left = [run for run in runs if not run.is_done]
     lines += ["", f"{len(left)} of {len(runs)} runs are to do."]
     if left:
-        more = f", and {open_ends} stages not yet measured" * (open_ends > 0)
-        cost = f"At most {_duration(total)}{more}; training may stop earlier."
-        if not total:
+        known = [cost for cost in seconds.values() if cost is not None]
+        unknown = len(seconds) - len(known)
+        more = f", and {unknown} stages not yet measured" if unknown else ""
+        cost = (
+            f"At most {_duration(sum(known))}{more}; training may stop earlier."
+        )
+        if not known:
             cost = "The time is known when a first run has been measured."
-        lines += [
-            cost,
-            "",
-            *(_command(run) for run in left),
-        ]
+        lines += [cost, "", *map(_for_a_shell, left)]
     return "\n".join(lines)
-
-
-def check_done(runs):
-    """Whether what is there was made with the settings that are asked for.
-
-    Arguments
-    ---------
-    runs : list of Run
-        What ``plan`` returned.
-
-    Raises
-    ------
-    ConfigurationError
-        If it was made with others.
-    """
-    for stage in (stage for run in runs for stage in run.stages):
-        if stage.is_done:
-            check_settings(stage.composed)
 
 
 def run_all(runs, wait=True):
@@ -296,13 +211,7 @@ def run_all(runs, wait=True):
     -------
     list of Run
         Those that failed, or that are left to others.
-
-    Raises
-    ------
-    ConfigurationError
-        If what is there was made with other settings.
     """
-    check_done(runs)
     left, failed = [run for run in runs if not run.is_done], []
     done = len(runs) - len(left)
     while left:
@@ -319,9 +228,9 @@ def run_all(runs, wait=True):
                     if _run(run, lock) or not run.is_done:
                         failed.append(run)
         left = busy
-        if left and not wait:
+        if not wait:
             break
-        if left:
+        if busy:
             logger.info(f"Others are running {len(left)}: waiting for them.")
             time.sleep(_WAIT_S)
     return failed + left
@@ -338,58 +247,46 @@ def _chosen_rows(table, names):
     return [rows[name] for name in dict.fromkeys(names or rows)]
 
 
-def _check_each_is_taken(arguments, rows):
-    taken = {
-        tuple(group)
-        for row in rows
-        for group in _grouped(
-            _taken_by(str(PROJECT / row["run"]["experiment"]), arguments)
-        )
+def _taken_by_each(rows, arguments):
+    """The arguments for each experiment: none that only its other stage has."""
+    given = []  # each option's key, and its words
+    for argument in arguments:
+        if argument.startswith("--") or not given:
+            given.append((argument.lstrip("-").split("=")[0], []))
+        given[-1][1].append(argument)
+    known = {
+        file.relative_to(PROJECT).as_posix(): read_keys(file).keys()
+        & {key for key, _ in given}
+        for file in PROJECT.glob("hparams/emoq_stage*.yaml")
     }
-    for group in _grouped(arguments):
-        if tuple(group) not in taken:
+    anywhere = set().union(*known.values())
+    experiments = {row["run"]["experiment"] for row in rows}
+    others = {name: anywhere - known[name] for name in experiments}
+    for key, words in given:
+        if all(key in unknown for unknown in others.values()):
             raise ConfigurationError(
-                f"{group[0]} is no key of the experiments of these rows, so "
-                "no run would get it. If it is one of the stage before, put it "
+                f"{words[0]} is no key of the experiments of these rows, so no "
+                "run would get it. If it is one of the stage before, put it "
                 "into a preset's section stage1, and give that by --preset."
             )
+    return {
+        name: sum((words for key, words in given if key not in unknown), [])
+        for name, unknown in others.items()
+    }
 
 
-def _check_folders_differ(runs):
+def _check(runs):
+    """Whether each folder is one run's, and what is done is this very run."""
     owner = {}
-    for run in runs:
-        for stage in run.stages:
-            other = owner.setdefault(stage.folder, run)
-            if other is not run:
-                raise ConfigurationError(
-                    f"{other} and {run} would both write to {stage.folder}: "
-                    "leave the variant and the output_folder to the table."
-                )
-
-
-def _taken_by(experiment, arguments):
-    """Leaves out options that only the other stage has a key for."""
-    taken = []
-    for group in _grouped(arguments):
-        key = group[0].lstrip("-").split("=")[0]
-        others = {
-            str(path)
-            for path in Path(experiment).parent.glob("emoq_stage*.yaml")
-            if key in read_keys(path)
-        }
-        if not others or experiment in others:
-            taken += group
-    return taken
-
-
-def _grouped(arguments):
-    """Each option with its values."""
-    groups = []
-    for argument in arguments:
-        if argument.startswith("--") or not groups:
-            groups.append([])
-        groups[-1].append(argument)
-    return groups
+    for run, stage in ((r, stage) for r in runs for stage in r.stages):
+        other = owner.setdefault(stage.folder, run)
+        if other is not run:
+            raise ConfigurationError(
+                f"{other} and {run} would both write to {stage.folder}: "
+                "leave the variant and the output_folder to the table."
+            )
+        if is_done(stage.folder):
+            check_settings(stage)
 
 
 def _measured_rates(results_folder):
@@ -405,13 +302,22 @@ def _measured_rates(results_folder):
     return {where: median(values) for where, values in rates.items()}
 
 
-def _estimate(stage, rates):
+def _estimate(hparams, rates):
     """Seconds that a stage takes at most, or None where nothing tells."""
-    rate = rates.get((stage.number, stage.key), rates.get((stage.number, None)))
-    utterances = stage.utterances
+    stage, key = hparams["stage"], (hparams["corpus"], hparams["variant"])
+    rate = rates.get((stage, key), rates.get((stage, None)))
+    utterances = _utterances(hparams)
     if rate is None or utterances is None:
         return None
-    return rate * utterances * stage.epochs
+    return rate * utterances * hparams["number_of_epochs"]
+
+
+def _utterances(hparams):
+    """How many train, or None as long as the corpus is not prepared."""
+    manifest = Path(hparams["manifest_folder"], "train.json")
+    if not manifest.exists():
+        return None
+    return len(json.loads(manifest.read_text(encoding="utf-8")))
 
 
 @contextmanager
@@ -433,16 +339,16 @@ def _claimed(folder):
 
 def _run(run, lock):
     """Exit status of a run. It holds the lock too, should we be killed."""
-    # The experiments name functions of recipes/.
-    command = [sys.executable, str(PROJECT / "train.py"), *run.arguments]
-    return subprocess.run(command, pass_fds=[lock.fileno()]).returncode
+    words = [sys.executable, *run.command]
+    return subprocess.run(words, pass_fds=[lock.fileno()]).returncode
 
 
-def _command(run):
-    """What starts a run, for a shell in the present folder."""
-    words = [str(PROJECT / "train.py"), *run.arguments]
-    short = [os.path.relpath(w) if Path(w).is_file() else w for w in words]
-    return shlex.join(["python", *short])
+def _for_a_shell(run):
+    """What starts a run, in the present folder."""
+    words = [
+        os.path.relpath(w) if Path(w).is_file() else w for w in run.command
+    ]
+    return shlex.join(["python", *words])
 
 
 def _duration(seconds):

@@ -9,7 +9,11 @@ from typing import NamedTuple
 import numpy as np
 from scipy.stats import bootstrap
 
-from emoq_modules.evaluation.metrics import MEASURES, confusion_metrics
+from emoq_modules.evaluation.metrics import (
+    MEASURES,
+    check_labels,
+    confusion_metrics,
+)
 
 _BATCH = 256  # resamples at a time: 20 MB where there are 10,000 dialogues
 
@@ -102,14 +106,8 @@ def paired_bootstrap(
     ---------
     a, b : EmotionStats
         The systems, in any order of the utterances.
-    measure : str
-        ``WA``, ``UA`` or ``WF1``.
-    confidence : float
-        The share of resamples inside the interval.
-    resamples : int
-        How many are drawn.
-    seed : int
-        Of the draw.
+    measure, confidence, resamples, seed
+        As of :func:`bootstrap_interval`.
 
     Returns
     -------
@@ -204,13 +202,16 @@ def _check_measure(measure):
 
 
 def _check_same_utterances(a, b):
-    if a.labels != b.labels:
-        raise ValueError(
-            f"the first system has the classes {', '.join(a.labels)}, the "
-            f"second {', '.join(b.labels)}: only systems with the same classes "
-            "in the same order can be compared"
-        )
-    known_a, known_b = _what_is_known(a), _what_is_known(b)
+    check_labels({"the first system": a, "the second": b})
+    known_a, known_b = (
+        {
+            utterance: (stats.labels[target], dialogue)
+            for utterance, target, dialogue in zip(
+                stats.ids, stats.targets, stats.dialogues, strict=True
+            )
+        }
+        for stats in (a, b)
+    )
     for utterance in sorted(known_a.keys() | known_b.keys()):
         in_a, in_b = known_a.get(utterance), known_b.get(utterance)
         if in_a is None or in_b is None:
@@ -225,10 +226,3 @@ def _check_same_utterances(a, b):
                 f"the first system, '{in_b[0]}' in dialogue '{in_b[1]}' for "
                 "the second: evaluate both on the same manifest"
             )
-
-
-def _what_is_known(stats):
-    """Reference label and dialogue of each utterance, by its id."""
-    labels = [stats.labels[target] for target in stats.targets]
-    facts = zip(labels, stats.dialogues, strict=True)
-    return dict(zip(stats.ids, facts, strict=True))

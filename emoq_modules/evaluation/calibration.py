@@ -2,11 +2,12 @@
 
 ``reliability`` and ``expected_calibration_error`` measure it. Temperature
 scaling improves it: ``fit_temperature`` on the validation set, then
-``apply_temperature`` to the test set. All after Guo et al., 2017, "On
-calibration of modern neural networks". Confidences, and with them calibration
-errors, are between 0 and 1, as posteriors are.
+``apply_temperature`` to the test set; ``calibrate`` does both. All
+after Guo et al., 2017, "On calibration of modern neural networks". Confidences,
+and with them calibration errors, are between 0 and 1, as posteriors are.
 """
 
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
@@ -24,6 +25,28 @@ class Reliability(NamedTuple):
     confidence: np.ndarray
     accuracy: np.ndarray
     count: np.ndarray
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """How a system's confidence is corrected.
+
+    Attributes
+    ----------
+    temperature : float
+        What the logits are divided by; 1 where nothing is corrected.
+    utterances : int
+        Validation utterances that it was fitted on; 0 if it was not fitted.
+    errors : tuple of float | None
+        Expected calibration error on test, before and after.
+    note : str
+        Why it was not fitted, or empty.
+    """
+
+    temperature: float = 1.0
+    utterances: int = 0
+    errors: tuple | None = None
+    note: str = ""
 
 
 def reliability(posteriors, targets, bins=15):
@@ -78,11 +101,7 @@ def expected_calibration_error(posteriors, targets, bins=15):
 
     Arguments
     ---------
-    posteriors : array_like
-        Probabilities of the classes, (N, C).
-    targets : array_like
-        Class indices of the reference, (N,).
-    bins : int
+    posteriors, targets, bins
         As of :func:`reliability`.
 
     Returns
@@ -114,10 +133,8 @@ def fit_temperature(posteriors, targets):
 
     Arguments
     ---------
-    posteriors : array_like
-        Probabilities of the classes, (N, C).
-    targets : array_like
-        Class indices of the reference, (N,).
+    posteriors, targets
+        As of :func:`reliability`.
 
     Returns
     -------
@@ -192,6 +209,33 @@ def apply_temperature(posteriors, temperature):
     return softmax(_logits(_probabilities(posteriors)) / temperature, axis=1)
 
 
+def calibrate(valid, test):
+    """Fits a system's temperature on its validation set, and on nothing else.
+
+    Arguments
+    ---------
+    valid, test : EmotionStats
+        The system's posteriors on the two sets.
+
+    Returns
+    -------
+    Calibration
+        Not fitted where all of the validation set is recognized.
+    """
+    if valid.predictions == valid.targets:
+        return Calibration(
+            note=f"all {len(valid.ids)} validation utterances are recognized, "
+            "which makes any confidence look too low"
+        )
+    temperature = fit_temperature(valid.posteriors, valid.targets)
+    scaled = apply_temperature(test.posteriors, temperature)
+    errors = tuple(
+        expected_calibration_error(posteriors, test.targets)
+        for posteriors in (test.posteriors, scaled)
+    )
+    return Calibration(temperature, len(valid.ids), errors)
+
+
 def _logits(probabilities):
     return np.log(np.maximum(probabilities, _SMALLEST))
 
@@ -205,10 +249,9 @@ def _checked(posteriors, targets):
             f"posteriors of {count} utterances need targets of shape "
             f"({count},), not {targets.shape}"
         )
-    outside = targets[(targets < 0) | (targets >= classes)]
-    if len(outside):
+    for target in targets[(targets < 0) | (targets >= classes)]:
         raise ValueError(
-            f"target {outside[0]} is none of the {classes} classes of the "
+            f"target {target} is none of the {classes} classes of the "
             "posteriors"
         )
     return posteriors, targets

@@ -1,7 +1,7 @@
 """Metrics of emotion recognition: WA, UA and WF1.
 
 ``EmotionStats`` collects posteriors over a data set, as a SpeechBrain metric;
-``emotion_metrics`` measures class indices, ``confusion_metrics`` counts.
+``confusion_metrics`` measures counts, of many sets at once.
 """
 
 from collections import Counter
@@ -9,6 +9,8 @@ from collections import Counter
 import numpy as np
 import torch
 from speechbrain.utils.metric_stats import MetricStats
+
+from emoq_modules.errors import ResultsError
 
 MEASURES = ("WA", "UA", "WF1")
 
@@ -52,11 +54,10 @@ class EmotionStats(MetricStats):
 
     def __init__(self, labels):
         self.labels = list(labels)
-        if not self.labels:
-            raise ValueError("labels is empty: name at least one class")
-        repeated = _repeated(self.labels)
-        if repeated:
-            raise ValueError(f"labels holds {_listed(repeated)} more than once")
+        if not self.labels or _repeated(self.labels):
+            raise ValueError(
+                f"labels is {self.labels}: name at least one class, each once"
+            )
         self.clear()
 
     def clear(self):
@@ -111,16 +112,35 @@ class EmotionStats(MetricStats):
         Returns
         -------
         dict or object
-            What ``emotion_metrics`` returns, or its ``field``.
+            Plain Python values, fit for JSON and for checkpoint metadata, or
+            the ``field`` of them: ``WA``, ``UA`` and ``WF1`` in percent;
+            ``recall``, in percent by class name, None for a class that does
+            not occur in the reference and has no part in UA; ``confusion``,
+            counts by reference (row) and prediction (column); ``n``, the
+            number of utterances.
 
         Raises
         ------
         ValueError
             If nothing has been appended.
         """
-        self.summary = emotion_metrics(
-            self.targets, self.predictions, self.labels
-        )
+        if not self.ids:
+            raise ValueError(
+                "no utterances to measure: nothing was appended to the metric"
+            )
+        confusion = np.zeros((len(self.labels),) * 2, dtype=int)
+        np.add.at(confusion, (self.targets, self.predictions), 1)
+        metrics = confusion_metrics(confusion)
+        recalls = zip(self.labels, metrics["recall"], strict=True)
+        self.summary = {
+            **{measure: float(metrics[measure]) for measure in MEASURES},
+            "recall": {
+                label: None if np.isnan(value) else float(value)
+                for label, value in recalls
+            },
+            "confusion": confusion.tolist(),
+            "n": len(self.ids),
+        }
         return self.summary if field is None else self.summary[field]
 
     def write_stats(self, filestream):
@@ -141,30 +161,27 @@ class EmotionStats(MetricStats):
             filestream.write(f"{name}: {summary[name]:.2f} %\n")
         filestream.write(f"utterances: {summary['n']}\n\n")
         filestream.write("Confusion (rows: reference, columns: recognized)\n")
-        filestream.write(format_confusion(self.labels, summary) + "\n")
+        filestream.write(format_confusion(self) + "\n")
 
     def _check(self, ids, posteriors, targets, dialogues):
         batch, classes = len(ids), len(self.labels)
-        if posteriors.shape != (batch, classes) or targets.shape != (batch,):
+        wanted = (batch, classes), (batch,), batch
+        found = tuple(posteriors.shape), tuple(targets.shape), len(dialogues)
+        if found != wanted:
             raise ValueError(
                 f"{batch} utterances of {classes} classes need posteriors of "
-                f"shape ({batch}, {classes}) and targets of shape ({batch},), "
-                f"not {tuple(posteriors.shape)} and {tuple(targets.shape)}"
-            )
-        if len(dialogues) != batch:
-            raise ValueError(
-                f"{batch} utterances need as many dialogues, not "
-                f"{len(dialogues)}"
+                "shape {}, targets of shape {} and {} dialogues".format(*wanted)
+                + ", not {}, {} and {}".format(*found)
             )
         repeated = _repeated(ids) or sorted(set(self.ids).intersection(ids))
         if repeated:
             raise ValueError(
-                f"{_listed(repeated)} measured more than once: the data set "
-                "repeats ids, or the metric was not cleared before a new pass"
+                f"{str(repeated[:3])[1:-1]} measured more than once: the data "
+                "set repeats ids, or the metric was not cleared before a new "
+                "pass"
             )
-        for utterance, target, row in zip(
-            ids, targets.tolist(), posteriors, strict=True
-        ):
+        facts = zip(ids, targets.tolist(), posteriors, strict=True)
+        for utterance, target, row in facts:
             if not 0 <= target < classes:
                 raise ValueError(
                     f"target {target} of utterance '{utterance}' is not one "
@@ -178,56 +195,6 @@ class EmotionStats(MetricStats):
                     f"{row.tolist()}. Its audio may be faulty, or the model "
                     "may have diverged."
                 )
-
-
-def emotion_metrics(targets, predictions, labels):
-    """WA, UA, WF1, recalls and confusion counts from class indices.
-
-    Arguments
-    ---------
-    targets : list of int
-        Class indices of the reference, (N,).
-    predictions : list of int
-        Class indices recognized, (N,).
-    labels : list of str
-        Names of the classes.
-
-    Returns
-    -------
-    dict
-        Plain Python values, fit for JSON and for checkpoint metadata:
-        ``WA``, ``UA`` and ``WF1`` in percent; ``recall``, in percent by class
-        name, None for a class that does not occur in the reference and has no
-        part in UA; ``confusion``, counts by reference (row) and prediction
-        (column); ``n``, the number of utterances.
-
-    Raises
-    ------
-    ValueError
-        If there are no utterances.
-
-    Example
-    -------
-    >>> metrics = emotion_metrics([0, 0, 0, 1], [0, 0, 1, 1], ["no", "yes"])
-    >>> metrics["WA"], round(metrics["UA"], 2), round(metrics["WF1"], 2)
-    (75.0, 83.33, 76.67)
-    """
-    if not len(targets):
-        raise ValueError(
-            "no utterances to measure: nothing was appended to the metric"
-        )
-    confusion = np.zeros((len(labels), len(labels)), dtype=int)
-    np.add.at(confusion, (targets, predictions), 1)
-    metrics = confusion_metrics(confusion)
-    return {
-        **{measure: float(metrics[measure]) for measure in MEASURES},
-        "recall": {
-            label: None if np.isnan(value) else float(value)
-            for label, value in zip(labels, metrics["recall"], strict=True)
-        },
-        "confusion": confusion.tolist(),
-        "n": len(targets),
-    }
 
 
 def confusion_metrics(confusion):
@@ -267,15 +234,25 @@ def confusion_metrics(confusion):
     }
 
 
-def format_confusion(labels, metrics):
+def check_labels(systems):
+    """Refuses systems, by what to call them, whose classes are not the same."""
+    (first, expected), *others = systems.items()
+    for name, stats in others:
+        if stats.labels != expected.labels:
+            raise ResultsError(
+                f"{name} has the classes {', '.join(stats.labels)}, but "
+                f"{first} has {', '.join(expected.labels)}: only what has the "
+                "same classes in the same order can be compared or pooled"
+            )
+
+
+def format_confusion(stats):
     """A table of confusion counts and recalls, for a terminal or a log.
 
     Arguments
     ---------
-    labels : list of str
-        Names of the classes.
-    metrics : dict
-        As :func:`emotion_metrics` returns them.
+    stats : EmotionStats
+        What was measured.
 
     Returns
     -------
@@ -284,13 +261,15 @@ def format_confusion(labels, metrics):
 
     Example
     -------
-    >>> labels = ["no", "yes"]
-    >>> metrics = emotion_metrics([0, 0, 0, 1], [0, 0, 1, 1], labels)
-    >>> print(format_confusion(labels, metrics))
+    >>> stats = EmotionStats(["no", "yes"])
+    >>> posteriors = torch.eye(2)[[0, 0, 1, 1]]
+    >>> stats.append(list("abcd"), posteriors, torch.tensor([0, 0, 0, 1]))
+    >>> print(format_confusion(stats))
             no    yes  recall
      no      2      1    66.7
     yes      0      1   100.0
     """
+    labels, metrics = stats.labels, stats.summarize()
     first = max(len(label) for label in labels)
     # A column is as wide as its name, or as a count of five digits.
     widths = [max(len(label) + 2, 7) for label in labels]
@@ -310,9 +289,3 @@ def format_confusion(labels, metrics):
 
 def _repeated(values):
     return [value for value, count in Counter(values).items() if count > 1]
-
-
-def _listed(values, shown=3):
-    names = ", ".join(f"'{value}'" for value in values[:shown])
-    more = len(values) - shown
-    return f"{names} and {more} more" if more > 0 else names

@@ -14,6 +14,7 @@ from emoq_modules.evaluation.calibration import (
     expected_calibration_error,
     reliability,
 )
+from emoq_modules.evaluation.metrics import MEASURES
 
 # Okabe and Ito's palette, which color-blind readers can tell apart.
 _BLUE, _ORANGE, _GREEN = "#0072B2", "#D55E00", "#009E73"
@@ -27,17 +28,15 @@ _MARKERS = "o^sDvPX*"
 _WINDOW_S = 0.03
 
 
-def plot_confusion(labels, metrics, title):
+def plot_confusion(stats, title):
     """Draws a confusion matrix, each row in percent of its class.
 
     Arguments
     ---------
-    labels : list of str
-        Names of the classes.
-    metrics : dict
-        As :func:`emoq_modules.evaluation.metrics.emotion_metrics` returns them.
+    stats : EmotionStats
+        What was measured.
     title : str
-        What was measured; the measures stand below it.
+        Of what; the measures stand below it.
 
     Returns
     -------
@@ -46,12 +45,15 @@ def plot_confusion(labels, metrics, title):
 
     Example
     -------
-    >>> from emoq_modules.evaluation.metrics import emotion_metrics
-    >>> metrics = emotion_metrics([0, 0, 1], [0, 1, 1], ["no", "yes"])
-    >>> figure = plot_confusion(["no", "yes"], metrics, "toy corpus")
+    >>> import torch
+    >>> from emoq_modules import EmotionStats
+    >>> stats = EmotionStats(["no", "yes"])
+    >>> stats.append("abc", torch.eye(2)[[0, 1, 1]], torch.tensor([0, 0, 1]))
+    >>> figure = plot_confusion(stats, "toy corpus")
     >>> [text.get_text() for text in figure.axes[0].texts]
     ['50 %\\n1', '50 %\\n1', '0 %\\n0', '100 %\\n1']
     """
+    labels, metrics = stats.labels, stats.summarize()
     counts = np.array(metrics["confusion"])
     members = counts.sum(axis=1)
     percent = 100 * counts / np.maximum(members, 1)[:, None]
@@ -61,32 +63,22 @@ def plot_confusion(labels, metrics, title):
     axes = figure.add_subplot()
     axes.imshow(percent, cmap="Blues", vmin=0, vmax=100)
     for (row, column), value in np.ndenumerate(percent):
-        text = f"{value:.0f} %\n{counts[row, column]}"
-        axes.text(
-            column,
-            row,
-            text if members[row] else "–",
-            ha="center",
-            va="center",
-            fontsize=9,
-            color="white" if value > 55 else "black",
-        )
+        text = f"{value:.0f} %\n{counts[row, column]}" if members[row] else "–"
+        color = "white" if value > 55 else "black"
+        look = {"ha": "center", "va": "center", "fontsize": 9, "color": color}
+        axes.text(column, row, text, **look)
 
     rows = [f"{x}\n({n})" for x, n in zip(labels, members, strict=True)]
     places = range(len(labels))
     slanted = max(map(len, labels)) > 9  # wider than a cell
-    axes.set_xticks(
-        places,
-        labels,
-        rotation=35 if slanted else 0,
-        ha="right" if slanted else "center",
-    )
+    slant = {"rotation": 35, "ha": "right"} if slanted else {}
+    axes.set_xticks(places, labels, **slant)
     axes.set_yticks(places, rows)
     axes.tick_params(length=0)
     axes.set_xlabel("recognized")
     axes.set_ylabel("reference (utterances)")
     axes.spines[:].set_visible(False)
-    measures = [f"{x} {metrics[x]:.1f} %" for x in ("WA", "UA", "WF1")]
+    measures = [f"{x} {metrics[x]:.1f} %" for x in MEASURES]
     axes.set_title(f"{title}\n{'   '.join(measures)}", fontsize=10)
     return figure
 
@@ -120,37 +112,35 @@ def plot_training_curves(history, best_epoch, title):
     loss, measures, rate = figure.subplots(
         3, sharex=True, height_ratios=[3, 3, 1.2]
     )
-    _curve(loss, history, "train_loss", "training", _BLUE, "o-")
-    _curve(loss, history, "valid_loss", "validation", _ORANGE, "s--")
-    _curve(measures, history, "valid_WA", "WA", _BLUE, "o-")
-    _curve(measures, history, "valid_UA", "UA", _ORANGE, "s--")
-    _curve(measures, history, "valid_WF1", "WF1", _GREEN, "^:")
-    _curve(rate, history, "lr", "learning rate", _PURPLE, "o-")
+    epochs = [row["epoch"] for row in history]
+    for axes, key, label, color, style in (
+        (loss, "train_loss", "training", _BLUE, "o-"),
+        (loss, "valid_loss", "validation", _ORANGE, "s--"),
+        (measures, "valid_WA", "WA", _BLUE, "o-"),
+        (measures, "valid_UA", "UA", _ORANGE, "s--"),
+        (measures, "valid_WF1", "WF1", _GREEN, "^:"),
+        (rate, "lr", "learning rate", _PURPLE, "o-"),
+    ):
+        values = [row.get(key, np.nan) for row in history]
+        axes.plot(epochs, values, style, color=color, label=label, ms=4)
     loss.set_ylabel("loss")
     measures.set_ylabel("validation (%)")
     rate.set_ylabel("learning rate")
     rate.set_xlabel("epoch")
 
     for axes in (loss, measures, rate):
-        axes.grid(color="0.9")
-        axes.set_axisbelow(True)
-        axes.spines[["top", "right"]].set_visible(False)
+        _lay_out(axes)
         if best_epoch is not None:
-            axes.axvline(
-                best_epoch,
-                color=_GRAY,
-                linestyle=(0, (4, 3)),
-                linewidth=1,
-                label=f"best epoch ({best_epoch})",
-            )
+            label = f"best epoch ({best_epoch})"
+            dashed = {"color": _GRAY, "linestyle": (0, (4, 3)), "linewidth": 1}
+            axes.axvline(best_epoch, label=label, **dashed)
+    beside = {
+        "loc": "center left",
+        "bbox_to_anchor": (1, 0.5),
+        "frameon": False,
+    }
     for axes in (loss, measures):
-        axes.legend(
-            fontsize=8,
-            loc="center left",
-            bbox_to_anchor=(1, 0.5),
-            frameon=False,
-        )
-    epochs = [row["epoch"] for row in history]
+        axes.legend(fontsize=8, **beside)
     rate.set_xlim(min(epochs) - 0.5, max(epochs) + 0.5)
     rate.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
     rate.set_ylim(bottom=0)
@@ -196,14 +186,9 @@ def plot_reliability(systems, targets, title, bins=15):
         confidence, accuracy, count = reliability(values, targets, bins)
         error = expected_calibration_error(values, targets, bins)
         filled = count > 0  # the line goes on over a bin without utterances
-        diagram.plot(
-            confidence[filled],
-            accuracy[filled],
-            style,
-            color=color,
-            label=f"{name}, ECE {error:.3f}",
-            ms=5,
-        )
+        points = confidence[filled], accuracy[filled]
+        label = f"{name}, ECE {error:.3f}"
+        diagram.plot(*points, style, color=color, label=label, ms=5)
         share = 100 * count / count.sum()
         spread.stairs(share, edges, color=color, fill=True, alpha=0.2)
         spread.stairs(share, edges, color=color, lw=1.5)
@@ -215,9 +200,7 @@ def plot_reliability(systems, targets, title, bins=15):
     spread.set_xlabel("confidence (highest posterior)")
     spread.set_xlim(0, 1.02)
     for axes in (diagram, spread):
-        axes.grid(color="0.9")
-        axes.set_axisbelow(True)
-        axes.spines[["top", "right"]].set_visible(False)
+        _lay_out(axes)
     diagram.set_title(title, fontsize=11)
     return figure
 
@@ -369,7 +352,7 @@ def as_png(figure):
     return buffer.getvalue()
 
 
-def _curve(axes, history, key, label, color, style):
-    epochs = [row["epoch"] for row in history]
-    values = [row.get(key, np.nan) for row in history]
-    axes.plot(epochs, values, style, color=color, label=label, ms=4)
+def _lay_out(axes):
+    axes.grid(color="0.9")
+    axes.set_axisbelow(True)
+    axes.spines[["top", "right"]].set_visible(False)

@@ -25,6 +25,7 @@ from emoq_modules.evaluation.embeddings import (
 from emoq_modules.evaluation.metrics import (
     MEASURES,
     EmotionStats,
+    check_labels,
     format_confusion,
 )
 from emoq_modules.evaluation.plots import (
@@ -107,18 +108,17 @@ def write_results(
     missing = [key for key in _RUN_INFO if key not in run_info]
     if missing:
         raise ValueError(f"run_info lacks {', '.join(missing)}")
-    metrics = stats.summarize()
     results = {
         **run_info,
         "best_epoch": best_epoch,
         "labels": stats.labels,
-        **metrics,
+        **stats.summarize(),
         "versions": _versions(),
     }
     title = _title(run_info)
     content = {
         PREDICTIONS_FILE: _predictions_csv(stats),
-        CONFUSION_FILE: as_png(plot_confusion(stats.labels, metrics, title)),
+        CONFUSION_FILE: as_png(plot_confusion(stats, title)),
     }
     if history:
         curves = plot_training_curves(history, best_epoch, title)
@@ -222,17 +222,12 @@ def pool_results(runs):
     >>> pool_results(getfixture("tmp_path").iterdir()).summarize("WA")
     50.0
     """
-    pooled, run_of, first = None, {}, None
+    pooled, first, run_of = None, None, {}
     for run in runs:
         stats = read_predictions(run)
         if pooled is None:
             pooled, first = EmotionStats(stats.labels), run
-        if stats.labels != pooled.labels:
-            raise ResultsError(
-                f"{run} has the classes {', '.join(stats.labels)}, but "
-                f"{first} has {', '.join(pooled.labels)}: only runs with the "
-                "same classes in the same order can be pooled"
-            )
+        check_labels({first: pooled, run: stats})
         for utterance in stats.ids:
             if utterance in run_of:
                 raise ResultsError(
@@ -294,7 +289,7 @@ def format_summary(results, plots=()):
     lines += [
         "",
         f"Confusion of {last} (rows: reference, columns: recognized)",
-        format_confusion(results[last].labels, metrics[last]),
+        format_confusion(results[last]),
     ]
     if plots:
         lines += ["", "Plots", *(f"  {plot}" for plot in plots)]
@@ -326,18 +321,14 @@ def _predictions_csv(stats):
     buffer = io.StringIO()
     writer = csv.writer(buffer, lineterminator="\n")
     writer.writerow([*_COLUMNS, *stats.labels])
-    for utterance, target, prediction, dialogue, posteriors in zip(
-        stats.ids,
-        stats.targets,
-        stats.predictions,
-        stats.dialogues,
-        stats.posteriors,
-        strict=True,
-    ):
+    words = (
+        [stats.labels[i] for i in x] for x in (stats.targets, stats.predictions)
+    )
+    columns = (stats.ids, *words, stats.dialogues, stats.posteriors)
+    for *cells, posteriors in zip(*columns, strict=True):
         # Nine digits bring every float32 back exactly.
         digits = [f"{value:.9g}" for value in posteriors.tolist()]
-        words = stats.labels[target], stats.labels[prediction]
-        writer.writerow([utterance, *words, dialogue, *digits])
+        writer.writerow([*cells, *digits])
     return buffer.getvalue().encode()
 
 
@@ -346,37 +337,31 @@ def _stats_from_rows(columns, labels, rows):
 
     So many ``columns`` stand before those of the posteriors.
     """
-    stats = EmotionStats(labels)
-    ids, targets, predictions, posteriors, dialogues = [], [], [], [], []
+    width = columns + len(labels)
     for number, row in enumerate(rows, start=1):
-        if len(row) != columns + len(labels):
+        if len(row) != width:
             raise ValueError(
-                f"row {number} has {len(row)} columns, not "
-                f"{columns + len(labels)}: was the file cut off?"
+                f"row {number} has {len(row)} columns, not {width}: was the "
+                "file cut off?"
             )
-        utterance, *words = row[:3]
-        unknown = [word for word in words if word not in labels]
-        if unknown:
-            raise ValueError(
-                f"row {number} ('{utterance}') names the class "
-                f"'{unknown[0]}', which has no column"
-            )
-        ids.append(utterance)
-        targets.append(labels.index(words[0]))
-        predictions.append(labels.index(words[1]))
-        dialogues += row[3:columns] or [utterance]
-        posteriors.append([float(value) for value in row[columns:]])
-
+        for word in row[1:3]:
+            if word not in labels:
+                raise ValueError(
+                    f"row {number} ('{row[0]}') names the class '{word}', "
+                    "which has no column"
+                )
+    stats = EmotionStats(labels)
     stats.append(
-        ids, torch.tensor(posteriors), torch.tensor(targets), dialogues
+        [row[0] for row in rows],
+        torch.tensor([[float(x) for x in row[columns:]] for row in rows]),
+        torch.tensor([labels.index(row[1]) for row in rows]),
+        [row[3] if columns > 3 else row[0] for row in rows],
     )
-    for utterance, written, highest in zip(
-        ids, predictions, stats.predictions, strict=True
-    ):
-        if written != highest:
+    for row, prediction in zip(rows, stats.predictions, strict=True):
+        if row[2] != labels[prediction]:
             raise ValueError(
-                f"'{utterance}' has the prediction '{labels[written]}', but "
-                f"its highest posterior is that of '{labels[highest]}': was "
-                "the file edited?"
+                f"'{row[0]}' has the prediction '{row[2]}', but its highest "
+                f"posterior is that of '{labels[prediction]}': was the file "
+                "edited?"
             )
     return stats

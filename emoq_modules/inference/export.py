@@ -6,26 +6,24 @@ the posteriors of the run's own recognizer.
 
 import gc
 import json
+import os
 import shutil
-from functools import partial
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
 from hyperpyyaml import resolve_references
 from hyperpyyaml.core import RefTag
-from ruamel.yaml import YAML
+from ruamel.yaml import YAML, YAMLError
 from speechbrain.utils.logger import get_logger
 
-from emoq_modules.dataio.files import write_contents
+from emoq_modules.dataio.files import CONTENTS_FILE, write_contents
 from emoq_modules.errors import ExportError, UnsafeYAMLError
-from emoq_modules.evaluation.results import RESULTS_FILE
-from emoq_modules.evaluation.run_calibration import calibrate
-from emoq_modules.inference.export_folder import (
-    CARD_FILE,
-    INTERFACE_FILE,
-    check_out,
-    find_run,
-    taking_the_place_of,
+from emoq_modules.evaluation.calibration import Calibration, calibrate
+from emoq_modules.evaluation.results import (
+    RESULTS_FILE,
+    VALID_PREDICTIONS_FILE,
+    read_predictions,
 )
 from emoq_modules.inference.model_card import is_hub_name, model_card
 from emoq_modules.inference.portable import bare, merge, take_along, take_llm
@@ -54,6 +52,19 @@ _HEADER = """\
 """
 # What SpeechBrain's foreign_class imports of a source.
 _INTERFACE = "from emoq_modules import EmotionRecognizer  # noqa: F401"
+_INTERFACE_FILE = "custom_interface.py"
+_CARD_FILE = "README.md"
+# All that an export has ever held: other things in a folder are somebody's.
+_ENTRIES = {
+    _CARD_FILE,
+    CONTENTS_FILE,
+    SETTINGS_FILE,
+    _INTERFACE_FILE,
+    *("adapter", "audio_encoder", "llm", "llm_tokenizer"),
+    *("text_encoder", "text_tokenizer"),
+    *("fusion.safetensors", "projector.safetensors"),
+    *("labels.txt", "prompt.txt"),
+}
 # Posteriors of the same weights differ by less, whatever the machine.
 _TOLERANCE = 1e-4
 
@@ -90,35 +101,138 @@ def export_recognizer(
     BackboneError, CheckpointError, SourceError
         If a part of the run is missing or damaged.
     """
-    run = find_run(results_folder)
-    out = check_out(out)
-    results = _read_results(run)
-    calibration = calibrate(run)
-    with taking_the_place_of(out) as folder:
-        _write(
+    run = _find_run(results_folder)
+    out = _check_out(out)
+    try:
+        results = json.loads((run / RESULTS_FILE).read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ExportError(
+            f"{run / RESULTS_FILE} is damaged ({error})."
+        ) from None
+    calibration = _calibrate(run)
+    tree = _read_tree(run / RECOGNIZER_FOLDER, calibration.temperature)
+    parts = _parts(tree)
+    prompt = _prompt_text(tree["decoder"]["prompt"])
+    with _taking_the_place_of(out) as folder:
+        expected, weights = _write_parts(
+            folder, run, tree, parts["LLM"], merged, include_backbones
+        )
+        settings = settings_text(tree, ".", weights)
+        card = model_card(
+            *(results, calibration, parts, prompt, license, merged),
+            is_trusted=is_safe(settings),
+        )
+        for name, text in (
+            (SETTINGS_FILE, _HEADER + settings),
+            ("labels.txt", "\n".join([*tree["labels"], ""])),
+            ("prompt.txt", f"{prompt}\n"),
+            (_INTERFACE_FILE, f"{_INTERFACE}\n"),
+            (_CARD_FILE, str(card)),
+        ):
+            (folder / name).write_text(text, encoding="utf-8")
+        # The card and the YAML may be edited by hand; the interface is not
+        # fetched.
+        others = (_CARD_FILE, SETTINGS_FILE, _INTERFACE_FILE)
+        write_contents(
             folder,
-            run,
-            results,
-            calibration,
-            merged,
-            include_backbones,
-            license,
+            {
+                path.relative_to(folder).as_posix(): path.stat().st_size
+                for path in sorted(folder.rglob("*"))
+                if path.is_file() and path.name not in others
+            },
+        )
+        dtype = tree["decoder"].get("dtype", "float32")
+        _try(folder, expected, is_rounded=merged and dtype != "float32")
+    return out
+
+
+def _find_run(results_folder):
+    """The finished stage 2 in a folder, or in its folder ``stage2``."""
+    folder = Path(results_folder)
+    for run in (folder, folder / "stage2"):
+        if (run / RECOGNIZER_FOLDER / SETTINGS_FILE).is_file():
+            if not (run / RESULTS_FILE).is_file():
+                raise ExportError(
+                    f"The run in {run} has no {RESULTS_FILE}: it is not "
+                    "finished. Start it again; it goes on from where it was."
+                )
+            return run
+    if not folder.is_dir():
+        raise ExportError(f"There is no folder {folder}.")
+    raise ExportError(
+        f"There is no trained stage 2 in {folder}: it has no folder "
+        f"{RECOGNIZER_FOLDER}. Give the output folder of a stage 2, such as "
+        "results/demo/emoq/fold1-seed1234/stage2."
+    )
+
+
+def _check_out(out):
+    """The folder to export to, if nothing would be lost there."""
+    out = Path(out).expanduser().resolve()
+    if not out.exists():
+        return out
+    if not out.is_dir():
+        raise ExportError(f"{out} is a file; give a folder.")
+    names = {path.name for path in out.iterdir()}
+    others = sorted(names - _ENTRIES)
+    if names and not others and not _is_export(out):
+        others = sorted(names)
+    if others:
+        raise ExportError(
+            f"{out} holds {', '.join(others[:3])}"
+            f"{' and more' if len(others) > 3 else ''}, which no export has "
+            "written: give a folder that is empty, not there yet, or an "
+            "earlier export."
         )
     return out
 
 
-def _read_results(run):
-    path = run / RESULTS_FILE
+def _is_export(folder):
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ExportError(f"{path} is damaged ({error}).") from None
+        tree = YAML().load((folder / SETTINGS_FILE).read_text("utf-8"))
+        return "format_version" in tree
+    except (OSError, YAMLError, TypeError, UnicodeDecodeError):
+        return False
 
 
-def _write(
-    folder, run, results, calibration, merged, include_backbones, license
-):
-    source = run / RECOGNIZER_FOLDER
+@contextmanager
+def _taking_the_place_of(out):
+    """Gives a folder to fill beside ``out``, which replaces it at the end.
+
+    If filling it fails, what was there before is as it was.
+    """
+    new = out.with_name(f".{out.name}.{os.getpid()}.partial")
+    earlier = out.with_name(f".{out.name}.{os.getpid()}.earlier")
+    new.mkdir(parents=True)
+    try:
+        yield new
+        if out.exists():
+            os.rename(out, earlier)
+        try:
+            os.rename(new, out)
+        except OSError:
+            if earlier.exists():
+                os.rename(earlier, out)
+            raise
+        shutil.rmtree(earlier, ignore_errors=True)
+    finally:
+        shutil.rmtree(new, ignore_errors=True)
+
+
+def _calibrate(run):
+    """How a run's confidence is corrected, with a warning if it is not."""
+    path = run / VALID_PREDICTIONS_FILE
+    if path.exists():
+        found = calibrate(read_predictions(path), read_predictions(run))
+    else:
+        found = Calibration(note=f"there is no {path.name} in {run.name}")
+    if found.note:
+        logger.warning(f"The confidence is not calibrated: {found.note}.")
+    return found
+
+
+def _read_tree(source, temperature):
+    """The YAML of a run's recognizer as that of an export, with its paths."""
     settings = resolve_references(
         (source / SETTINGS_FILE).read_text(encoding="utf-8"),
         {"pretrained_path": str(source)},
@@ -128,21 +242,24 @@ def _write(
         for key, value in YAML().load(settings).items()
         if key not in ("modules", "pretrained_path", "pretrainer")
     }
-    tree = {
+    tree["decoder"]["labels"] = RefTag("<labels>")
+    return {
         "format_version": FORMAT_VERSION,
         "labels": tree.pop("labels"),
-        "temperature": calibration.temperature,
+        "temperature": temperature,
         **tree,
     }
-    tree["decoder"]["labels"] = RefTag("<labels>")
-    parts = _parts(tree)
-    prompt = _prompt_text(tree["decoder"]["prompt"])
 
-    recognizer = _load_run(source)
+
+def _write_parts(folder, run, tree, llm, merged, include_backbones):
+    """Writes weights and backbones, and makes the YAML name them there.
+
+    Returns the run's own posteriors of the probe, and what is to be loaded.
+    """
+    recognizer = _load_run(run / RECOGNIZER_FOLDER)
     expected = _probe(recognizer)
     modules, decoder = dict(recognizer.mods), tree["decoder"]
-    base = parts["LLM"] if is_hub_name(parts["LLM"]) else None
-    weights = _write_weights(folder, modules, base)
+    weights = _write_weights(folder, modules, llm if is_hub_name(llm) else None)
     take_along(tree, modules, folder, include_backbones)
     # The LLM is loaded again to be merged, and to be tried.
     del recognizer, modules
@@ -154,33 +271,7 @@ def _write(
         weights = [item for item in weights if item.name != "adapter"]
     else:
         take_llm(decoder, folder, include_backbones or merged)
-    text = settings_text(tree, ".", weights)
-    (folder / SETTINGS_FILE).write_text(_HEADER + text, encoding="utf-8")
-    for name, content in (
-        ("labels.txt", "\n".join(tree["labels"])),
-        ("prompt.txt", prompt),
-        (INTERFACE_FILE, _INTERFACE),
-        (
-            CARD_FILE,
-            model_card(
-                *(results, calibration, parts, prompt, license, merged),
-                is_trusted=is_safe(text),
-            ),
-        ),
-    ):
-        (folder / name).write_text(f"{content}\n", encoding="utf-8")
-    # The card and the YAML may be edited by hand; the interface is not fetched.
-    others = (CARD_FILE, SETTINGS_FILE, INTERFACE_FILE)
-    write_contents(
-        folder,
-        {
-            path.relative_to(folder).as_posix(): path.stat().st_size
-            for path in sorted(folder.rglob("*"))
-            if path.is_file() and path.name not in others
-        },
-    )
-    is_rounded = merged and decoder.get("dtype", "float32") != "float32"
-    _try(folder, expected, is_rounded)
+    return expected, weights
 
 
 def _load_run(source):
@@ -203,29 +294,26 @@ def _load_run(source):
 def _write_weights(folder, modules, base):
     """Writes what was trained, and tells what loads it."""
     weights, fusion, decoder = [], modules.get("fusion"), modules["decoder"]
+
+    def add(name, module, file, hook):
+        weights.append(Weights(name, module, file, f"{_HOOKS}.{hook}"))
+        return folder / file
+
     if fusion is not None and any(True for _ in fusion.parameters()):
-        save_trainable(fusion, folder / "fusion.safetensors")
-        weights.append(Weights("fusion", "fusion", "fusion.safetensors"))
+        save_trainable(
+            fusion,
+            add("fusion", "fusion", "fusion.safetensors", "load_trainable"),
+        )
     if decoder.projector is not None:
-        save_trainable(decoder.projector, folder / "projector.safetensors")
-        weights.append(
-            Weights(
-                "projector",
-                "decoder",
-                "projector.safetensors",
-                f"{_HOOKS}.load_projector",
-            )
+        file = "projector.safetensors"
+        save_trainable(
+            decoder.projector,
+            add("projector", "decoder", file, "load_projector"),
         )
     if getattr(decoder.llm, "peft_config", None):
-        save_adapter(decoder, folder / "adapter", base)
-        weights.append(
-            Weights(
-                "adapter",
-                "decoder",
-                f"adapter/{ADAPTER_FILE}",
-                f"{_HOOKS}.load_adapter",
-            )
-        )
+        file = f"adapter/{ADAPTER_FILE}"
+        target = add("adapter", "decoder", file, "load_adapter")
+        save_adapter(decoder, target.parent, base)
     return weights
 
 
@@ -249,13 +337,10 @@ def _described(node):
 
 
 def _prompt_text(prompt):
+    turns = {"System": "system", "User": "user", "Assistant": "answer"}
     return "\n\n".join(
         f"{turn}:\n{prompt[key]}"
-        for turn, key in (
-            ("System", "system"),
-            ("User", "user"),
-            ("Assistant", "answer"),
-        )
+        for turn, key in turns.items()
         if key in prompt
     )
 
@@ -269,16 +354,14 @@ def _probe(recognizer):
 
 def _try(folder, expected, is_rounded):
     """Loads an export as others will, and compares it with the run."""
-    load = partial(
-        EmotionRecognizer.from_hparams, folder, run_opts={"device": "cpu"}
-    )
+    load, on_cpu = EmotionRecognizer.from_hparams, {"device": "cpu"}
     try:
-        recognizer = load()
+        recognizer = load(folder, run_opts=on_cpu)
     except UnsafeYAMLError as error:
         # By the name that the export gets, which is not yet its own.
         message = str(error).replace(str(folder), "this export")
         logger.warning(f"Others will be told: {message}")
-        recognizer = load(trust_source=True)
+        recognizer = load(folder, run_opts=on_cpu, trust_source=True)
     difference = (_probe(recognizer) - expected).abs().max().item()
     logger.info(f"Posteriors differ by {difference:.1e} from those of the run.")
     if difference > _TOLERANCE and not is_rounded:

@@ -21,7 +21,7 @@ from emoq_modules.lobes.backbones import TEXT_FILES, local_folder, weight_files
 from emoq_modules.lobes.qformer import EmoQFormer
 
 _TOKENIZER = ("tokenizer_config.json",)
-_LICENSES = ("LICENSE", "LICENSE", "NOTICE")
+_LICENSES = ("LICENSE", "LICENCE", "NOTICE")  # as their authors spell it
 
 
 def bare(node):
@@ -176,14 +176,7 @@ def merge(decoder, adapter, folder):
     decoder["tokenizer"] = decoder["revision"] = decoder["lora"] = None
 
 
-def copy_backbone(
-    source,
-    target,
-    revision=None,
-    cache_dir=None,
-    needs=("config.json",),
-    auto_class=None,
-):
+def copy_backbone(source, target, revision=None, auto_class=None, **where):
     """Copies what ``from_pretrained`` loads; weights as safetensors.
 
     Arguments
@@ -192,11 +185,13 @@ def copy_backbone(
         A local folder, or a name on the hub.
     target : Path
         The folder to make.
-    revision, cache_dir, needs
-        As of ``local_folder``.
+    revision : str | None
+        Branch, tag or commit on the hub.
     auto_class : type | None
         What loads the weights, where they have to be converted; None leaves
         the weights out.
+    **where : dict
+        ``needs`` and ``cache_dir``, as of ``local_folder``.
 
     Raises
     ------
@@ -204,13 +199,13 @@ def copy_backbone(
         If it is not to be had.
     """
     has_weights = auto_class is not None
-    folder = Path(local_folder(source, revision, has_weights, needs, cache_dir))
+    folder = Path(local_folder(source, revision, has_weights, **where))
     target.mkdir(parents=True, exist_ok=True)
     for file in sorted(folder.iterdir()):
-        is_text = file.name.endswith(TEXT_FILES) or file.name.startswith(
-            _LICENSES
-        )
-        if is_text and not file.name.endswith(".index.json"):
+        is_text = file.name.endswith(TEXT_FILES)
+        if file.name.startswith(_LICENSES) or (
+            is_text and not file.name.endswith(".index.json")
+        ):
             shutil.copyfile(file, target / file.name)
     weights = weight_files(folder) if has_weights else []
     if all(file.suffix == ".safetensors" for file in weights):

@@ -12,6 +12,7 @@ from pathlib import Path
 
 from hyperpyyaml import dump_hyperpyyaml
 from hyperpyyaml.core import RefTag
+from jinja2 import Template
 from ruamel.yaml import YAML
 from speechbrain.utils.logger import get_logger
 
@@ -38,14 +39,30 @@ _KEYS = (
     "fusion",
     "decoder",
 )
-_INFERENCE = """
-modules:{modules}
-pretrained_path: {folder}
+_INFERENCE = Template(
+    """
+modules:
+{% for name, key in modules.items() %}
+    {{ name }}: !ref <{{ key }}>
+{% endfor %}
+pretrained_path: {{ folder }}
 pretrainer: !new:speechbrain.utils.parameter_transfer.Pretrainer
-    loadables:{loadables}
-    paths:{paths}
-    custom_hooks:{hooks}
-"""
+    loadables:
+{% for part in weights %}
+        {{ part.name }}: !ref <{{ part.module }}>
+{% endfor %}
+    paths:
+{% for part in weights %}
+        {{ part.name }}: !ref <pretrained_path>/{{ part.file }}
+{% endfor %}
+    custom_hooks:
+{% for part in weights %}
+        {{ part.name }}: !name:{{ part.hook }}
+{% endfor %}
+""",
+    trim_blocks=True,
+    keep_trailing_newline=True,
+)
 
 
 @dataclass(frozen=True)
@@ -134,29 +151,13 @@ def settings_text(tree, folder, weights):
     """
     text = StringIO()
     dump_hyperpyyaml(tree, text)
-    modules = {
-        name: name for name in ("fusion", "decoder") if tree[name] is not None
-    }
+    names = [name for name in ("fusion", "decoder") if tree[name] is not None]
+    modules = {name: name for name in names}
     if "fusion" in modules:
         modules["encoder"] = "audio_encoder"
-
-    def lines(pattern):
-        return "".join(
-            f"\n        {pattern.format(**vars(item))}" for item in weights
-        )
-
-    text.write(
-        _INFERENCE.format(
-            folder=folder,
-            modules="".join(
-                f"\n    {name}: !ref <{key}>" for name, key in modules.items()
-            ),
-            loadables=lines("{name}: !ref <{module}>"),
-            paths=lines("{name}: !ref <pretrained_path>/{file}"),
-            hooks=lines("{name}: !name:{hook}"),
-        )
+    return text.getvalue() + _INFERENCE.render(
+        modules=modules, folder=folder, weights=weights
     )
-    return text.getvalue()
 
 
 def _replace(node, old, new):

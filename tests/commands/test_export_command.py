@@ -2,11 +2,12 @@
 
 import json
 import time
+from unittest.mock import Mock
 
 import pytest
+from huggingface_hub.errors import LocalTokenNotFoundError
 
 from emoq_modules.commands.cli import main
-from emoq_modules.inference import hub
 
 
 @pytest.fixture(scope="module")
@@ -15,29 +16,17 @@ def run(tiny_results):
     return tiny_results / "tiny/emoq/fold1-seed1234/stage2"
 
 
-class FakeApi:
-    """In the place of ``HfApi``: notes what is asked of it."""
-
-    found = None  # the repository, where it is there
-    failing = {}
-    calls = []
-
-    def __getattr__(self, name):
-        def call(*args, **kwargs):
-            self.calls.append((name, args, kwargs))
-            if name in self.failing:
-                raise self.failing[name]
-            return self.found if name == "model_info" else f"hub/{args[:1]}"
-
-        return call
-
-
 @pytest.fixture
 def api(monkeypatch):
-    monkeypatch.setattr(FakeApi, "calls", [])
-    monkeypatch.setattr(FakeApi, "failing", {})
-    monkeypatch.setattr(hub, "HfApi", FakeApi)
-    return FakeApi
+    """In the place of ``HfApi``, on a hub that has no such repository."""
+    api = Mock()
+    api.model_info.return_value = None
+    monkeypatch.setattr("huggingface_hub.HfApi", lambda: api)
+    return api
+
+
+def asked(api):
+    return [name for name, _, _ in api.method_calls]
 
 
 def test_command_tells_what_it_has_written(run, tmp_path, capsys):
@@ -67,11 +56,13 @@ def test_export_is_pushed_in_one_commit(api, run, tmp_path, capsys):
     out = tmp_path / "export"
     options = ["--push_to_hub", "me/emoq", "--private", "--license", "mit"]
     assert main(["export", str(run), str(out), *options]) == 0
-    names = [name for name, _, _ in api.calls]
-    assert names == ["model_info", "whoami", "create_repo", "upload_folder"]
-    assert api.calls[2][2] == {"private": True, "exist_ok": True}
-    assert api.calls[3][2]["repo_id"] == "me/emoq"
-    assert api.calls[3][2]["folder_path"] == out
+    steps = ["model_info", "whoami", "create_repo", "upload_folder"]
+    assert asked(api) == steps
+    made = {"private": True, "exist_ok": True}
+    api.create_repo.assert_called_once_with("me/emoq", **made)
+    uploaded = api.upload_folder.call_args.kwargs
+    assert uploaded["repo_id"] == "me/emoq"
+    assert uploaded["folder_path"] == out
     assert "license: mit" in (out / "README.md").read_text()
     assert "Pushed to" in capsys.readouterr().out
 
@@ -85,20 +76,28 @@ def test_without_a_network_nothing_is_exported(run, tmp_path, no_hub, capsys):
     assert not out.exists()
 
 
-def test_public_repository_is_not_taken_for_a_private_one(
-    api, run, tmp_path, capsys, monkeypatch
+def test_nobody_who_is_not_logged_in_exports_for_the_hub(
+    api, run, tmp_path, capsys
 ):
-    monkeypatch.setattr(
-        api, "found", type("Info", (), {"private": False})(), raising=False
-    )
+    api.whoami.side_effect = LocalTokenNotFoundError("no token")
+    out = tmp_path / "export"
+    assert main(["export", str(run), str(out), "--push_to_hub", "me/x"]) == 2
+    assert "Nobody is logged in to the hub" in capsys.readouterr().err
+    assert not out.exists()
+
+
+def test_public_repository_is_not_taken_for_a_private_one(
+    api, run, tmp_path, capsys
+):
+    api.model_info.return_value = Mock(private=False)
     options = ["--push_to_hub", "me/emoq", "--private"]
     assert main(["export", str(run), str(tmp_path / "x"), *options]) == 2
     assert "is public" in capsys.readouterr().err
-    assert [name for name, _, _ in api.calls] == ["model_info"]
+    assert asked(api) == ["model_info"]
 
 
 def test_upload_that_fails_leaves_the_export(api, run, tmp_path, capsys):
-    api.failing["upload_folder"] = RuntimeError("413 too large")
+    api.upload_folder.side_effect = RuntimeError("413 too large")
     out = tmp_path / "export"
     assert main(["export", str(run), str(out), "--push_to_hub", "me/x"]) == 2
     message = capsys.readouterr().err

@@ -7,7 +7,6 @@ import signal
 import subprocess
 import sys
 import time
-from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -15,7 +14,6 @@ import pytest
 from emoq_modules.commands import reproduce_runs as reproduce
 from emoq_modules.commands.cli import main
 from emoq_modules.commands.reproduce_runs import (
-    check_done,
     describe_plan,
     plan,
     read_table,
@@ -23,7 +21,6 @@ from emoq_modules.commands.reproduce_runs import (
 )
 from emoq_modules.errors import ConfigurationError
 
-ROOT = Path(__file__).parents[2]
 TINY = "tests/tiny.yaml"
 
 
@@ -40,9 +37,9 @@ def finish(run, **facts):
     """Leaves what a finished run leaves, as far as it is looked at here."""
     for stage in run.stages:
         stage.folder.mkdir(parents=True, exist_ok=True)
-        (stage.folder / "hyperparams.yaml").write_text(stage.settings)
-        corpus, variant = stage.key
-        known = {"corpus": corpus, "variant": variant, "stage": stage.number}
+        (stage.folder / "hyperparams.yaml").write_text(stage.hparams_yaml)
+        told = ("corpus", "variant", "stage")
+        known = {key: stage.hparams[key] for key in told}
         text = json.dumps({**known, **facts})
         (stage.folder / "results.json").write_text(text)
 
@@ -68,16 +65,14 @@ def started(monkeypatch):
 
 def test_table_5_is_four_variants_that_get_the_options(tmp_path):
     runs = plan(read_table(5), arguments=data(tmp_path, "--lr", "0.25"))
-    variants = [run.stages[-1].key for run in runs]
-    assert variants == [
-        ("meld7", name)
-        for name in ("loss_cross_entropy", "loss_focal", "loss_scl", "emoq")
-    ]
+    variants = [run.stages[-1].hparams["variant"] for run in runs]
+    losses = ["loss_cross_entropy", "loss_focal", "loss_scl"]
+    assert variants == [*losses, "emoq"]
     for run in runs:
-        at = run.arguments.index("--lr")
-        assert run.arguments[at + 1] == "0.25"
-        assert [stage.number for stage in run.stages] == [1, 2]
-        assert all("\nlr: 0.25\n" in stage.settings for stage in run.stages)
+        at = run.command.index("--lr")
+        assert run.command[at + 1] == "0.25"
+        assert [s.hparams["stage"] for s in run.stages] == [1, 2]
+        assert all(stage.hparams["lr"] == 0.25 for stage in run.stages)
         assert run.folder.is_relative_to(tmp_path)
 
 
@@ -96,16 +91,16 @@ def test_folds_and_seeds_make_runs_of_their_own(tmp_path):
 def test_an_option_of_stage_2_alone_is_not_for_the_baseline(tmp_path):
     options = data(tmp_path, "--word_weight", "3.0", "--device", "cpu")
     baseline, emoq = plan(read_table(1), (), options, "1")
-    assert "--word_weight" not in baseline.arguments
-    assert "--word_weight" in emoq.arguments
-    assert "--device" in baseline.arguments and "--device" in emoq.arguments
+    assert "--word_weight" not in baseline.command
+    assert "--word_weight" in emoq.command
+    assert "--device" in baseline.command and "--device" in emoq.command
 
 
 def test_rows_presets_win_over_those_that_are_laid_over_the_table(tmp_path):
     for run in tiny_plan(tmp_path, 4):
-        assert run.stages[-1].key[0] == "tiny"
+        assert run.stages[-1].hparams["corpus"] == "tiny"
     (text_only,) = tiny_plan(tmp_path, 4, rows=["Text-only"])
-    values = text_only.stages[-1].composed.hparams
+    values = text_only.stages[-1].hparams
     assert values["audio_encoder"] is None and values["batch_size"] == 4
 
 
@@ -125,6 +120,16 @@ def test_what_does_not_exist_is_refused(tmp_path, number, kwargs, message):
     kwargs["arguments"] = data(tmp_path, *kwargs.get("arguments", ()))
     with pytest.raises(ConfigurationError, match=message):
         plan(read_table(number), **kwargs)
+
+
+def test_a_package_without_the_repository_says_so(
+    tmp_path, monkeypatch, capsys
+):
+    monkeypatch.setattr(reproduce, "PROJECT", tmp_path)
+    assert main(["reproduce", "table4", *data(tmp_path)]) == 2
+    error = capsys.readouterr().err
+    assert "needs a clone of EmoQ's repository" in error
+    assert error.count("\n") == 1
 
 
 def test_a_table_that_the_paper_does_not_have_is_refused():
@@ -185,17 +190,13 @@ def test_what_is_done_is_not_run_again(tmp_path, started):
 
 
 def test_what_was_made_with_other_settings_is_not_taken_for_done(
-    tmp_path, started
+    tmp_path, started, capsys
 ):
-    runs = tiny_plan(tmp_path)
-    finish(runs[1])
-    changed = plan(
-        read_table(6), [TINY], ["--results_folder", str(tmp_path), "--lr", "7"]
-    )
-    with pytest.raises(ConfigurationError, match="lr was '0.01' and is now"):
-        run_all(changed)
+    finish(tiny_plan(tmp_path)[1])
+    options = ["--preset", TINY, "--results_folder", str(tmp_path)]
+    assert main(["reproduce", "table6", *options, "--lr", "7"]) == 2
+    assert "lr was '0.01' and is now" in capsys.readouterr().err
     assert started.runs == []
-    check_done(runs)
 
 
 def test_a_run_that_another_process_is_at_is_left_to_it(tmp_path, started):
@@ -264,49 +265,48 @@ def test_the_command_names_what_failed_and_writes_a_report(
 # --- Stopped ------------------------------------------------------------------
 
 
-def test_killed_it_goes_on_and_at_last_trains_nothing(tmp_path):
+def test_killed_it_goes_on_and_at_last_trains_nothing(
+    tmp_path, monkeypatch, capfd, caplog
+):
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    (run,) = tiny_plan(tmp_path, rows=["end-to-end training"])
     command = [
-        *(sys.executable, "-m", "emoq_modules", "reproduce", "table6"),
+        *("reproduce", "table6", "--row", run.row),
         *("--preset", TINY, "--results_folder", str(tmp_path)),
         *("--number_of_epochs", "2", "--ckpt_interval_minutes", "0"),
         *("--ckpt_interval_steps", "2"),
     ]
-    settings = {
-        "cwd": ROOT,
-        "env": {**os.environ, "OMP_NUM_THREADS": "1"},
-        "stdout": subprocess.PIPE,
-        "stderr": subprocess.PIPE,
-        "text": True,
-    }
-    first, second = tiny_plan(tmp_path)
-    process = subprocess.Popen(command, start_new_session=True, **settings)
+    process = subprocess.Popen(
+        [sys.executable, "-m", "emoq_modules", *command],
+        start_new_session=True,
+    )
     try:
         # A checkpoint is whole once its list of files is there.
-        saved = first.folder / "save"
+        saved = run.folder / "save"
         deadline = time.monotonic() + 200
         while not list(saved.glob("*/contents.json")):
-            assert process.poll() is None, process.communicate()[1]
+            assert process.poll() is None, capfd.readouterr().err
             assert time.monotonic() < deadline
             time.sleep(0.01)
     finally:
         os.killpg(process.pid, signal.SIGKILL)  # and the run it started
-        process.communicate()
-    assert not first.is_done
+        process.wait()
+    assert not run.is_done
 
-    finished = subprocess.run(command, timeout=200, **settings)
-    assert finished.returncode == 0, finished.stderr
-    assert f"Loading a checkpoint from {saved}" in finished.stdout
-    for number, run in enumerate((first, second), start=1):
-        assert f"Run {number} of 2: {run}" in finished.stderr
-    assert first.is_done and second.is_done
+    capfd.readouterr()
+    assert main(command) == 0
+    printed = capfd.readouterr().out
+    assert f"Loading a checkpoint from {saved}" in printed
+    assert f"Run 1 of 1: {run}" in caplog.text
+    assert run.is_done
     report = tmp_path / "reports/tiny/table6/report.html"
-    assert str(report) in finished.stdout
+    assert str(report) in printed
 
     files = [p for p in tmp_path.glob("tiny/*/*/stage*/*") if p.is_file()]
     before = {path: path.stat().st_mtime_ns for path in files}
     html = report.read_bytes()
-    again = subprocess.run(command, timeout=200, **settings)
-    assert again.returncode == 0, again.stderr
-    assert "Run " not in again.stderr
+    caplog.clear()
+    assert main(command) == 0
+    assert "Run " not in caplog.text
     assert {path: path.stat().st_mtime_ns for path in files} == before
     assert report.read_bytes() == html

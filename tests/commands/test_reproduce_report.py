@@ -1,6 +1,7 @@
 """The report of a table, held against NumPy, and what it says is missing."""
 
 import re
+import shutil
 from dataclasses import replace
 from html.parser import HTMLParser
 
@@ -67,13 +68,14 @@ def make_stats(name, seed, fold, sharpness, labels=LABELS, n=40):
 
 def make_run(results, row, fold, seed, corpus="toy"):
     folder = results / corpus / row.lower() / f"fold{fold}-seed{seed}/stage2"
-    arguments = ("experiment.yaml", "--data_folder", "/my data")
+    command = ("train.py", "experiment.yaml", "--data_folder", "/my data")
     stage = Stage(2, (corpus, row.lower()), folder, folder, 3, "")
-    return Run(row, fold, seed, arguments, (stage,))
+    return Run(row, fold, seed, command, (stage,))
 
 
-def write_run(run, sharpness, labels=LABELS, valid=True, mapped=True):
-    corpus, variant = run.stages[-1].key
+def write_run(run, sharpness, labels=LABELS):
+    hparams = run.stages[-1].hparams
+    corpus, variant = hparams["corpus"], hparams["variant"]
     run_info = {"corpus": corpus, "variant": variant, "stage": 2}
     run_info |= {"fold": run.fold, "seed": run.seed, "seconds": 1.0}
     stats = make_stats("test", run.seed, run.fold, sharpness, labels)
@@ -83,23 +85,23 @@ def write_run(run, sharpness, labels=LABELS, valid=True, mapped=True):
         run_info,
         [{"epoch": 1, "train_loss": 1.0}],
         1,
-        make_stats("valid", run.seed, run.fold + 50, sharpness)
-        if valid
-        else None,
-        torch.stack(stats.posteriors) if mapped else None,
+        make_stats("valid", run.seed, run.fold + 50, sharpness, labels),
+        torch.stack(stats.posteriors),
     )
 
 
-def make_runs(results, folds=(1, 2, 3), seeds=(7,), corpus="toy", **kwargs):
-    runs = [
+def list_runs(results, folds=(1, 2, 3), seeds=(7,), corpus="toy"):
+    return [
         make_run(results, row, fold, seed, corpus)
         for row in BOTH
         for seed in seeds
         for fold in folds
     ]
+
+
+def delete(runs, name):
     for run in runs:
-        write_run(run, BOTH[run.row], **kwargs)
-    return runs
+        (run.folder / name).unlink()
 
 
 def report(table, runs, folder):
@@ -129,12 +131,21 @@ def row_of(table, name):
 def whole(tmp_path_factory):
     """Two systems, three folds, two seeds: the runs, Markdown, its folder."""
     results = tmp_path_factory.mktemp("whole")
-    runs = make_runs(results, seeds=(7, 8))
+    runs = list_runs(results, seeds=(7, 8))
+    for run in runs:
+        write_run(run, BOTH[run.row])
     folder = report_folder(TABLE, runs)
     assert folder == results / "reports/toy/table9"
     markdown, missing = report(TABLE, runs, folder)
     assert missing == []
     return runs, markdown, folder
+
+
+@pytest.fixture
+def runs(whole, tmp_path):
+    """A copy of the runs of the first seed, to be changed."""
+    shutil.copytree(whole[2].parents[2] / "toy", tmp_path / "toy")
+    return list_runs(tmp_path)
 
 
 # --- Figures ------------------------------------------------------------------
@@ -230,7 +241,9 @@ def test_rows_are_the_tables_in_its_order_with_the_papers_figures(whole):
 
 
 def test_another_corpus_is_not_compared(tmp_path):
-    runs = make_runs(tmp_path, corpus="demo")
+    runs = list_runs(tmp_path, folds=(1,), corpus="demo")
+    for run in runs:
+        write_run(run, BOTH[run.row])
     markdown, missing = report(TABLE, runs, tmp_path / "report")
     assert missing == []
     assert "figures are of another corpus, toy" in markdown
@@ -243,10 +256,8 @@ def test_another_corpus_is_not_compared(tmp_path):
 # --- What is missing ----------------------------------------------------------
 
 
-def test_a_missing_fold_is_named_and_no_mean_is_shown(tmp_path):
-    runs = make_runs(tmp_path)
-    lost = next(run for run in runs if (run.row, run.fold) == (BASELINE, 3))
-    (lost.folder / "results.json").unlink()
+def test_a_missing_fold_is_named_and_no_mean_is_shown(runs, tmp_path):
+    delete([runs[2]], "results.json")
     markdown, missing = report(TABLE, runs, tmp_path / "report")
     said = "incomplete: 2 of 3 folds, missing fold 3 (seed 7)"
     assert missing == [f"{BASELINE}: {said}"]
@@ -259,11 +270,10 @@ def test_a_missing_fold_is_named_and_no_mean_is_shown(tmp_path):
     assert said in format_rows(TABLE, read_rows(TABLE, runs))
 
 
-def test_missing_seeds_are_named(tmp_path):
-    runs = make_runs(tmp_path, seeds=(7, 8))
-    for run in runs:
-        if run.row == WHOLE and (run.seed == 8 or run.fold == 1):
-            (run.folder / "results.json").unlink()
+def test_missing_seeds_are_named(runs, tmp_path):
+    runs = list_runs(tmp_path, seeds=(7, 8))
+    lost = [run for run in runs if run.seed == 8 or run.fold == 1]
+    delete([run for run in lost if run.row == WHOLE], "results.json")
     _, missing = report(TABLE, runs, tmp_path / "report")
     assert missing == [
         f"{WHOLE}: incomplete: 2 of 6 runs, missing fold 1 (seed 7); "
@@ -272,14 +282,14 @@ def test_missing_seeds_are_named(tmp_path):
 
 
 def test_where_nothing_is_run_there_is_a_report_that_says_so(tmp_path):
-    runs = [make_run(tmp_path, row, 1, 7) for row in BOTH]
+    runs = list_runs(tmp_path, folds=(1,))
     markdown, missing = report(TABLE, runs, tmp_path / "report")
     assert missing == [f"{BASELINE}: not run", f"{WHOLE}: not run"]
     assert "No row is complete" in markdown
 
 
-def test_without_validation_predictions_there_is_no_calibration(tmp_path):
-    runs = make_runs(tmp_path, valid=False)
+def test_without_validation_predictions_there_is_no_calibration(runs, tmp_path):
+    delete(runs, "valid_predictions.csv")
     markdown, missing = report(TABLE, runs, tmp_path / "report")
     assert missing[1] == (
         f"{WHOLE}: not calibrated, as there is no valid_predictions.csv of "
@@ -289,8 +299,10 @@ def test_without_validation_predictions_there_is_no_calibration(tmp_path):
     assert row_of(tables(markdown)["WA"], WHOLE)["mean"] != "–"
 
 
-def test_without_embeddings_there_is_no_map_and_the_report_says_so(tmp_path):
-    runs = make_runs(tmp_path, mapped=False)
+def test_without_embeddings_there_is_no_map_and_the_report_says_so(
+    runs, tmp_path
+):
+    delete(runs, "test_embeddings.safetensors")
     markdown, missing = report(TABLE, runs, tmp_path / "report")
     assert missing == []  # a system without audio has none
     assert not list((tmp_path / "report").glob("*map.png"))
@@ -300,8 +312,7 @@ def test_without_embeddings_there_is_no_map_and_the_report_says_so(tmp_path):
     )
 
 
-def test_both_stages_of_a_run_show_how_they_trained(tmp_path):
-    runs = make_runs(tmp_path)
+def test_both_stages_of_a_run_show_how_they_trained(runs, tmp_path):
     folder = tmp_path / "first"
     folder.mkdir()
     (folder / "training_curves.png").write_bytes(b"stage 1")
@@ -312,8 +323,8 @@ def test_both_stages_of_a_run_show_how_they_trained(tmp_path):
     assert drawn.read_bytes() == b"stage 1"
 
 
-def test_one_dialogue_gives_no_interval(tmp_path):
-    runs = make_runs(tmp_path, folds=(1,))
+def test_one_dialogue_gives_no_interval(runs, tmp_path):
+    runs = [run for run in runs if run.fold == 1]
     for run in runs:
         path = run.folder / "predictions.csv"
         text = re.sub(r"-dialogue\d+", "-dialogue", path.read_text())
@@ -360,8 +371,7 @@ def cut_off(runs):
     "spoil",
     [change_labels, change_reference, repeat_utterances, copy_folder, cut_off],
 )
-def test_contradictions_are_errors_that_name_the_run(tmp_path, spoil):
-    runs = make_runs(tmp_path)
+def test_contradictions_are_errors_that_name_the_run(runs, tmp_path, spoil):
     with pytest.raises(ResultsError, match=spoil(runs)):
         report(TABLE, runs, tmp_path / "report")
     assert not (tmp_path / "report").exists()
@@ -404,8 +414,7 @@ def test_html_is_whole_and_says_what_the_markdown_says(whole):
     assert "http" not in "".join(page.texts)
 
 
-def test_pictures_stand_beside_the_markdown_and_old_ones_go(tmp_path):
-    runs = make_runs(tmp_path)
+def test_pictures_stand_beside_the_markdown_and_old_ones_go(runs, tmp_path):
     folder = tmp_path / "report"
     markdown, _ = report(TABLE, runs, folder)
     named = set(re.findall(r"!\[.*\]\((.*)\)", markdown))
@@ -417,9 +426,8 @@ def test_pictures_stand_beside_the_markdown_and_old_ones_go(tmp_path):
         "training-2.png",
     }
     training = (folder / "3-whole-training-2.png").read_bytes()
-    run = next(run for run in runs if run.row == WHOLE)
-    assert training == (run.folder / "training_curves.png").read_bytes()
-    (run.folder / "results.json").unlink()
+    assert training == (runs[3].folder / "training_curves.png").read_bytes()
+    delete(runs[3:], "results.json")
     report(TABLE, runs, folder)
     assert not list(folder.glob("3-whole-*"))
 
@@ -438,12 +446,9 @@ def test_special_characters_stay_text(tmp_path):
     name, label = "A|B <b>*x*</b> & `y`", "so|<i>sad</i>_&"
     rows = [*TABLE["rows"][:2], {**TABLE["rows"][2], "name": name}]
     table = {**TABLE, "rows": rows, "title": "[a](http://x)"}
-    runs = [make_run(tmp_path, "whole", fold, 7) for fold in (1, 2)]
-    runs = [Run(name, *list(vars(run).values())[1:]) for run in runs]
-    labels = [*LABELS[:2], label]
-    for run in runs:
-        write_run(run, 1.0, labels, valid=False)
-    markdown, _ = report(table, runs, tmp_path / "report")
+    run = replace(make_run(tmp_path, "whole", 1, 7), row=name)
+    write_run(run, 1.0, [*LABELS[:2], label])
+    markdown, _ = report(table, [run], tmp_path / "report")
     assert r"A\|B \<b\>\*x\*\</b\> \& \`y\`" in markdown
     assert r"so\|\<i\>sad\</i\>\_\&" in markdown
     assert r"\[a](http://x)" in markdown

@@ -14,14 +14,11 @@ from ruamel.yaml import YAML
 from safetensors.torch import load_file, save_file
 from speechbrain.inference.interfaces import foreign_class
 from speechbrain.utils.fetching import FetchConfig
-from transformers import (
-    AutoModelForCausalLM,
-    AutoTokenizer,
-)
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import train
 from emoq_modules import EmotionRecognizer
-from emoq_modules.commands.export import _listing
+from emoq_modules.commands.cli import main
 from emoq_modules.dataio.manifest_reader import read_manifest
 from emoq_modules.errors import (
     BackboneError,
@@ -107,6 +104,14 @@ def assert_gives_the_predictions(recognizer, results, run):
         atol=1e-4,
         rtol=0,
     )
+
+
+def files_of(folder):
+    return {
+        path.relative_to(folder).as_posix(): path.read_bytes()
+        for path in folder.rglob("*")
+        if path.is_file()
+    }
 
 
 def edit(folder, old, new):
@@ -266,11 +271,7 @@ def test_labels_and_prompt_can_be_read(exported):
 def test_hub_name_downloads_what_is_needed_and_nothing_else(
     exported, results, run, tmp_path, use_hub
 ):
-    files = {
-        path.relative_to(exported).as_posix(): path.read_bytes()
-        for path in exported.rglob("*")
-        if path.is_file()
-    }
+    files = files_of(exported)
     server = Hub({**files, "pytorch_model.bin": b"x"})
     use_hub(server.url)
     config = FetchConfig(huggingface_cache_dir=str(tmp_path))
@@ -287,11 +288,7 @@ def test_hub_name_downloads_what_is_needed_and_nothing_else(
 
 
 def test_interrupted_download_is_completed(exported, tmp_path, use_hub):
-    files = {
-        path.relative_to(exported).as_posix(): path.read_bytes()
-        for path in exported.rglob("*")
-        if path.is_file()
-    }
+    files = files_of(exported)
     use_hub(Hub(files).url)
     config = FetchConfig(huggingface_cache_dir=str(tmp_path))
     EmotionRecognizer.from_hparams("someone/model", fetch_config=config)
@@ -306,15 +303,10 @@ def test_interrupted_download_is_completed(exported, tmp_path, use_hub):
 
 
 def test_name_that_cannot_be_reached_fails_at_once(tmp_path, no_hub):
-    for config, error in (
-        (FetchConfig(huggingface_cache_dir=str(tmp_path)), BackboneError),
-        (
-            FetchConfig(
-                huggingface_cache_dir=str(tmp_path), allow_network=False
-            ),
-            SourceError,
-        ),
-    ):
+    for network, error in ((True, BackboneError), (False, SourceError)):
+        config = FetchConfig(
+            huggingface_cache_dir=str(tmp_path), allow_network=network
+        )
         started = time.monotonic()
         with pytest.raises(error, match="someone/model"):
             EmotionRecognizer.from_hparams("someone/model", fetch_config=config)
@@ -449,7 +441,7 @@ def test_export_that_would_recognize_otherwise_is_not_kept(
 
 
 def test_class_of_ones_own_is_exported_and_has_to_be_trusted(
-    run, tmp_path, monkeypatch, caplog
+    run, tmp_path, monkeypatch, caplog, capsys
 ):
     copy = shutil.copytree(run, tmp_path / "run")
     edit(copy / "recognizer", "emoq_modules.FbankEncoder", "mine.MyEncoder")
@@ -460,10 +452,11 @@ def test_class_of_ones_own_is_exported_and_has_to_be_trusted(
         "class MyEncoder(FbankEncoder): pass\n"
     )
     monkeypatch.syspath_prepend(tmp_path)
-    out = export_recognizer(copy, tmp_path / "export")
+    out = tmp_path / "export"
+    assert main(["export", str(copy), str(out)]) == 0
     assert "Others will be told: this export" in caplog.text
     assert '"FOLDER", trust_source=True)' in (out / "README.md").read_text()
-    assert "trust_source=True)" in _listing(out)
+    assert "trust_source=True)" in capsys.readouterr().out
     with pytest.raises(UnsafeYAMLError, match="mine.MyEncoder"):
         EmotionRecognizer.from_hparams(out)
     EmotionRecognizer.from_hparams(out, trust_source=True)

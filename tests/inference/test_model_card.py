@@ -3,7 +3,7 @@
 import pytest
 from huggingface_hub import ModelCard
 
-from emoq_modules.evaluation.run_calibration import Calibration
+from emoq_modules.evaluation.calibration import Calibration
 from emoq_modules.inference.model_card import model_card
 
 RESULTS = {
@@ -34,7 +34,8 @@ FITTED = Calibration(1.75, 30, (0.21, 0.08))
 
 
 def card_of(calibration=FITTED, **changes):
-    return model_card({**RESULTS, **changes}, calibration, PARTS, PROMPT)
+    card = model_card({**RESULTS, **changes}, calibration, PARTS, PROMPT)
+    return str(card)
 
 
 def test_hub_reads_the_metadata():
@@ -86,9 +87,9 @@ def test_unknown_corpus_has_no_language_and_its_name_is_no_markup():
 
 
 def test_license_that_is_given_is_stated():
-    text = model_card(RESULTS, FITTED, PARTS, PROMPT, license="cc-by-nc-4.0")
-    assert ModelCard(text).data.license == "cc-by-nc-4.0"
-    assert "The license is cc-by-nc-4.0" in text
+    card = model_card(RESULTS, FITTED, PARTS, PROMPT, license="cc-by-nc-4.0")
+    assert card.data.license == "cc-by-nc-4.0"
+    assert "The license is cc-by-nc-4.0" in card.text
     assert "not settled" in card_of()
 
 

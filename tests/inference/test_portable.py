@@ -18,6 +18,12 @@ from emoq_modules.errors import ExportError
 from emoq_modules.inference.portable import take_along, take_llm
 from tests.fake_hub import COMMIT
 
+BOTH = """\
+audio_encoder: !new:emoq_modules.HuggingFaceEncoder
+    source: someone/hubert
+    save_path: {cached}
+decoder: {{source: someone/llm, tokenizer: someone/llm}}
+"""
 LABELS = ["angry", "happy", "sad"]
 
 
@@ -32,6 +38,7 @@ def cached(llm, tmp_path, monkeypatch):
         (root / "refs").mkdir(parents=True)
         (root / "refs/main").write_text(COMMIT)
     shutil.copytree(llm, folders["llm"])
+    (folders["llm"] / "LICENCE").write_text("Take it.")
     config = HubertConfig(
         hidden_size=16,
         num_hidden_layers=2,
@@ -65,11 +72,7 @@ def tree_of(text):
 
 
 def test_names_on_the_hub_stay_names_at_their_commit(cached, tmp_path, no_hub):
-    tree = tree_of(
-        "audio_encoder: !new:emoq_modules.HuggingFaceEncoder\n"
-        f"    source: someone/hubert\n    save_path: {cached}\n"
-        "decoder: {source: someone/llm, tokenizer: someone/llm}"
-    )
+    tree = tree_of(BOTH.format(cached=cached))
     encoder = HuggingFaceEncoder("someone/hubert", save_path=str(cached))
     take_along(tree, {"encoder": encoder}, tmp_path)
     take_llm(tree["decoder"], tmp_path)
@@ -81,11 +84,7 @@ def test_names_on_the_hub_stay_names_at_their_commit(cached, tmp_path, no_hub):
 
 
 def test_included_backbones_are_copied_as_safetensors(cached, tmp_path, no_hub):
-    tree = tree_of(
-        "audio_encoder: !new:emoq_modules.HuggingFaceEncoder\n"
-        f"    source: someone/hubert\n    save_path: {cached}\n"
-        "decoder: {source: someone/llm, tokenizer: someone/llm}"
-    )
+    tree = tree_of(BOTH.format(cached=cached))
     encoder = HuggingFaceEncoder("someone/hubert", save_path=str(cached))
     take_along(tree, {"encoder": encoder}, tmp_path, include_backbones=True)
     take_llm(tree["decoder"], tmp_path, include_backbones=True)
@@ -96,6 +95,7 @@ def test_included_backbones_are_copied_as_safetensors(cached, tmp_path, no_hub):
     assert not list((tmp_path / "audio_encoder").glob("*.bin"))
     AutoModelForCausalLM.from_pretrained(tmp_path / "llm")
     AutoTokenizer.from_pretrained(tmp_path / "llm")
+    assert (tmp_path / "llm/LICENCE").read_text() == "Take it."
 
 
 def test_random_weights_that_never_train_are_not_exported(tmp_path):
