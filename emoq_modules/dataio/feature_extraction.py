@@ -36,8 +36,8 @@ def extract_features(
 
     Arguments
     ---------
-    rows : iterable of dict
-        Utterances, with ``wav`` (path) and ``duration`` (seconds).
+    rows : iterable of Utterance
+        Or mappings with ``wav`` (path) and ``duration`` (seconds).
     encoder : FrozenEncoder
         Is moved to ``device``.
     store : FeatureStore

@@ -13,7 +13,8 @@ import hashlib
 import json
 import logging
 from collections import Counter, defaultdict
-from dataclasses import asdict, dataclass, fields
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import NamedTuple
 
@@ -31,9 +32,12 @@ _SHOWN = 5
 _BLOCK = 2**20
 
 
-@dataclass(frozen=True)
-class Utterance:
-    """One row of a manifest.
+@dataclass(slots=True)
+class Utterance(Mapping):
+    """One row of a manifest, from the prepare script to the batch.
+
+    It is what SpeechBrain's ``DynamicItemDataset`` takes as a data point: a
+    mapping of its columns, without the ``id``, which is the row's key.
 
     Arguments
     ---------
@@ -55,6 +59,12 @@ class Utterance:
         Transcript; may be empty.
     emotion : str
         The emotion word to predict.
+
+    Example
+    -------
+    >>> row = Utterance("a1", "a1.wav", 1.5, "a", "s", "d", 0, "Oh.", "happy")
+    >>> {"id": row.id, **row}["emotion"]
+    'happy'
     """
 
     id: str
@@ -66,6 +76,21 @@ class Utterance:
     turn: int
     text: str
     emotion: str
+
+    def __iter__(self):
+        return iter(COLUMNS[1:])
+
+    def __len__(self):
+        return len(COLUMNS) - 1
+
+    def __getitem__(self, column):
+        if column not in COLUMNS:
+            raise KeyError(column)
+        return getattr(self, column)
+
+    def __setitem__(self, column, value):
+        # SpeechBrain's filtered_sorted sets the id.
+        setattr(self, column, value)
 
 
 COLUMNS = tuple(field.name for field in fields(Utterance))
@@ -145,10 +170,7 @@ def write_manifests(
     files = {}
     for split in SPLITS:
         rows = sorted(splits[split], key=lambda r: (r.dialogue, r.turn, r.id))
-        manifest = {row.id: asdict(row) for row in rows}
-        for row in manifest.values():
-            del row["id"]  # it is the key; SpeechBrain reserves the name
-        files[f"{split}.json"] = _to_json(manifest)
+        files[f"{split}.json"] = _to_json({row.id: dict(row) for row in rows})
     files[DIALOGUES_FILE] = _to_json(
         {name: sorted(dialogues[name]) for name in sorted(dialogues)}
     )

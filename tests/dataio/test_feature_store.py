@@ -219,17 +219,15 @@ def test_unchanged_audio_is_not_read_again(
         assert len(reads) == len(paths)
 
 
-def test_digests_that_are_known_tell_which_frames_are_there(
-    folder, rows, a_while_later
-):
+def test_digests_are_known_of_files_that_were_read(folder, rows, a_while_later):
     store = store_of(folder)
     fill(rows[:5], store)
     paths = [row["wav"] for row in rows[:7]]
     digests = audio_digests.AudioDigests(folder / "audio_digests.npy")
     digests.of(paths[5])  # read, but not stored
-    known = digests.known([*paths, "nowhere.wav"])
-    assert [digest != b"" for digest in known] == [True] * 6 + [False] * 2
-    assert store.holds(known).tolist() == [True] * 5 + [False] * 3
+    known = [digests.known(path) for path in [*paths, "nowhere.wav"]]
+    assert known[:6] == [store.key(path) for path in paths[:6]]
+    assert known[6:] == [None, None]
 
 
 def test_a_file_is_the_same_by_a_relative_path(
@@ -241,7 +239,7 @@ def test_a_file_is_the_same_by_a_relative_path(
     monkeypatch.chdir(path.parent)
     monkeypatch.setattr(audio_digests, "digest_of", None)
     assert digests.of(path.name) == digest
-    assert digests.known([path.name])[0] == bytes.fromhex(digest)
+    assert digests.known(path.name) == digest
 
 
 def test_no_file_stays_open_nor_mapped(folder, rows):
