@@ -15,7 +15,7 @@ def test_start_and_memory_of_a_simulated_corpus(tmp_path, monkeypatch):
     monkeypatch.setattr(soundfile, "SoundFile", refuse)
     monkeypatch.setattr(feature_extraction, "_encode", refuse)
     scale.simulate_corpus(tmp_path, 1000)
-    start, memory = scale.measure(tmp_path)
+    start, _, memory = scale.measure(tmp_path)
     assert (start.name, start.unit, start.goal) == (
         "start, 1,000 rows",
         "s",
