@@ -23,7 +23,7 @@ import zlib
 from collections import defaultdict
 from pathlib import Path, PurePosixPath
 
-from emoq_modules.dataio.clip_store import ClipStore
+from emoq_modules.dataio.clips import ClipStore
 from emoq_modules.dataio.files import write_atomically
 from emoq_modules.dataio.prepare import (
     Turn,

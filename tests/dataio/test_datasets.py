@@ -111,10 +111,10 @@ def not_finite(path):
 @pytest.mark.parametrize(
     ("damage", "says"),
     [
-        (missing, "no file .*a.wav.*Copy it again"),
-        (cut_off, "a.wav is truncated.*Copy it again"),
-        (header_alone, "a.wav has 0 samples.*leave it out"),
-        (no_audio, "a.wav cannot be read as audio.*Copy it again"),
+        (missing, "no file .*a.wav"),
+        (cut_off, "a.wav is truncated"),
+        (header_alone, "a.wav has 0 samples"),
+        (no_audio, "a.wav cannot be read as audio"),
         (not_finite, "a.wav holds samples that are not finite.*leave it out"),
     ],
 )

@@ -13,7 +13,7 @@ FILES = [
     str(file.relative_to(ROOT))
     for floor in FLOORS
     for file in sorted((ROOT / "emoq_modules" / floor).glob("*.py"))
-    if file.stem not in ("recordings", "baselines")
+    if file.stem != "baselines"
 ]
 PROPERTIES = {"property", "cached_property", "setter"}
 FUNCTION = (ast.FunctionDef, ast.AsyncFunctionDef)
