@@ -137,7 +137,7 @@ class ClipStore:
         keys, faults = [], {}
         outcomes = parallel_map(
             _extract,
-            self._jobs(_with_progress(clips, name, total), keys),
+            self._jobs(name, clips, total, keys),
             chunk_size=1,
             queue_size=4
             * self.num_workers,  # an archive does not fit in memory
@@ -166,16 +166,19 @@ class ClipStore:
         self._sources[name] = {"stamp": stamp, "keys": keys, "faults": faults}
         self._write_record()
 
-    def _jobs(self, clips, keys):
+    def _jobs(self, name, clips, total, keys):
         """What ``_extract`` takes, of each clip without audio so far."""
-        for key, clip in clips:
+        # A bar on a terminal, a line now and then elsewhere.
+        bar = tqdm(clips, desc=name, total=total, unit="clip", disable=None)
+        for number, (key, clip) in enumerate(bar, start=1):
             keys.append(key)
-            if key in self.durations:
-                continue
-            if not isinstance(clip, Path):
-                clip = io.BytesIO(clip.read())
-            self.path(key).parent.mkdir(exist_ok=True)
-            yield key, clip, self.path(key), self.max_duration_s
+            if key not in self.durations:
+                if not isinstance(clip, Path):
+                    clip = io.BytesIO(clip.read())
+                self.path(key).parent.mkdir(exist_ok=True)
+                yield key, clip, self.path(key), self.max_duration_s
+            if bar.disable and number % _LOG_EVERY == 0:
+                logger.info(f"{name}: {number} of {total or 'the'} clips")
 
     def _measure(self):
         durations = {}
@@ -210,12 +213,10 @@ class ClipStore:
         return sources
 
     def _write_record(self):
-        record = {
-            "max_duration_s": self.max_duration_s,
-            "sources": self._sources,
-        }
-        path = self.folder / _RECORD
-        write_atomically(path, json.dumps(record, indent=1).encode())
+        record = {"max_duration_s": self.max_duration_s}
+        record["sources"] = self._sources
+        content = json.dumps(record, indent=1).encode()
+        write_atomically(self.folder / _RECORD, content)
 
 
 def extract_audio(clip, wav, max_duration_s):
@@ -267,12 +268,3 @@ def _extract(job):
         return key, extract_audio(*rest), None
     except AudioError as error:
         return key, 0, str(error)
-
-
-def _with_progress(clips, name, total):
-    """Pass the clips on: a bar on a terminal, a line now and then elsewhere."""
-    bar = tqdm(clips, desc=name, total=total, unit="clip", disable=None)
-    for number, item in enumerate(bar, start=1):
-        yield item
-        if bar.disable and number % _LOG_EVERY == 0:
-            logger.info(f"{name}: {number} of {total or 'the'} clips")

@@ -15,7 +15,6 @@ from emoq_modules.dataio.manifest import (
     Turn,
     Utterance,
     list_faults,
-    unknown_label,
 )
 from emoq_modules.errors import AudioError, CorpusError
 
@@ -55,7 +54,8 @@ def read_manifest(path, labels, data_root=None, digests=None):
     for key, row in rows.items():
         problem = None
         if row.emotion not in labels:
-            problem = unknown_label("", row.emotion, labels).strip()
+            words = ", ".join(labels)
+            problem = f"has the label '{row.emotion}', not one of {words}"
         elif digests is None or digests.known(row.wav) is None:
             problem = _audio_problem(row.wav, data_root)
         if problem is not None:

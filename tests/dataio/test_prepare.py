@@ -150,9 +150,9 @@ def test_the_summary_counts_classes_and_what_was_left_out(
     tmp_path, splits, caplog
 ):
     caplog.set_level(logging.INFO)
-    left_out = {"no wav file": [f"u{i}" for i in range(7)], "corrupt": []}
+    skipped = {"no wav file": [f"u{i}" for i in range(7)], "corrupt": []}
     labels = [*LABELS, "sad"]
-    write_manifests(tmp_path, splits, labels, SETTINGS, left_out)
+    write_manifests(tmp_path, splits, labels, SETTINGS, skipped)
     lines = caplog.messages[0].splitlines()
     assert lines[1].split() == ["angry", "happy", "sad", "total"]
     assert lines[2].split() == ["train", "1", "1", "0", "2"]
