@@ -31,7 +31,7 @@ from emoq_modules.dataio.manifest_reader import (  # noqa: F401
     read_dialogues,
     read_manifest,
 )
-from emoq_modules.errors import AudioError, CorpusError
+from emoq_modules.errors import CorpusError, EmoQError
 
 
 def split_by_dialogue(utterances, fraction, seed):
@@ -209,7 +209,7 @@ def main(prepare, argv=None):
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     try:
         prepare(**arguments)
-    except (CorpusError, AudioError, OSError) as error:
+    except (EmoQError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     return 0

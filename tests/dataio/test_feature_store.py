@@ -28,6 +28,7 @@ from emoq_modules.dataio import (
 )
 from emoq_modules.dataio.datasets import build_datasets
 from emoq_modules.dataio.feature_extraction import extract_features
+from emoq_modules.dataio.manifest import Utterance
 from emoq_modules.errors import FeatureStoreError
 from emoq_modules.lobes.audio_encoder import FrozenEncoder
 from emoq_modules.lobes.frames import round_trip
@@ -346,11 +347,10 @@ def test_frames_on_the_fly_have_their_audio_decoded_by_workers(rows):
     datasets = build_datasets(
         {
             "train": {
-                f"u{index}": {
-                    **row,
-                    **{"text": "", "speaker": None, "emotion": "sad"},
-                    **{"dialogue": "d", "turn": index},
-                }
+                f"u{index}": Utterance(
+                    *(f"u{index}", row["wav"], row["duration"]),
+                    *("Ross", "s", "d", index, "", "sad"),
+                )
                 for index, row in enumerate(rows)
             }
         },

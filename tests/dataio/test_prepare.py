@@ -7,12 +7,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Literal
 
-import numpy as np
 import pytest
-import soundfile
 
 from emoq_modules.dataio import digests as audio_digests, manifest_reader
-from emoq_modules.dataio.audio import audio_duration
 from emoq_modules.dataio.digests import AudioDigests
 from emoq_modules.dataio.prepare import (
     COLUMNS,
@@ -25,7 +22,7 @@ from emoq_modules.dataio.prepare import (
     split_by_dialogue,
     write_manifests,
 )
-from emoq_modules.errors import AudioError, CorpusError
+from emoq_modules.errors import CorpusError
 from tests.corpus_folders import snapshot, wav_bytes, write
 
 LABELS = ["angry", "happy"]
@@ -390,43 +387,6 @@ def test_missing_and_damaged_dialogues_say_what_to_do(prepared):
 def test_an_empty_text_is_allowed(prepared):
     edit(prepared / "train.json", lambda rows: rows["train_0"].update(text=""))
     assert read(prepared)["train_0"]["text"] == ""
-
-
-@pytest.mark.parametrize(
-    ("content", "message"),
-    [
-        (b"", "cannot be read as audio"),
-        (b"not audio", "cannot be read as audio"),
-        (wav_bytes(0), "has 0 samples"),
-        (wav_bytes(1)[:5000], "is truncated"),
-        (wav_bytes(1)[:44], "is truncated"),
-    ],
-)
-def test_unusable_audio_is_named(tmp_path, content, message):
-    path = write(tmp_path / "bad.wav", content)
-    with pytest.raises(AudioError, match=f"bad.wav {message}"):
-        audio_duration(path)
-
-
-def test_truncated_flac_is_found_without_decoding_it(tmp_path):
-    noise = np.random.default_rng(0).uniform(-0.5, 0.5, 32000)
-    soundfile.write(tmp_path / "a.flac", noise, 16000)
-    assert audio_duration(tmp_path / "a.flac") == 2.0
-    content = (tmp_path / "a.flac").read_bytes()
-    (tmp_path / "a.flac").write_bytes(content[: len(content) // 2])
-    with pytest.raises(AudioError, match="cannot be read as audio"):
-        audio_duration(tmp_path / "a.flac")
-
-
-def test_any_rate_and_number_of_channels_is_measured(tmp_path):
-    path = write(tmp_path / "a.wav", wav_bytes(0.5, rate=44100, channels=2))
-    assert audio_duration(path) == 0.5
-
-
-def test_a_wav_written_to_a_pipe_is_not_taken_for_truncated(tmp_path):
-    content = bytearray(wav_bytes(0.5))
-    content[4:8] = b"\xff" * 4
-    assert audio_duration(write(tmp_path / "a.wav", bytes(content))) == 0.5
 
 
 def conversations(sizes):
