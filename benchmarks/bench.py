@@ -36,7 +36,6 @@ import torch
 from transformers.utils import logging as transformers_logging
 
 from benchmarks.extraction_rows import extraction_rows
-from benchmarks.growth import measure_growth
 from benchmarks.machine import matmul_rate
 from benchmarks.rows import format_table
 from benchmarks.stage1_rows import stage1_rows
@@ -85,12 +84,6 @@ def main(arguments=None):
     parser.add_argument("--device", help="cpu, cuda or cuda:1, say")
     parser.add_argument("--utterances", type=int, help="in an epoch")
     parser.add_argument("--repetitions", type=int, default=3)
-    parser.add_argument(
-        "--corpus",
-        type=int,
-        default=1_000_000,
-        help="utterances of a simulated corpus, on which a run starts; 0: none",
-    )
     parser.add_argument("--output", type=Path, default=Path("bench.json"))
     own = parser.parse_args(arguments)
     scale = _SCALES[own.scale]
@@ -115,7 +108,6 @@ def main(arguments=None):
         own.utterances,
         own.repetitions,
         device,
-        own.corpus,
         own.lengths,
     )
     content = json.dumps([asdict(row) for row in rows], indent=2)
@@ -139,7 +131,6 @@ def measure(
     utterances,
     repetitions,
     device="cpu",
-    corpus=0,
     lengths="MELD",
 ):
     """Runs all comparisons.
@@ -156,9 +147,6 @@ def measure(
         How often each side is timed, after one time that does not count.
     device : str
         Where to compute.
-    corpus : int
-        Utterances of a simulated corpus, of which cost as it grows is
-        measured; 0 leaves that out.
     lengths : str
         ``MELD`` or ``IEMOCAP``, whose durations the utterances have.
 
@@ -181,9 +169,6 @@ def measure(
         ):
             print(row.summary, file=sys.stderr)
             rows.append(row)
-    if corpus:
-        with TemporaryDirectory() as folder:
-            rows += measure_growth(Path(folder), corpus)
     return rows
 
 

@@ -87,9 +87,9 @@ def crash(*_):
     os._exit(1)
 
 
-def disk_full(clip, wav, max_duration_s):
-    """In place of ``extract_audio``."""
-    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(wav))
+def disk_full(*_):
+    """In place of a function that writes."""
+    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
 
 def read_splits(save_folder):

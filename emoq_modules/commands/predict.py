@@ -135,7 +135,7 @@ def _run(own, rest):
         Transcripts,
         find_recordings,
     )
-    from emoq_modules.dataio.recordings import fixed_windows
+    from emoq_modules.dataio.recordings import sliding_windows
     from emoq_modules.errors import ConfigurationError
     from emoq_modules.inference.vad import load_vad
 
@@ -165,7 +165,7 @@ def _run(own, rest):
     }
     try:
         if own.timeline:
-            fixed_windows(own.window_s, own.hop_s)
+            sliding_windows(own.window_s, own.hop_s)
             options |= {"window_s": own.window_s, "hop_s": own.hop_s}
             if own.vad:
                 options["vad"] = load_vad(own.vad, recognizer.device)

@@ -6,7 +6,7 @@ from pathlib import Path
 import torch
 
 from emoq_modules.dataio.audio import SAMPLE_RATE
-from emoq_modules.dataio.recordings import Recording, cut
+from emoq_modules.dataio.recordings import Recording, iter_segments
 from emoq_modules.errors import AudioError, UploadError
 
 # Of a minute of fast speech, about twice; what a name may take up.
@@ -107,7 +107,9 @@ def _samples(path, max_seconds):
         raise UploadError("The recording is empty: a file of 0 bytes.")
     try:
         # One part, a little longer than may be, of which no more is read.
-        ((_, end, samples, fault),) = cut(path, [(0, max_seconds + 0.1)])
+        ((_, end, samples, fault),) = iter_segments(
+            path, [(0, max_seconds + 0.1)]
+        )
     except AudioError as error:
         raise UploadError(_without_path(str(error), path)) from error
     if fault:

@@ -1,11 +1,13 @@
-"""Audio files on disk: their duration, and the sound of video clips.
+"""Audio files of any format: their duration, and their samples.
 
-It knows files, and no corpus.
+Training, feature extraction and recognition read them here.
 """
 
-import io
 import math
 import os
+from contextlib import contextmanager
+from importlib.util import find_spec
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
@@ -15,14 +17,183 @@ from scipy.signal import resample_poly
 from speechbrain.utils.logger import get_logger
 from torchaudio.functional import resample
 
-from emoq_modules.dataio.files import write_atomically
 from emoq_modules.errors import AudioError
 
 logger = get_logger(__name__)
 
 SAMPLE_RATE = 16000
+# A header may say anything; a filter from 4 GHz would take all memory.
+_RATES_HZ = (1000, 768_000)
+# All usual rates have this many Hz in common with 16 kHz: 11,025 has 25.
+_COMMON_STEP = 25
+_BLOCK_S = 1
+_DECODED_PIECES = 16
 # Some writers put a few bytes too many into a RIFF header; that is harmless.
 _RIFF_SLACK = 64
+
+
+def read_audio(path, max_seconds=None, min_seconds=0.0):
+    """Reads an audio file, as 16 kHz mono.
+
+    Silence is read as it is, with a warning.
+
+    Arguments
+    ---------
+    path : str or Path
+        Whatever libsndfile reads, of any rate and number of channels; with
+        PyAV installed also whatever FFmpeg reads.
+    max_seconds : float | None
+        A longer file is refused, before more of it is read.
+    min_seconds : float
+        A shorter one is refused; one without a sample always is.
+
+    Returns
+    -------
+    torch.Tensor
+        Samples in [-1, 1], ``(T,)``, float32.
+
+    Raises
+    ------
+    AudioError
+        If the file is missing, is no audio, is damaged, too long or too short,
+        or holds samples that are not finite.
+
+    Example
+    -------
+    >>> path = getfixture("tmp_path") / "stereo.wav"
+    >>> soundfile.write(path, np.zeros((44100, 2)), 44100)
+    >>> read_audio(path).shape
+    torch.Size([16000])
+    """
+    blocks, seconds = [], 0
+    with open_audio(path) as (rate, stream):
+        for block in stream:
+            blocks.append(block)
+            seconds += len(block) / rate
+            if max_seconds is not None and seconds > max_seconds:
+                raise AudioError(
+                    f"{path} is longer than {max_seconds:g} s: cut it up, or "
+                    "have it recognized window by window, by timeline (emoq "
+                    "predict --timeline)"
+                )
+    samples = checked_samples(torch.cat(blocks), rate, path, min_seconds)
+    if not samples.any():
+        logger.warning_once(f"{path} is silent: every sample is 0.")
+    return samples
+
+
+@contextmanager
+def open_audio(path):
+    """Opens an audio file to be read as a stream, from start to end.
+
+    Arguments
+    ---------
+    path : str or Path
+        As of ``read_audio``.
+
+    Yields
+    ------
+    rate : int
+        In Hz.
+    blocks : iterator of torch.Tensor
+        Mono, ``(n,)``, float32, of a second or less each.
+
+    Raises
+    ------
+    AudioError
+        If the file is missing, is no audio, or is damaged; of what is found
+        midway, from the iterator.
+    """
+    path = Path(path)
+    if path.is_dir():
+        raise AudioError(f"{path} is a folder in which no recording is found")
+    if not path.is_file():
+        raise AudioError(f"there is no file {path}")
+    if not path.stat().st_size:
+        raise AudioError(f"{path} is an empty file")
+    try:
+        audio = soundfile.SoundFile(os.fsencode(path))  # need not be UTF-8
+    # A headerless .raw is asked for its rate and format by a TypeError.
+    except (soundfile.LibsndfileError, TypeError) as error:
+        reason = getattr(error, "error_string", "It has no header.")
+        yield SAMPLE_RATE, _decoded_blocks(path, reason)
+        return
+    # Where it can, soundfile seeks after each read, and libsndfile's mp3
+    # decoder does not find its place again: clicks, and other samples.
+    audio.seekable = lambda: False
+    with audio:
+        audio_duration(path)  # sees what is truncated or empty
+        if not _RATES_HZ[0] <= audio.samplerate <= _RATES_HZ[1]:
+            raise AudioError(
+                f"{path} says that it has {audio.samplerate} samples a second; "
+                "sound has {} to {}".format(*_RATES_HZ)
+            )
+        yield audio.samplerate, _blocks(audio, path)
+
+
+def checked_samples(samples, rate, path, min_seconds=0.0):
+    """Resamples to 16 kHz what an encoder can do something with.
+
+    Arguments
+    ---------
+    samples : torch.Tensor
+        ``(T,)``, float32.
+    rate : int
+        Their rate, in Hz.
+    path : str or Path
+        Where they are from, for the message.
+    min_seconds : float
+        How long they have to be at least.
+
+    Returns
+    -------
+    torch.Tensor
+        ``(T * 16000 / rate,)``, float32.
+
+    Raises
+    ------
+    AudioError
+        If they are too short, or not finite.
+    """
+    if len(samples) < min_seconds * rate:
+        raise AudioError(
+            f"{path} is too short: {1000 * len(samples) / rate:.3g} ms, and "
+            f"{1000 * min_seconds:g} ms are needed at least"
+        )
+    if not torch.isfinite(samples).all():
+        raise AudioError(
+            f"{path} holds samples that are not finite numbers; leave it out"
+        )
+    return to_model_rate(samples, rate)
+
+
+def to_model_rate(samples, rate):
+    """Resamples to 16 kHz.
+
+    Arguments
+    ---------
+    samples : torch.Tensor
+        ``(T,)``, float32.
+    rate : int
+        Their rate, in Hz.
+
+    Returns
+    -------
+    torch.Tensor
+        ``(T * 16000 / rate,)``, float32.
+
+    Example
+    -------
+    >>> to_model_rate(torch.zeros(44101), 44101).shape
+    torch.Size([16000])
+    """
+    if rate == SAMPLE_RATE:
+        return samples
+    if math.gcd(rate, SAMPLE_RATE) >= _COMMON_STEP:
+        return resample(samples, rate, SAMPLE_RATE)
+    # torchaudio has a filter for each phase: 2.8 GB of them for 44,101 Hz.
+    resampled = resample_poly(samples.numpy(), SAMPLE_RATE, rate)
+    return torch.from_numpy(resampled).float()
 
 
 def audio_duration(path):
@@ -65,48 +236,6 @@ def audio_duration(path):
     if not frames:
         raise AudioError(f"{path} has 0 samples")
     return round(frames / rate, 6)
-
-
-def extract_audio(clip, wav, max_duration_s):
-    """Write a video clip's sound as a 16 kHz mono 16-bit WAV file.
-
-    Packets that do not decode are passed over, as the ``ffmpeg`` program
-    does; the WAV file appears whole or not at all.
-
-    Arguments
-    ---------
-    clip : Path or file object
-        Anything FFmpeg reads: mp4, mkv, ...
-    wav : Path
-        The file to write; its folder must exist.
-    max_duration_s : float
-        Seconds to keep from the start.
-
-    Returns
-    -------
-    int
-        Packets passed over because they were damaged.
-
-    Raises
-    ------
-    AudioError
-        The clip does not open, or has no sound in it.
-    """
-    wanted = round(max_duration_s * SAMPLE_RATE)
-    pieces, kept, damaged = [], 0, 0
-    for piece in decode_sound(clip):
-        if piece is None:
-            damaged += 1
-            continue
-        pieces.append(piece)
-        kept += len(piece)
-        if kept >= wanted:
-            break
-    buffer = io.BytesIO()
-    samples = np.concatenate(pieces)[:wanted]
-    soundfile.write(buffer, samples, SAMPLE_RATE, "PCM_16", format="WAV")
-    write_atomically(wav, buffer.getvalue())
-    return damaged
 
 
 def decode_sound(clip):
@@ -160,6 +289,34 @@ def decode_sound(clip):
         raise AudioError("the clip's sound track is empty or does not decode")
 
 
+def _blocks(audio, path):
+    size = _BLOCK_S * audio.samplerate
+    try:
+        while len(block := audio.read(size, "float32", always_2d=True)):
+            yield torch.from_numpy(block).mean(dim=1)
+    except soundfile.LibsndfileError as error:
+        raise AudioError(f"{path} is damaged ({error.error_string})") from error
+
+
+def _decoded_blocks(path, reason):
+    """What FFmpeg makes of a file that libsndfile does not read."""
+    if find_spec("av") is None:
+        raise AudioError(
+            f"{path} cannot be read as audio. {reason} With PyAV (pip install "
+            "'av>=13') the sound of mp4, m4a, webm and the like can be."
+        )
+    pieces = (piece for piece in decode_sound(path) if piece is not None)
+    try:
+        # A piece is of some milliseconds.
+        while some := list(islice(pieces, _DECODED_PIECES)):
+            samples = np.concatenate(some).astype(np.float32) / 2**15
+            yield torch.from_numpy(samples)
+    except AudioError as error:
+        raise AudioError(
+            f"{path} cannot be read as audio. {reason} With FFmpeg: {error}"
+        ) from error
+
+
 def _is_truncated_riff(path):
     with path.open("rb") as file:
         magic, size = file.read(4), file.read(4)
@@ -168,80 +325,3 @@ def _is_truncated_riff(path):
     if magic != b"RIFF" or declared in (0, 0xFFFFFFFF):
         return False
     return path.stat().st_size + _RIFF_SLACK < declared + 8
-
-
-# All usual rates have this many Hz in common with 16 kHz: 11,025 has 25.
-_COMMON_STEP = 25
-
-
-def read_audio(path):
-    """Reads any file libsndfile can, as 16 kHz mono.
-
-    Silence is read as it is, with a warning.
-
-    Arguments
-    ---------
-    path : str
-        WAV, FLAC, ... of any rate and number of channels.
-
-    Returns
-    -------
-    torch.Tensor
-        Samples in [-1, 1], ``(T,)``, float32.
-
-    Raises
-    ------
-    AudioError
-        If the file is missing, is no audio, is shorter than its header says,
-        holds no sample, or samples that are not finite.
-
-    Example
-    -------
-    >>> path = getfixture("tmp_path") / "stereo.wav"
-    >>> soundfile.write(path, np.zeros((44100, 2)), 44100)
-    >>> read_audio(path).shape
-    torch.Size([16000])
-    """
-    try:
-        audio_duration(path)  # sees what is missing, truncated or empty
-        samples, rate = soundfile.read(path, dtype="float32", always_2d=True)
-    except (AudioError, soundfile.LibsndfileError) as error:
-        raise AudioError(
-            f"{error}. Copy it again from the corpus, or leave it out."
-        ) from None
-    if not np.isfinite(samples).all():
-        raise AudioError(
-            f"{path} holds samples that are not finite numbers; leave it out."
-        )
-    if not samples.any():
-        logger.warning_once(f"{path} is silent: every sample is 0.")
-    return to_model_rate(torch.from_numpy(samples).mean(dim=1), rate)
-
-
-def to_model_rate(samples, rate):
-    """Resamples to 16 kHz.
-
-    Arguments
-    ---------
-    samples : torch.Tensor
-        ``(T,)``, float32.
-    rate : int
-        Their rate, in Hz.
-
-    Returns
-    -------
-    torch.Tensor
-        ``(T * 16000 / rate,)``, float32.
-
-    Example
-    -------
-    >>> to_model_rate(torch.zeros(44101), 44101).shape
-    torch.Size([16000])
-    """
-    if rate == SAMPLE_RATE:
-        return samples
-    if math.gcd(rate, SAMPLE_RATE) >= _COMMON_STEP:
-        return resample(samples, rate, SAMPLE_RATE)
-    # torchaudio has a filter for each phase: 2.8 GB of them for 44,101 Hz.
-    resampled = resample_poly(samples.numpy(), SAMPLE_RATE, rate)
-    return torch.from_numpy(resampled).float()

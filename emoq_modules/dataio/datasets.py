@@ -2,14 +2,9 @@
 
 import torch
 from speechbrain.dataio.dataset import DynamicItemDataset
-from speechbrain.utils.data_pipeline import DataPipeline
-from speechbrain.utils.logger import get_logger
 
-from emoq_modules.dataio.manifest_reader import read_rows
-from emoq_modules.dataio.manifest_rows import Manifest
+from emoq_modules.dataio.manifest_reader import parse_manifest
 from emoq_modules.errors import CorpusError
-
-logger = get_logger(__name__)
 
 
 class TextInputs:
@@ -97,7 +92,7 @@ def build_datasets(manifests, labels, audio, inputs, dialogues=None):
     Arguments
     ---------
     manifests : dict
-        Rows of each split, as ``read_manifest`` gives them, or in a ``dict``.
+        Rows of each split, as ``read_manifest`` gives them.
     labels : list of str
         The emotion words, in the order of the classes.
     audio : callable | None
@@ -137,25 +132,9 @@ def build_datasets(manifests, labels, audio, inputs, dialogues=None):
         items += [{"func": audio, "takes": "wav", "provides": "audio"}]
     keys = ["id", "dialogue", *(item["provides"] for item in items)]
     return {
-        split: _ManifestDataset(rows, items, keys)
-        if isinstance(rows, Manifest)
-        else DynamicItemDataset(rows, items, keys)
+        split: DynamicItemDataset(rows, items, keys)
         for split, rows in manifests.items()
     }
-
-
-class _ManifestDataset(DynamicItemDataset):
-    """A data set of a manifest's rows, which it knows by their places.
-
-    SpeechBrain's has a list of all ids, some 75 bytes an utterance, and of each
-    worker's own.
-    """
-
-    def __init__(self, manifest, dynamic_items, output_keys):
-        self.data = manifest.rows
-        self.data_ids = range(len(manifest))
-        self.pipeline = DataPipeline(manifest.rows.columns, dynamic_items)
-        self.set_output_keys(output_keys)
 
 
 def latest_turns(turns, number):
@@ -203,7 +182,7 @@ def training_labels(manifest, labels):
         If the manifest is missing or faulty, or an utterance's emotion is not
         among the labels.
     """
-    emotions = list(read_rows(manifest).column("emotion"))
+    emotions = [row.emotion for row in parse_manifest(manifest).values()]
     unknown = sorted(set(emotions) - set(labels))
     if unknown:
         raise CorpusError(

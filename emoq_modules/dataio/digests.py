@@ -9,15 +9,13 @@ from pathlib import Path
 import numpy as np
 from speechbrain.utils.logger import get_logger
 
-from emoq_modules.dataio.digest_table import DigestTable, digest_array
 from emoq_modules.dataio.files import write_atomically
 
 logger = get_logger(__name__)
 
 # Beside the feature stores that share it.
 DIGESTS_FILE = "audio_digests.npy"
-_UNKNOWN = b""
-_PATH_CODEC = ("utf-8", "surrogateescape")  # a name need not be UTF-8
+_SIZE = 16  # bytes
 
 
 def digest_of(content):
@@ -33,7 +31,7 @@ def digest_of(content):
     str
         32 hexadecimal digits.
     """
-    return hashlib.blake2b(content, digest_size=16).hexdigest()
+    return hashlib.blake2b(content, digest_size=_SIZE).hexdigest()
 
 
 class AudioDigests:
@@ -57,7 +55,7 @@ class AudioDigests:
 
     def __init__(self, file):
         self._file = file
-        self._known = self._read()
+        self._known = self._read()  # stamp -> digest, as bytes
         self._unsaved = False
 
     def of(self, path):
@@ -79,56 +77,50 @@ class AudioDigests:
             If the file is missing or cannot be read.
         """
         stat = os.stat(path)
-        stamp = stamp_of(os.path.join(os.getcwd(), path), stat)
-        known = self._known.get(stamp)
+        known = self._known.get(_stamp(path, stat))
         if known is not None:
-            return _in_full(known).hex()
+            return known.hex()
         digest = digest_of(Path(path).read_bytes())
         # What has changed a moment ago could change again within one tick of
         # the file system's clock.
         if time.time_ns() - max(stat.st_mtime_ns, stat.st_ctime_ns) > 1e9:
-            self.remember([stamp], [digest])
+            self.remember(path, stat, digest)
         return digest
 
-    def remember(self, stamps, digests):
-        """Notes the digests of files.
+    def known(self, path):
+        """Digest of a file, without reading it.
 
         Arguments
         ---------
-        stamps : list of bytes
-            What ``stamp_of`` gives for each file.
-        digests : list of str
-            The digest of what each holds, 32 hexadecimal digits.
-        """
-        stamps = np.frombuffer(b"".join(stamps), "S16")
-        self._known.update(stamps, digest_array(digests))
-        self._unsaved = True
-
-    def known(self, paths):
-        """Looks up the digests of many files, without reading any.
-
-        Arguments
-        ---------
-        paths : iterable of str
-            Files; they need not exist.
+        path : str or Path
+            The file; it need not exist.
 
         Returns
         -------
-        np.ndarray
-            Digests, ``(N,)``, S16; empty where a file is missing, or new, or
-            has changed.
+        str | None
+            32 hexadecimal digits; None if the file is missing, or new, or has
+            changed.
         """
-        folder, stamps = os.getcwd(), bytearray()
-        for path in paths:
-            try:
-                stat = os.stat(path)
-            except OSError:
-                stamps += bytes(16)
-                continue
-            if not path.startswith(os.sep):
-                path = os.path.join(folder, path)
-            stamps += stamp_of(path, stat)
-        return self._known.get_all(np.frombuffer(stamps, "S16"), _UNKNOWN)
+        try:
+            known = self._known.get(_stamp(path, os.stat(path)))
+        except OSError:
+            return None
+        return known and known.hex()
+
+    def remember(self, path, stat, digest):
+        """Notes the digest of a file.
+
+        Arguments
+        ---------
+        path : str or Path
+            The file.
+        stat : os.stat_result
+            What ``os.stat`` said of it before it was read.
+        digest : str
+            The digest of what it holds, 32 hexadecimal digits.
+        """
+        self._known[_stamp(path, stat)] = bytes.fromhex(digest)
+        self._unsaved = True
 
     def save(self):
         """Writes new digests to the file; if that fails, there is a warning."""
@@ -136,9 +128,10 @@ class AudioDigests:
             return
         try:
             self._file.parent.mkdir(parents=True, exist_ok=True)
-            self._known.merge(self._read())
+            known = self._read() | self._known
+            rows = b"".join([*known, *known.values()])
             content = io.BytesIO()
-            np.save(content, np.stack([self._known.keys, self._known.values]))
+            np.save(content, np.frombuffer(rows, f"S{_SIZE}").reshape(2, -1))
             write_atomically(self._file, content.getvalue())
             self._unsaved = False
         except OSError as error:
@@ -148,37 +141,27 @@ class AudioDigests:
             )
 
     def _read(self):
-        # Not mapped: another machine may replace the file, and then there is
-        # nothing behind a mapping on a network's file system.
         try:
-            known = np.load(self._file)
+            table = np.load(self._file)
         except (OSError, ValueError, EOFError):
-            return DigestTable.empty("S16")
-        if known.dtype != "S16" or known.ndim != 2 or len(known) != 2:
-            return DigestTable.empty("S16")
-        return DigestTable(*known)
+            return {}
+        if table.dtype != f"S{_SIZE}" or table.ndim != 2 or len(table) != 2:
+            return {}
+        content = table.tobytes()
+        digests = [
+            content[start : start + _SIZE]
+            for start in range(0, len(content), _SIZE)
+        ]
+        number = table.shape[1]
+        return dict(zip(digests[:number], digests[number:], strict=True))
 
 
-def stamp_of(path, stat):
-    """Digest of a file's path, size and times, which tell if it has changed.
-
-    Arguments
-    ---------
-    path : str
-        The file, from the root on.
-    stat : os.stat_result
-        What ``os.stat`` says of it.
-
-    Returns
-    -------
-    bytes
-        16 bytes.
-    """
+def _stamp(path, stat):
+    """Digest of a file's path, size and times, which tell if it has changed."""
+    path = os.fspath(path)
+    if not os.path.isabs(path):
+        path = os.path.join(os.getcwd(), path)
     times = f"{stat.st_mtime_ns} {stat.st_ctime_ns}"
-    state = f"{path}\0{stat.st_size} {times}".encode(*_PATH_CODEC)
-    return hashlib.blake2b(state, digest_size=16).digest()
-
-
-def _in_full(digest):
-    """A digest as numpy gives it, with the zeros at its end."""
-    return bytes(digest).ljust(16, b"\0")
+    # A name need not be UTF-8.
+    state = f"{path}\0{stat.st_size} {times}".encode("utf-8", "surrogateescape")
+    return hashlib.blake2b(state, digest_size=_SIZE).digest()

@@ -36,8 +36,8 @@ def extract_features(
 
     Arguments
     ---------
-    rows : iterable of dict
-        Utterances, with ``wav`` (path) and ``duration`` (seconds).
+    rows : iterable of Utterance
+        Or mappings with ``wav`` (path) and ``duration`` (seconds).
     encoder : FrozenEncoder
         Is moved to ``device``.
     store : FeatureStore
@@ -109,61 +109,35 @@ def extract_features(
         unit="s",
         disable=not progressbar,
     )
-    with _ShardWriter(store, shard_bytes, seconds) as writer, bar:
+    shard, size = {}, 0
+    count, bytes_done, seconds_done = 0, 0, 0.0
+
+    def write():
+        nonlocal shard, size
+        # Not kept for another try, should this one fail.
+        full, shard, size = shard, {}, 0
+        if full:
+            share_left = max(0, seconds / seconds_done - 1)
+            store.save(full, round(bytes_done * share_left))
+
+    try:
         for batch, wavs in _read_ahead(_unclaimed(batches, store), read_audio):
             for path, frames in _encode(
                 encoder, batch, wavs, device, store.precision
             ):
-                writer.add(path, frames, durations[path])
-            bar.update(round(writer.seconds_done) - bar.n)
-    return writer.count
-
-
-class _ShardWriter:
-    """Collects frames, and writes a shard whenever there are enough."""
-
-    def __init__(self, store, shard_bytes, seconds):
-        self.store = store
-        self.shard_bytes = shard_bytes
-        self.seconds = seconds
-        self.seconds_done = 0.0
-        self.count = 0
-        self._bytes_done = 0
-        self._shard, self._size = {}, 0
-
-    def add(self, path, frames, duration):
-        """Takes the frames of a recording.
-
-        Arguments
-        ---------
-        path : str
-            The recording.
-        frames : torch.Tensor
-            ``(T', dim)``
-        duration : float
-            Seconds.
-        """
-        self._shard[self.store.key(path)] = frames
-        self._size += frames.nbytes
-        self._bytes_done += frames.nbytes
-        self.seconds_done += duration
-        self.count += 1
-        if self._size >= self.shard_bytes:
-            self._write()
-
-    def _write(self):
-        # Not kept for another try, should this one fail.
-        shard, self._shard, self._size = self._shard, {}, 0
-        share_left = max(0, self.seconds / self.seconds_done - 1)
-        self.store.save(shard, round(self._bytes_done * share_left))
-
-    def __enter__(self):
-        return self
-
-    def __exit__(self, *error):
+                shard[store.key(path)] = frames
+                count += 1
+                size += frames.nbytes
+                bytes_done += frames.nbytes
+                seconds_done += durations[path]
+                if size >= shard_bytes:
+                    write()
+            bar.update(round(seconds_done) - bar.n)
+    finally:
         # After an error too: what is computed need not be computed again.
-        if self._shard:
-            self._write()
+        write()
+        bar.close()
+    return count
 
 
 def _batches(paths, durations, max_batch_seconds):

@@ -24,12 +24,10 @@ import time
 import uuid
 from pathlib import Path
 
-import numpy as np
 import safetensors.torch
 import torch
 from speechbrain.utils.logger import get_logger
 
-from emoq_modules.dataio.digest_table import DigestTable
 from emoq_modules.dataio.digests import DIGESTS_FILE, AudioDigests, digest_of
 from emoq_modules.dataio.files import write_atomically
 from emoq_modules.errors import FeatureStoreError
@@ -37,11 +35,6 @@ from emoq_modules.lobes.pipeline import DTYPES, dtype_of, to_precision
 
 logger = get_logger(__name__)
 
-# Where frames are: in which shard, from which byte on, and their shape.
-_PLACE = np.dtype(
-    [("shard", "i4"), ("begin", "i8"), ("frames", "i4"), ("dim", "i4")]
-)
-_NOWHERE = np.array((-1, 0, 0, 0), _PLACE)
 # Changes whenever what is stored gets another meaning.
 _FORMAT = 1
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
@@ -104,14 +97,14 @@ class FeatureStore:
 
     def _forget(self):
         self._shards = {}  # name -> bytes
-        self._names = []  # of these, in the order of their numbers
-        self._places = DigestTable.empty(_PLACE)
+        # Digest -> shard, first byte and shape of frames.
+        self._places = {}
 
     def __len__(self):
         return len(self._places)
 
     def __contains__(self, path):
-        return self._place_of(self.key(path)) is not None
+        return bytes.fromhex(self.key(path)) in self._places
 
     def key(self, path):
         """Digest of an audio file's bytes, under which its frames are kept.
@@ -150,27 +143,11 @@ class FeatureStore:
         self._look()
         missing = {}
         for path in paths:
-            key = self.key(path)
-            if self._place_of(key) is None:
+            key = bytes.fromhex(self.key(path))
+            if key not in self._places:
                 missing.setdefault(key, path)
         self._digests.save()
         return list(missing.values())
-
-    def holds(self, digests):
-        """Tells of many files whether their frames are in the store.
-
-        Arguments
-        ---------
-        digests : np.ndarray
-            What ``AudioDigests.known`` says of the files, ``(N,)``, S16.
-
-        Returns
-        -------
-        np.ndarray
-            ``(N,)``, bool; False for a file whose digest is not known.
-        """
-        places = self._places.get_all(digests, _NOWHERE)
-        return places["shard"] != _NOWHERE["shard"]
 
     def load(self, path):
         """Reads the frames of an audio file.
@@ -190,18 +167,16 @@ class FeatureStore:
         FeatureStoreError
             If they are not in the store, or their shard is damaged.
         """
-        key = self.key(path)
-        place = self._place_of(key)
-        if place is None:
+        key = bytes.fromhex(self.key(path))
+        if key not in self._places:
             self._look()  # another process may have written them
-            place = self._place_of(key)
-        if place is None:
+        if key not in self._places:
             raise FeatureStoreError(
                 f"The feature store {self.folder} has no frames of {path}. "
                 "Start the run again, which computes what is missing."
             )
-        shard, begin, *shape = place
-        name, dtype = self._names[shard], DTYPES[self.precision]
+        name, begin, *shape = self._places[key]
+        dtype = DTYPES[self.precision]
         frames = bytearray(math.prod(shape) * dtype.itemsize)
         try:
             with (self.folder / name).open("rb") as file:
@@ -288,29 +263,17 @@ class FeatureStore:
 
     def _add(self, names):
         """Takes in shards."""
-        # One growing piece of memory each: many small ones would leave holes.
-        digests, places = bytearray(), bytearray()
         for name in names:
             try:
-                size, keys, where = _index(self.folder / name, self.precision)
+                size, places = _index(self.folder / name, self.precision)
             except FileNotFoundError:
                 continue  # another process has just set it aside
             except (ValueError, TypeError, KeyError, AttributeError) as error:
                 self._set_aside(name, error)
                 continue
-            where["shard"] = len(self._names)
-            digests += keys
-            places += where.tobytes()
-            self._names.append(name)
             self._shards[name] = size
-        self._places.update(
-            np.frombuffer(digests, "S16"), np.frombuffer(places, _PLACE)
-        )
-
-    def _place_of(self, key):
-        place = self._places.get(bytes.fromhex(key))
-        # What was added last is a tuple already.
-        return place if place is None else tuple(place)
+            for key, place in places.items():
+                self._places[key] = (name, *place)
 
     def _set_aside(self, name, error):
         damaged = self.folder / f"{name}.damaged"
@@ -334,39 +297,24 @@ class FeatureStore:
 
 
 def _index(path, precision):
-    """What a shard holds, by its header.
+    """Bytes of a shard; and digest -> first byte and shape of what is in it.
 
-    It is read here rather than by safetensors, which reads all of it for each
-    utterance, and where keeping shards open takes memory for each.
-
-    Returns
-    -------
-    size : int
-        Bytes of the shard.
-    digests : bytes
-        Keys, one after the other.
-    places : np.ndarray
-        ``_PLACE`` of each, but for the shard.
-
-    Raises
-    ------
-    ValueError, TypeError, KeyError, AttributeError
-        If the shard is damaged.
+    By its header, which safetensors would read anew for each utterance. Raises
+    ValueError, TypeError, KeyError or AttributeError if the shard is damaged.
     """
+    itemsize = DTYPES[precision].itemsize
     with path.open("rb") as file:
-        start = 8 + int.from_bytes(file.read(8), "little")
+        size = start = 8 + int.from_bytes(file.read(8), "little")
         _check_size(file, start, or_more=True)
-        header = json.loads(file.read(start - 8))
-        where = [(*e["shape"], *e["data_offsets"]) for e in header.values()]
-        frames, dim, begin, stop = np.array(where, "i8").reshape(-1, 4).T
-        if (stop - begin != frames * dim * DTYPES[precision].itemsize).any():
-            raise ValueError("its header contradicts itself")
-        size = start + int(stop.max(initial=0))
+        places = {}
+        for key, entry in json.loads(file.read(start - 8)).items():
+            (frames, dim), (begin, stop) = entry["shape"], entry["data_offsets"]
+            if stop - begin != frames * dim * itemsize:
+                raise ValueError("its header contradicts itself")
+            places[bytes.fromhex(key)] = start + begin, frames, dim
+            size = max(size, start + stop)
         _check_size(file, size)
-    places = np.empty(len(where), _PLACE)
-    places["begin"] = start + begin
-    places["frames"], places["dim"] = frames, dim
-    return size, bytes.fromhex("".join(header)), places
+    return size, places
 
 
 def _check_size(file, size, or_more=False):

@@ -13,7 +13,9 @@ import hashlib
 import json
 import logging
 from collections import Counter, defaultdict
-from dataclasses import asdict, dataclass, fields
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from itertools import chain
 from pathlib import Path
 from typing import NamedTuple
 
@@ -28,12 +30,14 @@ SETTINGS_FILE = "manifest_settings.json"
 # Raise it when the manifests' meaning changes, so that old ones are re-made.
 _FORMAT = 2
 _SHOWN = 5
-_BLOCK = 2**20
 
 
-@dataclass(frozen=True)
-class Utterance:
-    """One row of a manifest.
+@dataclass(slots=True)
+class Utterance(Mapping):
+    """One row of a manifest, from the prepare script to the batch.
+
+    It is what SpeechBrain's ``DynamicItemDataset`` takes as a data point: a
+    mapping of its columns, without the ``id``, which is the row's key.
 
     Arguments
     ---------
@@ -55,6 +59,12 @@ class Utterance:
         Transcript; may be empty.
     emotion : str
         The emotion word to predict.
+
+    Example
+    -------
+    >>> row = Utterance("a1", "a1.wav", 1.5, "a", "s", "d", 0, "Oh.", "happy")
+    >>> {"id": row.id, **row}["emotion"]
+    'happy'
     """
 
     id: str
@@ -66,6 +76,21 @@ class Utterance:
     turn: int
     text: str
     emotion: str
+
+    def __iter__(self):
+        return iter(COLUMNS[1:])
+
+    def __len__(self):
+        return len(COLUMNS) - 1
+
+    def __getitem__(self, column):
+        if column not in COLUMNS:
+            raise KeyError(column)
+        return getattr(self, column)
+
+    def __setitem__(self, column, value):
+        # SpeechBrain's filtered_sorted sets the id.
+        setattr(self, column, value)
 
 
 COLUMNS = tuple(field.name for field in fields(Utterance))
@@ -90,7 +115,7 @@ class Turn(NamedTuple):
 
 
 def write_manifests(
-    save_folder, splits, labels, settings, left_out=None, dialogues=None
+    save_folder, splits, labels, settings, skipped=None, dialogues=None
 ):
     """Check the rows, write manifests and dialogues, and log a summary.
 
@@ -108,7 +133,7 @@ def write_manifests(
     settings : dict
         Plain values that determine the manifests: corpus, source, fold,
         labels, ... ``is_prepared`` compares them.
-    left_out : dict[str, Sequence[str]], optional
+    skipped : dict[str, Sequence[str]], optional
         Reason -> the ids left out for it; for the summary.
     dialogues : dict[str, Sequence[Turn]], optional
         Every annotated turn of each dialogue, in any order, whether it is a
@@ -138,17 +163,17 @@ def write_manifests(
     (True, False)
     """
     if dialogues is None:
-        dialogues = _turns_of_rows(splits)
+        dialogues = defaultdict(list)
+        for row in chain(*splits.values()):
+            turn = Turn(row.turn, row.speaker, row.text)
+            dialogues[row.dialogue].append(turn)
     _check_rows(save_folder, splits, labels, dialogues)
     save_folder = Path(save_folder)
     save_folder.mkdir(parents=True, exist_ok=True)
     files = {}
     for split in SPLITS:
         rows = sorted(splits[split], key=lambda r: (r.dialogue, r.turn, r.id))
-        manifest = {row.id: asdict(row) for row in rows}
-        for row in manifest.values():
-            del row["id"]  # it is the key; SpeechBrain reserves the name
-        files[f"{split}.json"] = _to_json(manifest)
+        files[f"{split}.json"] = _to_json({row.id: dict(row) for row in rows})
     files[DIALOGUES_FILE] = _to_json(
         {name: sorted(dialogues[name]) for name in sorted(dialogues)}
     )
@@ -157,7 +182,7 @@ def write_manifests(
     digests = {name: digest_of_file(save_folder / name) for name in files}
     record = {"format": _FORMAT, "settings": settings, "digests": digests}
     write_atomically(save_folder / SETTINGS_FILE, _to_json(record))
-    logger.info(_summary(save_folder, splits, labels, left_out or {}))
+    logger.info(_summary(save_folder, splits, labels, skipped or {}))
     learned = {row.emotion for row in splits["train"]}
     for label in labels:
         if label not in learned:
@@ -213,26 +238,6 @@ def name_few(ids):
     return f"{len(ids)} ({', '.join([*ids[:_SHOWN], *dots])})"
 
 
-def unknown_label(row, emotion, labels):
-    """Says that a row's label is none of those known.
-
-    Arguments
-    ---------
-    row : str
-        What to call the row.
-    emotion : str
-        Its label.
-    labels : Sequence[str]
-        The labels that may occur.
-
-    Returns
-    -------
-    str
-        Part of an error message.
-    """
-    return f"{row} has the label '{emotion}', not one of {', '.join(labels)}"
-
-
 def list_faults(problems):
     """Counts problems and lists the first few, a line each.
 
@@ -270,11 +275,7 @@ def digest_of_file(path):
     OSError
         If the file is missing or cannot be read.
     """
-    digest = hashlib.sha256()
-    with Path(path).open("rb") as file:
-        while block := file.read(_BLOCK):
-            digest.update(block)
-    return digest.hexdigest()
+    return hashlib.sha256(Path(path).read_bytes()).hexdigest()
 
 
 def _why_stale(save_folder, wanted):
@@ -301,15 +302,6 @@ def _why_stale(save_folder, wanted):
     return None
 
 
-def _turns_of_rows(splits):
-    dialogues = defaultdict(list)
-    for split in SPLITS:
-        for row in splits[split]:
-            turn = Turn(row.turn, row.speaker, row.text)
-            dialogues[row.dialogue].append(turn)
-    return dialogues
-
-
 def _check_rows(save_folder, splits, labels, dialogues):
     problems, seen, places = [], set(), set()
     for name, turns in dialogues.items():
@@ -326,7 +318,8 @@ def _check_rows(save_folder, splits, labels, dialogues):
         for row in rows:
             if row.emotion not in labels:
                 problems.append(
-                    unknown_label(f"'{row.id}'", row.emotion, labels)
+                    f"'{row.id}' has the label '{row.emotion}', not one of "
+                    f"{', '.join(labels)}"
                 )
             if row.id in seen:
                 problems.append(f"'{row.id}' occurs more than once")
@@ -349,7 +342,7 @@ def _to_json(value):
     return (text + "\n").encode()
 
 
-def _summary(save_folder, splits, labels, left_out):
+def _summary(save_folder, splits, labels, skipped):
     """The table of counts by split and class, and what was left out."""
     table = [["", *labels, "total"]]
     for split in SPLITS:
@@ -361,7 +354,7 @@ def _summary(save_folder, splits, labels, left_out):
     for row in table:
         cells = [cell.rjust(w) for cell, w in zip(row, widths, strict=True)]
         lines.append("  ".join(cells))
-    for reason, ids in left_out.items():
+    for reason, ids in skipped.items():
         if ids:
             lines.append(f"left out, {reason}: {name_few(ids)}")
     return "\n".join(lines)

@@ -1,44 +1,31 @@
 """Reads manifests and dialogues, and checks every row of them.
 
-What was checked once is not checked again while the file is the same. The rows
-of a manifest that was found good are kept in columns beside it
-(manifest_rows.py), for the manifest's digest; audio is opened only if it is not
-among the ``AudioDigests``, who would have noticed a change.
+Audio is opened only if it is not among the ``AudioDigests``, who would have
+noticed a change.
 """
 
 import json
-import logging
+import sys
 from collections import Counter
 from pathlib import Path
-
-import numpy as np
 
 from emoq_modules.dataio.audio import audio_duration
 from emoq_modules.dataio.manifest import (
     COLUMNS,
     Turn,
-    digest_of_file,
+    Utterance,
     list_faults,
-    unknown_label,
-)
-from emoq_modules.dataio.manifest_rows import (
-    DATA_ROOT,
-    Manifest,
-    ManifestRows,
-    load_rows,
-    pack_rows,
-    save_rows,
 )
 from emoq_modules.errors import AudioError, CorpusError
 
-logger = logging.getLogger(__name__)
-
-_TEXTS = [name for name in COLUMNS[1:] if name not in ("duration", "turn")]
-_LARGEST = 2**63
+_DATA_ROOT = "{data_root}"
+# Columns that many rows have in common.
+_REPEATED = "speaker", "session", "dialogue", "emotion"
+_TEXTS = "wav", "text", *_REPEATED
 
 
 def read_manifest(path, labels, data_root=None, digests=None):
-    """Read a manifest and check every row of it.
+    """Read a manifest and check every row of it, and its audio.
 
     Arguments
     ---------
@@ -53,41 +40,32 @@ def read_manifest(path, labels, data_root=None, digests=None):
 
     Returns
     -------
-    Manifest
-        Id -> the columns of ``Utterance`` but for the id, ``wav`` resolved; as
-        SpeechBrain's ``DynamicItemDataset`` takes it.
+    dict[str, Utterance]
+        Id -> row, ``wav`` resolved; as SpeechBrain's ``DynamicItemDataset``
+        takes it.
 
     Raises
     ------
     CorpusError
         Names the rows at fault (the first few), what is wrong and what to do.
     """
-    rows = read_rows(path, data_root)
-    if digests is None:
-        known = np.full(len(rows), b"", "S16")
-    else:
-        known = digests.known(rows.column("wav"))
-    problems = {
-        place: unknown_label("", emotion, labels).strip()
-        for place, emotion in enumerate(rows.column("emotion"))
-        if emotion not in labels
-    }
-    for place in np.flatnonzero(known == b"").tolist():
-        problem = _audio_problem(rows[place]["wav"], data_root)
+    rows = parse_manifest(path, data_root)
+    problems = []
+    for key, row in rows.items():
+        problem = None
+        if row.emotion not in labels:
+            words = ", ".join(labels)
+            problem = f"has the label '{row.emotion}', not one of {words}"
+        elif digests is None or digests.known(row.wav) is None:
+            problem = _audio_problem(row.wav, data_root)
         if problem is not None:
-            problems.setdefault(place, problem)
-    _refuse(
-        path,
-        [
-            f"row '{rows[place]['id']}' {problem}"
-            for place, problem in sorted(problems.items())
-        ],
-    )
-    return Manifest(rows, known)
+            problems.append(f"row '{key}' {problem}")
+    _refuse(path, problems)
+    return rows
 
 
-def read_rows(path, data_root=None):
-    """Read a manifest's rows, and check what they need no audio for.
+def parse_manifest(path, data_root=None):
+    """Read a manifest, and check what needs neither labels nor audio.
 
     Arguments
     ---------
@@ -98,28 +76,34 @@ def read_rows(path, data_root=None):
 
     Returns
     -------
-    ManifestRows
-        The rows, in the order of the manifest.
+    dict[str, Utterance]
+        Id -> row, in the order of the manifest.
 
     Raises
     ------
     CorpusError
         Names the rows at fault (the first few), what is wrong and what to do.
     """
-    path = Path(path)
-    file = path.with_name(f"{path.stem}.rows")
-    digest = digest_of_file(path) if path.exists() else None
-    arrays = load_rows(file, digest)
-    if arrays is None:
-        arrays = pack_rows(COLUMNS, _checked_rows(path))
-        try:
-            save_rows(file, digest, arrays)
-        except OSError as error:
-            logger.info(f"Cannot write {file} ({error}): {path} will be parsed")
-        else:
-            # The mapped ones, which take no memory.
-            arrays = load_rows(file, digest) or arrays
-    return ManifestRows(COLUMNS, arrays, data_root)
+    found, problems = _parse(path)
+    if not isinstance(found, dict) or not found:
+        raise CorpusError(
+            f"The manifest {path} holds no utterances: run the prepare step "
+            "again."
+        )
+    root = _DATA_ROOT if data_root is None else str(data_root)
+    rows = {}
+    for key, row in found.items():
+        problem = _row_problem(row)
+        if problem is not None:
+            problems.append(f"row '{key}' {problem}")
+            continue
+        row = {name: row[name] for name in COLUMNS[1:]}
+        row["wav"] = row["wav"].replace(_DATA_ROOT, root)
+        for name in _REPEATED:
+            row[name] = sys.intern(row[name])
+        rows[key] = Utterance(key, **row)
+    _refuse(path, problems)
+    return rows
 
 
 def read_dialogues(path):
@@ -140,7 +124,6 @@ def read_dialogues(path):
     CorpusError
         Names the dialogues at fault (the first few) and what to do.
     """
-    path = Path(path)
     dialogues, problems = _parse(path)
     if not isinstance(dialogues, dict):
         raise CorpusError(
@@ -175,7 +158,8 @@ def _parse(path):
         return found
 
     try:
-        content = json.loads(path.read_bytes(), object_pairs_hook=unique)
+        content = Path(path).read_bytes()
+        return json.loads(content, object_pairs_hook=unique), problems
     except FileNotFoundError as error:
         raise CorpusError(
             f"There is no manifest {path}: run the corpus's prepare step."
@@ -185,23 +169,6 @@ def _parse(path):
             f"The manifest {path} is damaged ({error}): delete it and run "
             "the prepare step again."
         ) from error
-    return content, problems
-
-
-def _checked_rows(path):
-    """Id -> the other columns, whatever labels and audio they name."""
-    rows, problems = _parse(path)
-    if not isinstance(rows, dict) or not rows:
-        raise CorpusError(
-            f"The manifest {path} holds no utterances: run the prepare step "
-            "again."
-        )
-    for key, row in rows.items():
-        problem = _row_problem(row)
-        if problem is not None:
-            problems.append(f"row '{key}' {problem}")
-    _refuse(path, problems)
-    return rows
 
 
 def _refuse(path, problems):
@@ -226,14 +193,14 @@ def _row_problem(row):
     duration, turn = row["duration"], row["turn"]
     if not isinstance(duration, int | float) or not duration > 0:
         return f"lasts {duration!r} s"
-    if not isinstance(turn, int) or not -_LARGEST <= turn < _LARGEST:
+    if not isinstance(turn, int) or not -(2**63) <= turn < 2**63:
         return f"has {turn!r} as its turn, which is no whole number"
     return None
 
 
 def _audio_problem(wav, data_root):
     """What is wrong with a row's audio, or None."""
-    if DATA_ROOT in wav and data_root is None:
+    if _DATA_ROOT in wav and data_root is None:
         return "has {data_root} in its path, and no data_root was given"
     try:
         audio_duration(wav)

@@ -18,7 +18,7 @@ import sys
 from collections import Counter
 from typing import Literal, get_args, get_origin
 
-from emoq_modules.dataio.manifest import (
+from emoq_modules.dataio.manifest import (  # noqa: F401 for prepare scripts
     COLUMNS,
     SPLITS,
     Turn,
@@ -27,26 +27,11 @@ from emoq_modules.dataio.manifest import (
     name_few,
     write_manifests,
 )
-from emoq_modules.dataio.manifest_reader import read_dialogues, read_manifest
-from emoq_modules.errors import AudioError, CorpusError
-
-__all__ = [
-    "COLUMNS",
-    "SPLITS",
-    "CorpusError",
-    "Turn",
-    "Utterance",
-    "check_choice",
-    "is_prepared",
-    "main",
-    "name_few",
-    "read_dialogues",
-    "read_manifest",
-    "read_text",
-    "rooted",
-    "split_by_dialogue",
-    "write_manifests",
-]
+from emoq_modules.dataio.manifest_reader import (  # noqa: F401
+    read_dialogues,
+    read_manifest,
+)
+from emoq_modules.errors import CorpusError, EmoQError
 
 
 def split_by_dialogue(utterances, fraction, seed):
@@ -224,7 +209,7 @@ def main(prepare, argv=None):
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     try:
         prepare(**arguments)
-    except (CorpusError, AudioError, OSError) as error:
+    except (EmoQError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     return 0

@@ -6,21 +6,17 @@ with it is said of it alone.
 """
 
 import math
-import os
-from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from importlib.util import find_spec
-from itertools import islice
+from itertools import count
 from pathlib import Path
 
-import numpy as np
 import soundfile
 import torch
 
 from emoq_modules.dataio.audio import (
     SAMPLE_RATE,
-    audio_duration,
-    decode_sound,
+    checked_samples,
+    open_audio,
     to_model_rate,
 )
 from emoq_modules.errors import AudioError
@@ -28,18 +24,14 @@ from emoq_modules.errors import AudioError
 # The window of a filter bank, and what HuBERT makes one frame of: of less no
 # encoder has heard anything.
 SHORTEST_S = 0.025
-# A header may say anything; a filter from 4 GHz would take all memory.
-_RATES_HZ = (1000, 768_000)
-_BLOCK_S = 1
-_DECODED_PIECES = 16
 
 
 @dataclass(frozen=True)
 class Recording:
     """An audio file, and what is known of it.
 
-    Attributes
-    ----------
+    Arguments
+    ---------
     path : str or Path
         The file.
     text : str | None
@@ -63,6 +55,11 @@ class Recording:
     def readable(self):
         """The same recording, whose words every tokenizer takes.
 
+        Returns
+        -------
+        Recording
+            Half a character, as JSON may hold, is replaced.
+
         Raises
         ------
         ValueError
@@ -79,58 +76,13 @@ class Recording:
         )
 
 
-def read_recording(path, max_seconds=None):
-    """Reads a whole recording, as 16 kHz mono.
-
-    Gives the samples that ``dataio.read_audio`` gives.
-
-    Arguments
-    ---------
-    path : str or Path
-        Whatever libsndfile reads, of any rate and number of channels; with
-        PyAV installed also whatever FFmpeg reads.
-    max_seconds : float | None
-        A longer recording is refused, before more of it is read.
-
-    Returns
-    -------
-    torch.Tensor
-        Samples in [-1, 1], ``(T,)``, float32.
-
-    Raises
-    ------
-    AudioError
-        If the file is missing, is no audio, is damaged, too long, shorter
-        than 25 ms, or holds samples that are not finite.
-
-    Example
-    -------
-    >>> path = getfixture("tmp_path") / "stereo.wav"
-    >>> soundfile.write(path, np.zeros((44100, 2)), 44100)
-    >>> read_recording(path).shape
-    torch.Size([16000])
-    """
-    blocks, seconds = [], 0
-    with _opened(path) as (rate, stream):
-        for block in stream:
-            blocks.append(block)
-            seconds += len(block) / rate
-            if max_seconds is not None and seconds > max_seconds:
-                raise AudioError(
-                    f"{path} is longer than {max_seconds:g} s: cut it up, or "
-                    "have it recognized window by window, by timeline (emoq "
-                    "predict --timeline)"
-                )
-    return _checked(torch.cat(blocks), rate, path)
-
-
-def cut(path, spans):
+def iter_segments(path, spans):
     """Reads parts of a recording, of which never more is held than is needed.
 
     Arguments
     ---------
     path : str or Path
-        As of ``read_recording``.
+        As of ``read_audio``.
     spans : iterable of tuple
         Start and end of each part in seconds, in the order of the starts. It
         may be endless: the first part that reaches past the end of the
@@ -155,22 +107,22 @@ def cut(path, spans):
     Example
     -------
     >>> path = getfixture("tmp_path") / "long.wav"
-    >>> soundfile.write(path, np.zeros(16000 * 9), 16000)
-    >>> [part[:2] for part in cut(path, fixed_windows(4, 2))]
+    >>> soundfile.write(path, torch.zeros(16000 * 9), 16000)
+    >>> [part[:2] for part in iter_segments(path, sliding_windows(4, 2))]
     [(0.0, 4.0), (2.0, 6.0), (4.0, 8.0), (5.0, 9.0)]
     """
-    with _opened(path) as (rate, stream):
-        for start, samples in _cut(stream, rate, spans):
+    with open_audio(path) as (rate, stream):
+        for start, samples in _segments(stream, rate, spans):
             end = start + len(samples)
             try:
-                part = _checked(samples, rate, path), None
+                part = checked_samples(samples, rate, path, SHORTEST_S), None
             except AudioError as error:
                 part = None, str(error)
             yield start / rate, end / rate, *part
 
 
-def fixed_windows(window_s, hop_s):
-    """Endless spans of one length, for ``cut``.
+def sliding_windows(window_s, hop_s):
+    """Endless spans of one length, for ``iter_segments``.
 
     Arguments
     ---------
@@ -182,6 +134,7 @@ def fixed_windows(window_s, hop_s):
     Returns
     -------
     iterator of tuple
+        Start and end of each, in seconds.
 
     Raises
     ------
@@ -194,15 +147,25 @@ def fixed_windows(window_s, hop_s):
         )
     if not 1 / SAMPLE_RATE <= hop_s < float("inf"):
         raise ValueError(f"hop_s is {hop_s}; it has to be above 0 s.")
-    return _windows(window_s, hop_s)
+    return ((n * hop_s, n * hop_s + window_s) for n in count())
 
 
-def level_dbfs(samples):
+def rms_dbfs(samples):
     """The root mean square of samples, in dB of full scale.
+
+    Arguments
+    ---------
+    samples : torch.Tensor
+        In [-1, 1], ``(T,)``.
+
+    Returns
+    -------
+    float
+        0 of a square wave that fills the scale; -200 of silence.
 
     Example
     -------
-    >>> level_dbfs(torch.full((100,), 0.1))
+    >>> rms_dbfs(torch.full((100,), 0.1))
     -20.0
     """
     power = samples.double().square().mean().item()
@@ -210,7 +173,6 @@ def level_dbfs(samples):
 
 
 def _readable(words):
-    """Half of a surrogate pair, as JSON may hold, is no character."""
     if words is None:
         return None
     if not isinstance(words, str):
@@ -218,15 +180,8 @@ def _readable(words):
     return words.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
 
 
-def _windows(window_s, hop_s):
-    number = 0
-    while True:
-        yield number * hop_s, number * hop_s + window_s
-        number += 1
-
-
-def _cut(stream, rate, spans):
-    """First sample and samples of each span, as of ``cut``, at any rate."""
+def _segments(stream, rate, spans):
+    """First sample and samples of each span, at any rate."""
     spans = ((round(a * rate), round(b * rate)) for a, b in spans)
     span = next(spans, None)
     kept, first = torch.zeros(0), 0  # ``kept`` begins with sample ``first``
@@ -256,7 +211,7 @@ def write_wav(path, wav):
     Arguments
     ---------
     path : str or Path
-        As of ``read_recording``.
+        As of ``read_audio``.
     wav : Path
         The file to write.
 
@@ -266,86 +221,8 @@ def write_wav(path, wav):
         If the file is missing, no audio, or damaged.
     """
     with (
-        _opened(path) as (rate, stream),
+        open_audio(path) as (rate, stream),
         soundfile.SoundFile(wav, "w", SAMPLE_RATE, 1) as audio,
     ):
         for block in stream:
             audio.write(to_model_rate(block, rate).numpy())
-
-
-@contextmanager
-def _opened(path):
-    """The rate of a recording, and a generator of its mono blocks."""
-    path = Path(path)
-    if path.is_dir():
-        raise AudioError(f"{path} is a folder in which no recording is found")
-    if not path.is_file():
-        raise AudioError(f"there is no file {path}")
-    if not path.stat().st_size:
-        raise AudioError(f"{path} is an empty file")
-    try:
-        audio = _Stream(os.fsencode(path))  # need not be UTF-8
-    # A headerless .raw is asked for its rate and format by a TypeError.
-    except (soundfile.LibsndfileError, TypeError) as error:
-        reason = getattr(error, "error_string", "It has no header.")
-        yield SAMPLE_RATE, _decoded_blocks(path, reason)
-        return
-    with audio:
-        audio_duration(path)  # sees what is truncated or empty
-        if not _RATES_HZ[0] <= audio.samplerate <= _RATES_HZ[1]:
-            raise AudioError(
-                f"{path} says that it has {audio.samplerate} samples a second; "
-                "sound has {} to {}".format(*_RATES_HZ)
-            )
-        yield audio.samplerate, _blocks(audio, path)
-
-
-class _Stream(soundfile.SoundFile):
-    """Is read from its start to its end.
-
-    soundfile seeks after each read where it can, and libsndfile's mp3 decoder
-    does not find its place again: clicks, and other samples.
-    """
-
-    def seekable(self):
-        return False
-
-
-def _blocks(audio, path):
-    size = _BLOCK_S * audio.samplerate
-    try:
-        while len(block := audio.read(size, "float32", always_2d=True)):
-            yield torch.from_numpy(block).mean(dim=1)
-    except soundfile.LibsndfileError as error:
-        raise AudioError(f"{path} is damaged ({error.error_string})") from error
-
-
-def _decoded_blocks(path, reason):
-    """What FFmpeg makes of a file that libsndfile does not read."""
-    if find_spec("av") is None:
-        raise AudioError(
-            f"{path} cannot be read as audio. {reason} With PyAV (pip install "
-            "'av>=13') the sound of mp4, m4a, webm and the like can be."
-        )
-    pieces = (piece for piece in decode_sound(path) if piece is not None)
-    try:
-        # A piece is of some milliseconds.
-        while some := list(islice(pieces, _DECODED_PIECES)):
-            samples = np.concatenate(some).astype(np.float32) / 2**15
-            yield torch.from_numpy(samples)
-    except AudioError as error:
-        raise AudioError(
-            f"{path} cannot be read as audio. {reason} With FFmpeg: {error}"
-        ) from error
-
-
-def _checked(samples, rate, path):
-    """Samples at 16 kHz, if an encoder can do something with them."""
-    if len(samples) < SHORTEST_S * rate:
-        raise AudioError(
-            f"{path} is too short: {1000 * len(samples) / rate:.3g} ms, and "
-            f"{1000 * SHORTEST_S:g} ms are needed at least"
-        )
-    if not torch.isfinite(samples).all():
-        raise AudioError(f"{path} holds samples that are not finite numbers")
-    return to_model_rate(samples, rate)

@@ -5,14 +5,14 @@ from speechbrain.dataio.batch import PaddedBatch
 from speechbrain.inference.interfaces import Pretrained
 from speechbrain.utils.autocast import AMPConfig, TorchAutocast
 
-from emoq_modules.dataio.audio import SAMPLE_RATE
+from emoq_modules.dataio.audio import SAMPLE_RATE, read_audio
 from emoq_modules.dataio.datasets import TextInputs
 from emoq_modules.dataio.recordings import (
+    SHORTEST_S,
     Recording,
-    cut,
-    fixed_windows,
-    level_dbfs,
-    read_recording,
+    iter_segments,
+    rms_dbfs,
+    sliding_windows,
 )
 from emoq_modules.errors import AudioError
 from emoq_modules.inference.asr import load_transcriber, with_texts
@@ -199,7 +199,7 @@ class EmotionRecognizer(Pretrained):
             If the file holds no audio that can be read.
         """
         return self.classify_batch(
-            read_recording(path)[None],
+            read_audio(path, min_seconds=SHORTEST_S)[None],
             texts=[text or ""],
             speakers=[speaker],
             contexts=[context or ()],
@@ -321,15 +321,15 @@ class EmotionRecognizer(Pretrained):
             If the ``asr`` or ``vad`` is not to be had.
         """
         recognizing = self._recognizing(batch_size, abstain_below)
-        spans = fixed_windows(window_s, hop_s)
+        spans = sliding_windows(window_s, hop_s)
         if vad is not None:
             spans = speech_spans(vad, path, self.device)
         recording = Recording(path, speaker=speaker)
         segments = (
             Segment(recording, start, end, samples, fault)
-            if samples is None or level_dbfs(samples) >= silence_dbfs
+            if samples is None or rms_dbfs(samples) >= silence_dbfs
             else Segment(recording, start, end)
-            for start, end, samples, fault in cut(path, spans)
+            for start, end, samples, fault in iter_segments(path, spans)
         )
         return list(recognizing.stream(self._transcribed(segments, asr)))
 
@@ -359,7 +359,7 @@ class EmotionRecognizer(Pretrained):
         try:
             recording = recording.readable()
             self._check_context(recording)
-            samples = read_recording(recording.path, max_seconds)
+            samples = read_audio(recording.path, max_seconds, SHORTEST_S)
         except (AudioError, OSError, ValueError) as error:
             return Segment(recording, fault=str(error))
         end = len(samples) / SAMPLE_RATE

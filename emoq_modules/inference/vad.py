@@ -19,7 +19,7 @@ def speech_spans(vad, path, device="cpu", longest_s=30.0):
         ``speechbrain/vad-crdnn-libriparty``, whose YAML is executed; or one
         already loaded.
     path : str or Path
-        As of ``recordings.read_recording``.
+        As of ``audio.read_audio``.
     device : str
         Where to compute.
     longest_s : float

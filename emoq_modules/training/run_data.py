@@ -1,9 +1,7 @@
 """The data of a run: its manifests, the frames of its audio, its data sets."""
 
-import ctypes
 from pathlib import Path
 
-import numpy as np
 from speechbrain.utils.distributed import ddp_barrier, run_on_main
 
 from emoq_modules.dataio.audio import read_audio
@@ -71,8 +69,8 @@ def _read_dialogues(hparams, manifests):
         return None
     path = Path(hparams["manifest_folder"], DIALOGUES_FILE)
     dialogues = read_dialogues(path)
-    columns = [rows.rows.column("dialogue") for rows in manifests.values()]
-    unknown = {name for names in columns for name in names} - dialogues.keys()
+    rows = (row for split in manifests.values() for row in split.values())
+    unknown = {row.dialogue for row in rows} - dialogues.keys()
     if unknown:
         raise CorpusError(
             f"{path} lacks dialogues of the manifests beside it, "
@@ -114,7 +112,7 @@ def make_datasets(hparams, manifests, device, progressbar=True, dialogues=None):
             "speaker_in_prompt": hparams["speaker_in_prompt"],
             "context_turns": hparams["context_turns"],
         }
-    datasets = build_datasets(
+    return build_datasets(
         manifests,
         hparams["labels"],
         _audio_source(hparams, manifests, device, progressbar),
@@ -123,11 +121,6 @@ def make_datasets(hparams, manifests, device, progressbar=True, dialogues=None):
         ),
         dialogues,
     )
-    # What was needed to find the frames of a large corpus, and is free now, is
-    # given back before data loader workers are forked, who would copy it.
-    if hasattr(libc := ctypes.CDLL(None), "malloc_trim"):
-        libc.malloc_trim(0)
-    return datasets
 
 
 def _audio_source(hparams, manifests, device, progressbar):
@@ -150,14 +143,8 @@ def _audio_source(hparams, manifests, device, progressbar):
     store = FeatureStore(
         hparams["feature_store"], encoder.identity, hparams["store_precision"]
     )
-    # As they were a moment ago, when all of them were looked at.
-    missing = (
-        manifest.rows[place]
-        for manifest in manifests.values()
-        for place in np.flatnonzero(~store.holds(manifest.digests))
-    )
     extract_features(
-        missing,
+        [row for split in manifests.values() for row in split.values()],
         encoder,
         store,
         read_audio,

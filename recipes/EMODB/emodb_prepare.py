@@ -152,8 +152,8 @@ def prepare_emodb(
     }
     if is_prepared(save_folder, settings):
         return
-    utterances, left_out = _read(files, data_folder, labels)
-    left_out["not a name of EMO-DB"] = strange
+    utterances, skipped = _read(files, data_folder, labels)
+    skipped["not a name of EMO-DB"] = strange
     tested = FOLDS[fold - 1]
     validated = FOLDS[fold % len(FOLDS)][:valid_speakers]
     splits = {"train": [], "valid": [], "test": []}
@@ -168,7 +168,7 @@ def prepare_emodb(
         splits["train"], splits["valid"] = split_by_dialogue(
             splits["train"], VALID_FRACTION, VALID_SEED
         )
-    write_manifests(save_folder, splits, labels, settings, left_out)
+    write_manifests(save_folder, splits, labels, settings, skipped)
 
 
 def download_emodb(folder, url=ARCHIVE_URL, size=ARCHIVE_SIZE, md5=ARCHIVE_MD5):
@@ -260,19 +260,19 @@ def _find_files(data_folder):
 
 def _read(files, data_folder, labels):
     """The utterances of the wanted classes, and the others by reason."""
-    utterances, left_out, found = [], defaultdict(list), Counter()
+    utterances, skipped, found = [], defaultdict(list), Counter()
     for path in files:
         speaker, sentence, letter = _NAME.fullmatch(path.stem).groups()
         emotion = EMOTIONS[letter]
         found[emotion] += 1
         if emotion not in labels:
-            left_out[f"labeled '{emotion}'"].append(path.stem)
+            skipped[f"labeled '{emotion}'"].append(path.stem)
             continue
         try:
             duration = audio_duration(path)
         except AudioError as error:
             logger.warning(f"{path.stem} is left out: {error}.")
-            left_out["unusable audio file"].append(path.stem)
+            skipped["unusable audio file"].append(path.stem)
             continue
         utterances.append(
             Utterance(
@@ -292,7 +292,7 @@ def _read(files, data_folder, labels):
             f"This is not all of EMO-DB: {sum(COMPLETE.values())} files are "
             f"expected, {found.total()} found ({dict(found)})."
         )
-    return utterances, left_out
+    return utterances, skipped
 
 
 if __name__ == "__main__":

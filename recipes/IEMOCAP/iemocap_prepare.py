@@ -142,7 +142,7 @@ def prepare_iemocap(
         return
     spoken = _transcripts(release)
     dialogues = _dialogues(release)
-    utterances, left_out = _read(dialogues, spoken, wavs, data_folder, labels)
+    utterances, skipped = _read(dialogues, spoken, wavs, data_folder, labels)
     if set(labels) == set(LABELS):
         _compare_with_standard(utterances)
     if leave_out == "session":
@@ -162,7 +162,7 @@ def prepare_iemocap(
         ]
         for name, dialogue in dialogues.items()
     }
-    write_manifests(save_folder, splits, labels, settings, left_out, turns)
+    write_manifests(save_folder, splits, labels, settings, skipped, turns)
 
 
 def _release_folder(data_folder):
@@ -180,22 +180,22 @@ def _release_folder(data_folder):
 def _read(dialogues, spoken, wavs, data_folder, labels):
     """The utterances of the wanted classes, and the others by reason."""
     joined = {} if "excited" in labels else {"exc": "happy"}
-    utterances, left_out = [], defaultdict(list)
+    utterances, skipped = [], defaultdict(list)
     for dialogue, turns in dialogues.items():
         # Left-out turns count too, so that gaps in a dialogue stay visible.
         for turn, (_, id_, code) in enumerate(turns):
             emotion = joined.get(code) or EMOTIONS.get(code)
             if emotion not in labels:
-                left_out[_REASONS.get(code, f"labeled '{code}'")].append(id_)
+                skipped[_REASONS.get(code, f"labeled '{code}'")].append(id_)
                 continue
             try:
                 duration = audio_duration(wavs[id_])
             except KeyError:
-                left_out["no wav file"].append(id_)
+                skipped["no wav file"].append(id_)
                 continue
             except AudioError as error:
                 logger.warning(f"{id_} is left out: {error}.")
-                left_out["unusable wav file"].append(id_)
+                skipped["unusable wav file"].append(id_)
                 continue
             utterances.append(
                 Utterance(
@@ -213,7 +213,7 @@ def _read(dialogues, spoken, wavs, data_folder, labels):
     untold = [u.id for u in utterances if u.id not in spoken]
     if untold:
         logger.warning(f"Kept without a transcript: {name_few(untold)}.")
-    return utterances, left_out
+    return utterances, skipped
 
 
 def _dialogues(release):

@@ -23,7 +23,7 @@ import zlib
 from collections import defaultdict
 from pathlib import Path, PurePosixPath
 
-from emoq_modules.dataio.clip_store import ClipStore
+from emoq_modules.dataio.clips import ClipStore
 from emoq_modules.dataio.files import write_atomically
 from emoq_modules.dataio.prepare import (
     Turn,
@@ -129,9 +129,9 @@ def prepare_meld(
         for key, row in _annotations(split, path).items()
     }
     _report(store, rows)
-    splits, left_out = _utterances(store, rows, labels)
+    splits, skipped = _utterances(store, rows, labels)
     write_manifests(
-        save_folder, splits, labels, settings, left_out, _dialogues(rows)
+        save_folder, splits, labels, settings, skipped, _dialogues(rows)
     )
 
 
@@ -288,12 +288,12 @@ def _repair(text):
 def _utterances(store, rows, labels):
     """The manifests' rows by split, and what was left out by reason."""
     splits = {split: [] for split in SPLITS.values()}
-    left_out = defaultdict(list)
+    skipped = defaultdict(list)
     for key, row in rows.items():
         if key not in store.durations:
-            left_out[store.faults.get(key, "the clip is missing")].append(key)
+            skipped[store.faults.get(key, "the clip is missing")].append(key)
         elif row["Emotion"] not in labels:
-            left_out[f"labeled '{row['Emotion']}'"].append(key)
+            skipped[f"labeled '{row['Emotion']}'"].append(key)
         else:
             dialogue, turn = _place(key)
             season, episode = int(row["Season"]), int(row["Episode"])
@@ -310,7 +310,7 @@ def _utterances(store, rows, labels):
                     emotion=row["Emotion"],
                 )
             )
-    return splits, left_out
+    return splits, skipped
 
 
 def _dialogues(rows):

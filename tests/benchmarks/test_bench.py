@@ -13,7 +13,6 @@ from benchmarks.machine import count_operations, waiting_share
 from benchmarks.memory import kept_for_backward
 from benchmarks.reference import PlainStage2
 from benchmarks.reference_audio import PlainEncoder
-from benchmarks.rows import at_most
 from benchmarks.workload import (
     read_utterances,
     with_lengths_of_iemocap,
@@ -93,7 +92,7 @@ def arguments(data, tmp_path):
     preset.write_text(PRESET)
     output = tmp_path / "bench.json"
     given = {"data": data, "preset": preset, "output": output}
-    given |= {"utterances": 3, "repetitions": 1, "corpus": 0}
+    given |= {"utterances": 3, "repetitions": 1}
     return [str(part) for k, v in given.items() for part in (f"--{k}", v)]
 
 
@@ -149,19 +148,6 @@ def test_rows_are_well_formed(arguments, changes, tmp_path, capsys):
     table = capsys.readouterr().out.split("\n\n")[1].splitlines()
     assert len(table) == 2 + len(rows)
     assert all(line.count("|") == 8 for line in table)
-
-
-def test_growth_with_the_corpus_is_among_the_rows(
-    arguments, tmp_path, monkeypatch
-):
-    def measure_growth(folder, utterances):
-        assert folder.is_dir()
-        return [at_most(f"start-up, {utterances} rows", 1.5, "s", limit=10)]
-
-    monkeypatch.setattr(bench, "measure_growth", measure_growth)
-    bench.main([*arguments, "--corpus", "700"])
-    *_, last = json.loads((tmp_path / "bench.json").read_text())
-    assert (last["name"], last["met"]) == ("start-up, 700 rows", True)
 
 
 def test_levers_are_measured_one_by_one(data, tmp_path, capsys):

@@ -36,9 +36,8 @@ WAV = RESULTS / "data/train03.wav"
 MANIFEST = RESULTS / "tiny/manifests/fold1/train.json"
 RUN = RESULTS / "tiny/emoq/fold1-seed1234"
 # What a start may write anew whatever becomes of it: logs, and what spares
-# reading all audio and parsing a manifest.
+# reading all audio.
 VOLATILE = {
-    "train.rows",
     "audio_digests.npy",
     "env.log",
     "experiment.py",

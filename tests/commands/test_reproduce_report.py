@@ -1,5 +1,6 @@
 """The report of a table, held against NumPy, and what it says is missing."""
 
+import json
 import re
 import shutil
 from dataclasses import replace
@@ -16,7 +17,7 @@ from emoq_modules.commands.reproduce_report import (
     write_report,
 )
 from emoq_modules.commands.reproduce_results import read_rows
-from emoq_modules.commands.reproduce_runs import Run, Stage
+from emoq_modules.commands.reproduce_runs import Run
 from emoq_modules.errors import ResultsError
 from emoq_modules.evaluation.bootstrap import (
     bootstrap_interval,
@@ -33,6 +34,7 @@ from emoq_modules.evaluation.results import (
     read_predictions,
     write_results,
 )
+from emoq_modules.training.configuration import StageRun
 
 LABELS = ["angry", "happy", "sad"]
 TABLE = {
@@ -66,10 +68,16 @@ def make_stats(name, seed, fold, sharpness, labels=LABELS, n=40):
     return stats
 
 
+def make_stage(stage, corpus, variant, folder):
+    hparams = {"stage": stage, "corpus": corpus, "variant": variant}
+    hparams["output_folder"] = str(folder)
+    return StageRun(json.dumps(hparams))
+
+
 def make_run(results, row, fold, seed, corpus="toy"):
     folder = results / corpus / row.lower() / f"fold{fold}-seed{seed}/stage2"
     command = ("train.py", "experiment.yaml", "--data_folder", "/my data")
-    stage = Stage(2, (corpus, row.lower()), folder, folder, 3, "")
+    stage = make_stage(2, corpus, row.lower(), folder)
     return Run(row, fold, seed, command, (stage,))
 
 
@@ -316,7 +324,7 @@ def test_both_stages_of_a_run_show_how_they_trained(runs, tmp_path):
     folder = tmp_path / "first"
     folder.mkdir()
     (folder / "training_curves.png").write_bytes(b"stage 1")
-    first = Stage(1, ("toy", "whole"), folder, folder, 3, "")
+    first = make_stage(1, "toy", "whole", folder)
     runs = [replace(run, stages=(first, *run.stages)) for run in runs]
     report(TABLE, runs, tmp_path / "report")
     drawn = tmp_path / "report/3-whole-training-1.png"

@@ -1,4 +1,6 @@
-"""From files and manifests to items: audio, labels, tokens."""
+"""From manifests to items: audio, labels, tokens, context."""
+
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -15,142 +17,16 @@ from emoq_modules.dataio.datasets import (
 )
 from emoq_modules.dataio.manifest import Turn, Utterance, write_manifests
 from emoq_modules.dataio.manifest_reader import read_manifest
-from emoq_modules.errors import AudioError, CorpusError
+from emoq_modules.errors import CorpusError
 from emoq_modules.lobes.backbones import load_tokenizer
 
 LABELS = ["sad", "angry", "neutral", "happy"]
 
 
-def tone(rate, seconds=1.0, frequency=440.0):
-    """A sine wave."""
-    return 0.5 * np.sin(
-        2 * np.pi * frequency * np.arange(round(rate * seconds)) / rate
-    )
-
-
-def loudest_frequency(audio):
-    """In hertz, of audio at 16 kHz."""
-    spectrum = np.abs(np.fft.rfft(audio.numpy() * np.hanning(len(audio))))
-    return spectrum.argmax() * 16000 / len(audio)
-
-
-# --- Audio --------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("rate", [8000, 11025, 16000, 44100, 48000])
-@pytest.mark.parametrize("ending", ["wav", "flac"])
-def test_any_rate_is_read_as_16_khz(tmp_path, rate, ending):
-    path = tmp_path / f"tone.{ending}"
-    soundfile.write(path, tone(rate), rate)
-    audio = read_audio(path)
-    assert audio.dtype == torch.float32
-    assert audio.shape == (16000,)
-    assert loudest_frequency(audio) == pytest.approx(440, abs=1)
-    # Away from the ends the wave itself is the same.
-    expected = torch.tensor(tone(16000), dtype=torch.float32)
-    torch.testing.assert_close(
-        audio[1000:-1000], expected[1000:-1000], atol=5e-3, rtol=0
-    )
-
-
-def test_resampling_lets_nothing_above_8_khz_fold_back(tmp_path):
-    soundfile.write(tmp_path / "high.wav", tone(44100, frequency=15000), 44100)
-    assert read_audio(tmp_path / "high.wav")[1000:-1000].abs().max() < 0.01
-
-
-def test_channels_are_averaged(tmp_path):
-    left, right = tone(44100, 0.5), tone(44100, 0.5, 1000.0)
-    stereo = tmp_path / "stereo.wav"
-    soundfile.write(stereo, np.stack([left, right], axis=1), 44100)
-    mono = tmp_path / "mono.wav"
-    soundfile.write(mono, (left + right) / 2, 44100)
-    torch.testing.assert_close(
-        read_audio(stereo), read_audio(mono), atol=1e-4, rtol=0
-    )
-
-
-def test_samples_are_read_as_they_are(tmp_path):
-    samples = np.random.default_rng(0).uniform(-1, 1, 500).astype("float32")
-    soundfile.write(tmp_path / "a.wav", samples, 16000, subtype="FLOAT")
-    assert np.array_equal(read_audio(tmp_path / "a.wav").numpy(), samples)
-
-
-def test_silence_is_read_with_a_warning(tmp_path, caplog):
-    soundfile.write(tmp_path / "silent.wav", np.zeros(160), 16000)
-    soundfile.write(tmp_path / "quiet.wav", np.full(160, 1e-4), 16000)
-    for _ in range(2):
-        assert not read_audio(tmp_path / "silent.wav").any()
-        assert read_audio(tmp_path / "quiet.wav").any()
-    assert caplog.text.count("is silent") == 1  # told once
-    assert f"{tmp_path / 'silent.wav'} is silent" in caplog.text
-
-
-def missing(path):
-    """No file at all."""
-    pass
-
-
-def cut_off(path):
-    """A file that ends in the middle."""
-    soundfile.write(path, tone(16000), 16000)
-    path.write_bytes(path.read_bytes()[:9000])
-
-
-def header_alone(path):
-    """A file without samples."""
-    soundfile.write(path, np.zeros(0), 16000)
-
-
-def no_audio(path):
-    """A file of something else."""
-    path.write_text("Oh no!")
-
-
-def not_finite(path):
-    """A file with a sample that is no number."""
-    samples = tone(16000).astype("float32")
-    samples[7] = np.nan
-    soundfile.write(path, samples, 16000, subtype="FLOAT")
-
-
-@pytest.mark.parametrize(
-    ("damage", "says"),
-    [
-        (missing, "no file .*a.wav.*Copy it again"),
-        (cut_off, "a.wav is truncated.*Copy it again"),
-        (header_alone, "a.wav has 0 samples.*leave it out"),
-        (no_audio, "a.wav cannot be read as audio.*Copy it again"),
-        (not_finite, "a.wav holds samples that are not finite.*leave it out"),
-    ],
-)
-def test_a_bad_file_is_named(tmp_path, damage, says):
-    damage(tmp_path / "a.wav")
-    with pytest.raises(AudioError, match=says):
-        read_audio(tmp_path / "a.wav")
-
-
-def test_a_truncated_flac_file_is_refused(tmp_path):
-    noise = np.random.default_rng(0).uniform(-1, 1, 16000)
-    soundfile.write(tmp_path / "a.flac", noise, 16000)
-    whole = (tmp_path / "a.flac").read_bytes()
-    (tmp_path / "a.flac").write_bytes(whole[: len(whole) // 2])
-    with pytest.raises(AudioError, match="a.flac"):
-        read_audio(tmp_path / "a.flac")
-
-
-# --- Data sets ----------------------------------------------------------------
-
-
-def row(emotion, text="Oh no!"):
+def row(emotion, text="Oh no!", dialogue="d", turn=0):
     """A row of a manifest."""
-    return {
-        "wav": f"{emotion}.wav",
-        "text": text,
-        "speaker": "Ross",
-        "dialogue": "d",
-        "turn": 0,
-        "emotion": emotion,
-    }
+    wav = f"{emotion}.wav"
+    return Utterance("id", wav, 1.0, "Ross", "s", dialogue, turn, text, emotion)
 
 
 @pytest.fixture(scope="module")
@@ -243,7 +119,7 @@ def told(number, speaker_in_prompt=True):
     """Row -> speaker and turns before, in a data set with so many of them."""
     manifests = {
         split: {
-            f"{name}{turn}": row("sad") | {"dialogue": name, "turn": turn}
+            f"{name}{turn}": row("sad", dialogue=name, turn=turn)
             for turn in (5, 1, 4)
         }
         for split, name in (("train", "p"), ("test", "q"))
@@ -295,8 +171,8 @@ def test_prompts_come_through_a_batch_as_they_are(llm):
     )
     manifests = {
         "train": {
-            "u0": row("sad") | {"turn": 0, "dialogue": "p"},
-            "u1": row("sad") | {"turn": 5, "dialogue": "p"},
+            "u0": row("sad", dialogue="p", turn=0),
+            "u1": row("sad", dialogue="p", turn=5),
         }
     }
     inputs = TextInputs(prompt=prompt, context_turns=9)
@@ -314,20 +190,9 @@ def test_prompts_come_through_a_batch_as_they_are(llm):
 def test_training_labels_are_those_of_the_items(tmp_path, tokenizer):
     rows = []
     for index, emotion in enumerate(["sad", "happy", "sad", "angry"]):
-        soundfile.write(tmp_path / f"u{index}.wav", tone(16000, 0.1), 16000)
-        rows.append(
-            Utterance(
-                id=f"u{index}",
-                wav=f"{{data_root}}/u{index}.wav",
-                duration=0.1,
-                speaker="Ross",
-                session="s",
-                dialogue="d",
-                turn=index,
-                text="Oh no!",
-                emotion=emotion,
-            )
-        )
+        soundfile.write(tmp_path / f"u{index}.wav", np.zeros(1600), 16000)
+        changes = {"id": f"u{index}", "wav": f"{{data_root}}/u{index}.wav"}
+        rows.append(replace(row(emotion, turn=index), **changes))
     splits = {"train": rows[:2], "valid": rows[2:3], "test": rows[3:]}
     write_manifests(tmp_path / "manifests", splits, LABELS, {})
     train = tmp_path / "manifests/train.json"

@@ -28,6 +28,7 @@ from emoq_modules.dataio import (
 )
 from emoq_modules.dataio.datasets import TextInputs, build_datasets
 from emoq_modules.dataio.feature_extraction import extract_features
+from emoq_modules.dataio.manifest import Utterance
 from emoq_modules.errors import FeatureStoreError
 from emoq_modules.lobes.audio_encoder import FrozenEncoder
 from emoq_modules.lobes.pipeline import round_trip
@@ -219,17 +220,15 @@ def test_unchanged_audio_is_not_read_again(
         assert len(reads) == len(paths)
 
 
-def test_digests_that_are_known_tell_which_frames_are_there(
-    folder, rows, a_while_later
-):
+def test_digests_are_known_of_files_that_were_read(folder, rows, a_while_later):
     store = store_of(folder)
     fill(rows[:5], store)
     paths = [row["wav"] for row in rows[:7]]
     digests = audio_digests.AudioDigests(folder / "audio_digests.npy")
     digests.of(paths[5])  # read, but not stored
-    known = digests.known([*paths, "nowhere.wav"])
-    assert [digest != b"" for digest in known] == [True] * 6 + [False] * 2
-    assert store.holds(known).tolist() == [True] * 5 + [False] * 3
+    known = [digests.known(path) for path in [*paths, "nowhere.wav"]]
+    assert known[:6] == [store.key(path) for path in paths[:6]]
+    assert known[6:] == [None, None]
 
 
 def test_a_file_is_the_same_by_a_relative_path(
@@ -241,7 +240,7 @@ def test_a_file_is_the_same_by_a_relative_path(
     monkeypatch.chdir(path.parent)
     monkeypatch.setattr(audio_digests, "digest_of", None)
     assert digests.of(path.name) == digest
-    assert digests.known([path.name])[0] == bytes.fromhex(digest)
+    assert digests.known(path.name) == digest
 
 
 def test_no_file_stays_open_nor_mapped(folder, rows):
@@ -348,11 +347,10 @@ def test_frames_on_the_fly_have_their_audio_decoded_by_workers(rows):
     datasets = build_datasets(
         {
             "train": {
-                f"u{index}": {
-                    **row,
-                    **{"text": "", "speaker": None, "emotion": "sad"},
-                    **{"dialogue": "d", "turn": index},
-                }
+                f"u{index}": Utterance(
+                    *(f"u{index}", row["wav"], row["duration"]),
+                    *("Ross", "s", "d", index, "", "sad"),
+                )
                 for index, row in enumerate(rows)
             }
         },

@@ -13,7 +13,6 @@ FILES = [
     str(file.relative_to(ROOT))
     for floor in FLOORS
     for file in sorted((ROOT / "emoq_modules" / floor).glob("*.py"))
-    if file.stem != "recordings"
 ]
 PROPERTIES = {"property", "cached_property", "setter"}
 FUNCTION = (ast.FunctionDef, ast.AsyncFunctionDef)

@@ -12,8 +12,8 @@ import numpy as np
 import pytest
 import soundfile
 
-from emoq_modules.dataio import clip_store
-from emoq_modules.dataio.audio import extract_audio
+from emoq_modules.dataio import clips as clips_module
+from emoq_modules.dataio.clips import extract_audio, parallel_map
 from emoq_modules.dataio.prepare import read_dialogues, read_manifest
 from emoq_modules.errors import AudioError, CorpusError
 from tests.corpus_folders import (
@@ -124,13 +124,25 @@ def prepare(data_folder, save_folder, **settings):
 def counted(monkeypatch):
     """How many clips went to extraction."""
     keys = []
-    outcome = clip_store._outcome
-    monkeypatch.setattr(
-        clip_store,
-        "_outcome",
-        lambda key, job: keys.append(key) or outcome(key, job),
-    )
+
+    def watched(*arguments, **options):
+        for key, *outcome in parallel_map(*arguments, **options):
+            keys.append(key)
+            yield key, *outcome
+
+    monkeypatch.setattr(clips_module, "parallel_map", watched)
     return keys
+
+
+def extract_by(monkeypatch, function):
+    """Has a function of a job in the place of the extraction."""
+    monkeypatch.setattr(
+        clips_module,
+        "parallel_map",
+        lambda _, *arguments, **options: parallel_map(
+            function, *arguments, **options
+        ),
+    )
 
 
 def test_seven_classes_come_out_with_everything_known(raw, tmp_path):
@@ -308,7 +320,7 @@ def test_a_stopped_extraction_goes_on_where_it_stopped(
     class Stopped(Exception):
         pass
 
-    measure = clip_store.audio_duration
+    measure = clips_module.audio_duration
     finished = []
 
     def stop_at_the_third(path):
@@ -317,10 +329,10 @@ def test_a_stopped_extraction_goes_on_where_it_stopped(
             raise Stopped
         return measure(path)
 
-    monkeypatch.setattr(clip_store, "audio_duration", stop_at_the_third)
+    monkeypatch.setattr(clips_module, "audio_duration", stop_at_the_third)
     with pytest.raises(Stopped):
         prepare(raw, tmp_path / "save")
-    monkeypatch.setattr(clip_store, "audio_duration", measure)
+    monkeypatch.setattr(clips_module, "audio_duration", measure)
     extracted = set((tmp_path / "save/audio").glob("*/*.wav"))
     assert extracted
     assert not (tmp_path / "save/train.json").exists()
@@ -389,16 +401,16 @@ def test_a_truncated_archive_is_named_and_what_came_out_is_kept(
 def test_a_killed_process_and_a_missing_library_say_what_to_do(
     raw, tmp_path, monkeypatch
 ):
-    monkeypatch.setattr(clip_store, "extract_audio", crash)
+    extract_by(monkeypatch, crash)
     with pytest.raises(CorpusError, match="killed, at dev/dia.*num_workers"):
         prepare(raw, tmp_path / "save")
-    monkeypatch.setattr(clip_store, "find_spec", lambda name: None)
+    monkeypatch.setattr(clips_module, "find_spec", lambda name: None)
     with pytest.raises(CorpusError, match="pip install 'av>=13'"):
         prepare(raw, tmp_path / "save")
 
 
 def test_a_full_disk_stops_the_extraction(raw, tmp_path, monkeypatch):
-    monkeypatch.setattr(clip_store, "extract_audio", disk_full)
+    extract_by(monkeypatch, disk_full)
     with pytest.raises(OSError, match="No space left on device"):
         prepare(raw, tmp_path / "save")
     assert not (tmp_path / "save/train.json").exists()

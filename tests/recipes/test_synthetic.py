@@ -7,7 +7,6 @@ from functools import cache
 import numpy as np
 import pytest
 from numpy.lib.stride_tricks import sliding_window_view
-from scipy import signal as scipy_signal
 from sklearn.feature_extraction.text import CountVectorizer
 from sklearn.metrics import balanced_accuracy_score
 from sklearn.preprocessing import StandardScaler
@@ -30,7 +29,7 @@ def rng(*seed):
     return np.random.default_rng(seed)
 
 
-# --- The source-filter model, against SciPy
+# --- The source-filter model
 
 
 def test_glottal_source_repeats_at_the_pitch_asked_for():
@@ -50,31 +49,6 @@ def test_breath_fills_the_gaps_between_harmonics():
         return power[np.abs(hz % 160 - 80) < 40].sum() / power.sum()
 
     assert noise_share(0.3) > 5 * noise_share(0.05)
-
-
-def test_resonances_equal_a_cascade_of_second_order_filters():
-    formants = np.array([[500.0, 1500.0, 2500.0], [270.0, 2290.0, 3010.0]])
-    ours = source_filter._resonances(formants)
-    hz = np.fft.rfftfreq(2 * (ours.shape[1] - 1), 1 / SAMPLE_RATE)
-    for row, frame in zip(ours, formants, strict=True):
-        expected = np.ones(len(hz), dtype=complex)
-        for formant in frame:
-            radius = np.exp(-np.pi * (50 + 0.05 * formant) / SAMPLE_RATE)
-            angle = 2 * np.pi * formant / SAMPLE_RATE
-            a = np.poly(radius * np.exp([1j * angle, -1j * angle])).real
-            _, h = scipy_signal.freqz([a.sum()], a, hz, fs=SAMPLE_RATE)
-            expected *= h
-        np.testing.assert_allclose(row, expected, rtol=1e-9)
-
-
-def test_spectra_that_are_not_changed_overlap_to_the_same_signal():
-    signal = rng(1).standard_normal(80 * 50)
-    again = source_filter._overlap_add(source_filter._spectra(signal))
-    delay = 160  # half a window, the place of the first frame's center
-    middle = slice(400, -400)
-    np.testing.assert_allclose(
-        again[delay : delay + len(signal)][middle], signal[middle]
-    )
 
 
 # --- Voices

@@ -1,8 +1,9 @@
-"""A store of the sound of video clips, extracted once, a WAV file each.
+"""The sound of video clips, extracted once, a WAV file each.
 
-A corpus of clips is large and slow to decode; its sound is small. The store
-keeps the sound apart from the manifests, so that every label set shares it.
-Extraction runs in parallel and goes on where it was stopped.
+SpeechBrain's ``parallel_map`` has the processes. It keeps no account of what
+is done: which sources were gone through, and which clips gave no audio. So
+that a second label set needs no clips, and no archive is read twice, a record
+beside the audio does.
 """
 
 import io
@@ -10,15 +11,17 @@ import json
 import logging
 import multiprocessing
 import os
-from collections import deque
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from importlib.util import find_spec
 from pathlib import Path
 
+import numpy as np
+import soundfile
+from speechbrain.utils.parallel import parallel_map
 from tqdm import tqdm
 
-from emoq_modules.dataio.audio import audio_duration, extract_audio
+from emoq_modules.dataio.audio import SAMPLE_RATE, audio_duration, decode_sound
 from emoq_modules.dataio.files import write_atomically
 from emoq_modules.errors import AudioError, CorpusError
 
@@ -119,7 +122,10 @@ class ClipStore:
         CorpusError
             PyAV is not installed, or a process died.
         """
-        if self._is_complete(name, stamp):
+        known = self._sources.get(name, {"stamp": None})
+        if known["stamp"] == stamp and (
+            self.durations.keys() | known["faults"] >= set(known["keys"])
+        ):
             return
         if find_spec("av") is None:
             raise CorpusError(
@@ -129,9 +135,17 @@ class ClipStore:
         self.folder.mkdir(parents=True, exist_ok=True)
         self._write_record()  # from now on the store has its length
         keys, faults = [], {}
-        clips = _with_progress(clips, name, total)
+        outcomes = parallel_map(
+            _extract,
+            self._jobs(name, clips, total, keys),
+            chunk_size=1,
+            queue_size=4
+            * self.num_workers,  # an archive does not fit in memory
+            executor=self._processes,
+            progress_bar=False,  # which would not show what is skipped
+        )
         try:
-            for key, damaged, fault in self._extract(clips, keys):
+            for key, damaged, fault in outcomes:
                 if fault is None:
                     self.durations[key] = audio_duration(self.path(key))
                     self.faults.pop(key, None)
@@ -152,36 +166,19 @@ class ClipStore:
         self._sources[name] = {"stamp": stamp, "keys": keys, "faults": faults}
         self._write_record()
 
-    def _is_complete(self, name, stamp):
-        known = self._sources.get(name)
-        return (
-            known is not None
-            and known["stamp"] == stamp
-            and self.durations.keys() | known["faults"] >= set(known["keys"])
-        )
-
-    def _extract(self, clips, keys):
-        """Key, damaged packets and fault of each clip without audio so far.
-
-        A few clips are under way at a time: an archive's do not fit in memory.
-        """
-        running = deque()
-        for key, clip in clips:
+    def _jobs(self, name, clips, total, keys):
+        """What ``_extract`` takes, of each clip without audio so far."""
+        # A bar on a terminal, a line now and then elsewhere.
+        bar = tqdm(clips, desc=name, total=total, unit="clip", disable=None)
+        for number, (key, clip) in enumerate(bar, start=1):
             keys.append(key)
-            if key in self.durations:
-                continue
-            if not isinstance(clip, Path):
-                clip = io.BytesIO(clip.read())
-            wav = self.path(key)
-            wav.parent.mkdir(exist_ok=True)
-            job = self._processes.submit(
-                extract_audio, clip, wav, self.max_duration_s
-            )
-            running.append((key, job))
-            if len(running) > 4 * self.num_workers:
-                yield _outcome(*running.popleft())
-        for key, job in running:
-            yield _outcome(key, job)
+            if key not in self.durations:
+                if not isinstance(clip, Path):
+                    clip = io.BytesIO(clip.read())
+                self.path(key).parent.mkdir(exist_ok=True)
+                yield key, clip, self.path(key), self.max_duration_s
+            if bar.disable and number % _LOG_EVERY == 0:
+                logger.info(f"{name}: {number} of {total or 'the'} clips")
 
     def _measure(self):
         durations = {}
@@ -216,25 +213,58 @@ class ClipStore:
         return sources
 
     def _write_record(self):
-        record = {
-            "max_duration_s": self.max_duration_s,
-            "sources": self._sources,
-        }
-        path = self.folder / _RECORD
-        write_atomically(path, json.dumps(record, indent=1).encode())
+        record = {"max_duration_s": self.max_duration_s}
+        record["sources"] = self._sources
+        content = json.dumps(record, indent=1).encode()
+        write_atomically(self.folder / _RECORD, content)
 
 
-def _outcome(key, job):
+def extract_audio(clip, wav, max_duration_s):
+    """Write a video clip's sound as a 16 kHz mono 16-bit WAV file.
+
+    Packets that do not decode are passed over, as the ``ffmpeg`` program
+    does; the WAV file appears whole or not at all.
+
+    Arguments
+    ---------
+    clip : Path or file object
+        Anything FFmpeg reads: mp4, mkv, ...
+    wav : Path
+        The file to write; its folder must exist.
+    max_duration_s : float
+        Seconds to keep from the start.
+
+    Returns
+    -------
+    int
+        Packets passed over because they were damaged.
+
+    Raises
+    ------
+    AudioError
+        The clip does not open, or has no sound in it.
+    """
+    wanted = round(max_duration_s * SAMPLE_RATE)
+    pieces, kept, damaged = [], 0, 0
+    for piece in decode_sound(clip):
+        if piece is None:
+            damaged += 1
+            continue
+        pieces.append(piece)
+        kept += len(piece)
+        if kept >= wanted:
+            break
+    buffer = io.BytesIO()
+    samples = np.concatenate(pieces)[:wanted]
+    soundfile.write(buffer, samples, SAMPLE_RATE, "PCM_16", format="WAV")
+    write_atomically(wav, buffer.getvalue())
+    return damaged
+
+
+def _extract(job):
+    """Key, damaged packets and fault of a clip; in a process of its own."""
+    key, *rest = job
     try:
-        return key, job.result(), None
+        return key, extract_audio(*rest), None
     except AudioError as error:
         return key, 0, str(error)
-
-
-def _with_progress(clips, name, total):
-    """Pass the clips on: a bar on a terminal, a line now and then elsewhere."""
-    bar = tqdm(clips, desc=name, total=total, unit="clip", disable=None)
-    for number, item in enumerate(bar, start=1):
-        yield item
-        if bar.disable and number % _LOG_EVERY == 0:
-            logger.info(f"{name}: {number} of {total or 'the'} clips")
