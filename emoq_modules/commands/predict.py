@@ -8,7 +8,7 @@ import signal
 import sys
 from dataclasses import asdict
 
-from emoq_modules.commands.model_options import add_model_options
+from emoq_modules.commands.options import add_model_options
 
 _DESCRIPTION = """\
 Recognizes the emotion in recordings with a trained EmoQ, and prints a row for
@@ -139,11 +139,6 @@ def _run(own, rest):
     from emoq_modules.errors import ConfigurationError
     from emoq_modules.inference.vad import load_vad
 
-    if rest:
-        raise ConfigurationError(
-            f"emoq predict knows no {' '.join(rest)}; emoq predict --help "
-            "lists what it knows."
-        )
     if own.vad and not own.timeline:
         raise ConfigurationError("--vad is for --timeline: give both.")
     if own.timeline and (own.text or own.transcripts):

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass, fields
 from importlib.util import find_spec
 
-from emoq_modules.commands.model_options import add_model_options
+from emoq_modules.commands.options import add_model_options
 from emoq_modules.errors import ConfigurationError
 
 _LOOPBACK = ("127.0.0.1", "localhost", "::1")
@@ -140,11 +140,6 @@ def add_serve(commands):
 
 
 def _serve(own, rest):
-    if rest:
-        raise ConfigurationError(
-            f"emoq serve knows no {' '.join(rest)}; emoq serve --help lists "
-            "what it knows."
-        )
     if find_spec("gradio") is None:
         raise ConfigurationError(
             "The page is made with Gradio, which is not installed: "

@@ -7,7 +7,7 @@ import torch
 
 from emoq_modules.dataio.audio import SAMPLE_RATE
 from emoq_modules.dataio.recordings import Recording, cut
-from emoq_modules.errors import AudioError, RefusedError
+from emoq_modules.errors import AudioError, UploadError
 
 # Of a minute of fast speech, about twice; what a name may take up.
 _MAX_TEXT = 2000
@@ -66,7 +66,7 @@ def answer(recognizer, settings, path, text="", speaker=""):
 
     Raises
     ------
-    RefusedError
+    UploadError
         If there is no recording, if it is no audio, damaged, empty or too
         long, or if the transcript or the name is too long.
     """
@@ -81,7 +81,7 @@ def answer(recognizer, settings, path, text="", speaker=""):
         max_seconds=settings.max_seconds,
     )
     if whole.error is not None:
-        raise RefusedError(_without_path(whole.error, path))
+        raise UploadError(_without_path(whole.error, path))
     windows = []
     if len(samples) > settings.window_s * SAMPLE_RATE:
         windows = recognizer.timeline(
@@ -97,23 +97,23 @@ def answer(recognizer, settings, path, text="", speaker=""):
 
 def _samples(path, max_seconds):
     if not path:
-        raise RefusedError("There is no recording: upload one, or record it.")
+        raise UploadError("There is no recording: upload one, or record it.")
     if not Path(path).is_file():
-        raise RefusedError(
+        raise UploadError(
             "The recording is not here any more, since none is kept: send it "
             "again."
         )
     if not Path(path).stat().st_size:
-        raise RefusedError("The recording is empty: a file of 0 bytes.")
+        raise UploadError("The recording is empty: a file of 0 bytes.")
     try:
         # One part, a little longer than may be, of which no more is read.
         ((_, end, samples, fault),) = cut(path, [(0, max_seconds + 0.1)])
     except AudioError as error:
-        raise RefusedError(_without_path(str(error), path)) from error
+        raise UploadError(_without_path(str(error), path)) from error
     if fault:
-        raise RefusedError(_without_path(fault, path))
+        raise UploadError(_without_path(fault, path))
     if end > max_seconds:
-        raise RefusedError(
+        raise UploadError(
             f"The recording is longer than {max_seconds:g} s, which is the "
             "most that is taken here: send a part of it."
         )
@@ -122,7 +122,7 @@ def _samples(path, max_seconds):
 
 def _check_length(what, value, most):
     if len(value) > most:
-        raise RefusedError(
+        raise UploadError(
             f"The {what} has {len(value):,} characters; {most:,} are the most "
             "that are taken here."
         )

@@ -6,7 +6,7 @@ import gradio as gr
 
 from emoq_modules.commands.serve_answer import answer
 from emoq_modules.commands.serve_plots import label_colors, plot_timeline
-from emoq_modules.errors import RefusedError
+from emoq_modules.errors import UploadError
 
 # Fonts that are on the visitor's machine: none is fetched.
 THEME = gr.themes.Default(
@@ -137,7 +137,7 @@ def _handlers(recognizer, settings, uploads):
         with uploads.removed_afterwards(recording):
             try:
                 found = answer(recognizer, settings, recording, text, speaker)
-            except RefusedError as error:
+            except UploadError as error:
                 return _refusal(error), gr.Plot(visible=False), ""
         picture = gr.Plot(visible=False)
         if found.windows:
@@ -150,7 +150,7 @@ def _handlers(recognizer, settings, uploads):
         with uploads.removed_afterwards(recording):
             try:
                 found = answer(recognizer, settings, recording, text, speaker)
-            except RefusedError as error:
+            except UploadError as error:
                 message = escape(str(error))
                 raise gr.Error(message, print_exception=False) from error
         return found.as_json()
