@@ -1,51 +1,30 @@
 """What ``emoq serve`` answers to an upload, whatever the page looks like."""
 
-from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
 
 from emoq_modules.dataio.audio import SAMPLE_RATE
-from emoq_modules.dataio.recordings import Recording, cut
+from emoq_modules.dataio.recordings import Recording, read_recording
 from emoq_modules.errors import AudioError, UploadError
 
 # Of a minute of fast speech, about twice; what a name may take up.
 _MAX_TEXT = 2000
 _MAX_SPEAKER = 100
-
-
-@dataclass(frozen=True)
-class Answer:
-    """What was recognized in an upload.
-
-    Attributes
-    ----------
-    whole : Recognition
-        Of all of it.
-    windows : list of Recognition
-        Its time line; empty if it is no longer than one window.
-    samples : torch.Tensor
-        The recording at 16 kHz, ``(T,)``.
-    prompt : str
-        What the LLM was asked, with the voice's place in it.
-    """
-
-    whole: object
-    windows: list
-    samples: torch.Tensor
-    prompt: str
-
-    def as_json(self):
-        """The answer as programs get it, of plain values."""
-        return {
-            **_as_json(self.whole),
-            "windows": [_as_json(window) for window in self.windows],
-            "prompt": self.prompt,
-        }
+_SILENCE = 1e-6  # mean square: -60 dB of full scale, as of a timeline
+_WITHOUT_SOUND = {
+    "posteriors": {},
+    "label": None,
+    "confidence": None,
+    "abstained": True,
+}
+_BATCH_SIZE = 8  # windows that are recognized together
 
 
 def answer(recognizer, settings, path, text="", speaker=""):
     """Recognizes the emotion in an upload, if there is nothing against it.
+
+    The upload is decoded once.
 
     Arguments
     ---------
@@ -62,7 +41,12 @@ def answer(recognizer, settings, path, text="", speaker=""):
 
     Returns
     -------
-    Answer
+    dict
+        Of plain values: ``start``, ``end`` (in seconds), ``posteriors`` (a
+        dict), ``label``, ``confidence`` and ``abstained`` of the recording, as
+        of ``Recognition``; ``windows``, a list of the same for its time line,
+        by the voice alone, empty if the recording is no longer than one; and
+        ``prompt``, what the LLM was asked, with the voice's place in it.
 
     Raises
     ------
@@ -73,26 +57,85 @@ def answer(recognizer, settings, path, text="", speaker=""):
     text, speaker = (text or "").strip(), (speaker or "").strip()
     _check_length("transcript", text, _MAX_TEXT)
     _check_length("speaker's name", speaker, _MAX_SPEAKER)
+    said = Recording("", text, speaker or None).readable()
     samples = _samples(path, settings.max_seconds)
-    recording = Recording(path, text, speaker or None)
-    (whole,) = recognizer.recognize(
-        [recording],
-        abstain_below=settings.abstain_below,
-        max_seconds=settings.max_seconds,
+    (whole,) = _recognize(
+        recognizer, settings, samples[None], said.text, said.speaker
     )
-    if whole.error is not None:
-        raise UploadError(_without_path(whole.error, path))
-    windows = []
-    if len(samples) > settings.window_s * SAMPLE_RATE:
-        windows = recognizer.timeline(
-            path,
-            window_s=settings.window_s,
-            hop_s=settings.hop_s,
-            speaker=recording.speaker,
-            abstain_below=settings.abstain_below,
+    return {
+        "start": 0.0,
+        "end": len(samples) / SAMPLE_RATE,
+        **whole,
+        "windows": _timeline(recognizer, settings, samples, said.speaker),
+        "prompt": recognizer.prompt_text(said.text, said.speaker),
+    }
+
+
+def _timeline(recognizer, settings, samples, speaker):
+    """What is recognized in each window; the last ends where all does."""
+    size = round(settings.window_s * SAMPLE_RATE)
+    hop = max(1, round(settings.hop_s * SAMPLE_RATE))
+    last = len(samples) - size
+    if last <= 0:
+        return []
+    starts = [*range(0, last, hop), last]
+    windows = {start: samples[start : start + size] for start in starts}
+    heard = [
+        start
+        for start, window in windows.items()
+        if window.square().mean() >= _SILENCE
+    ]
+    found = {}
+    for first in range(0, len(heard), _BATCH_SIZE):
+        batch = heard[first : first + _BATCH_SIZE]
+        wavs = torch.stack([windows[start] for start in batch])
+        rows = _recognize(recognizer, settings, wavs, "", speaker)
+        found.update(zip(batch, rows, strict=True))
+    return [
+        {
+            "start": start / SAMPLE_RATE,
+            "end": (start + size) / SAMPLE_RATE,
+            **found.get(start, _WITHOUT_SOUND),
+        }
+        for start in starts
+    ]
+
+
+def _recognize(recognizer, settings, wavs, text, speaker):
+    """What is recognized in each of some waveforms, ``(B, T)``."""
+    number = len(wavs)
+    try:
+        posteriors, confidences, _, words = recognizer.classify_batch(
+            wavs, texts=[text] * number, speakers=[speaker] * number
         )
-    prompt = recognizer.prompt_text(text, speaker or None)
-    return Answer(whole, list(windows), samples, prompt)
+    except (torch.OutOfMemoryError, ValueError) as error:
+        raise UploadError(
+            f"The recording is not recognized: {error}"
+        ) from error
+    if not confidences.isfinite().all():
+        raise UploadError(
+            "The recording gives no probabilities: its samples are far outside "
+            "of -1 to 1, perhaps."
+        )
+    least = settings.abstain_below
+    if least is None:
+        least = recognizer.hparams.abstain_below
+    found = []
+    for row, confidence, word in zip(
+        posteriors.tolist(), confidences.tolist(), words, strict=True
+    ):
+        abstained = confidence < least
+        found.append(
+            {
+                "posteriors": dict(
+                    zip(recognizer.hparams.labels, row, strict=True)
+                ),
+                "label": None if abstained else word,
+                "confidence": confidence,
+                "abstained": abstained,
+            }
+        )
+    return found
 
 
 def _samples(path, max_seconds):
@@ -100,24 +143,14 @@ def _samples(path, max_seconds):
         raise UploadError("There is no recording: upload one, or record it.")
     if not Path(path).is_file():
         raise UploadError(
-            "The recording is not here any more, since none is kept: send it "
-            "again."
+            "The recording is not here any more, since none is kept for long: "
+            "send it again."
         )
-    if not Path(path).stat().st_size:
-        raise UploadError("The recording is empty: a file of 0 bytes.")
     try:
-        # One part, a little longer than may be, of which no more is read.
-        ((_, end, samples, fault),) = cut(path, [(0, max_seconds + 0.1)])
+        return read_recording(path, max_seconds)
     except AudioError as error:
-        raise UploadError(_without_path(str(error), path)) from error
-    if fault:
-        raise UploadError(_without_path(fault, path))
-    if end > max_seconds:
-        raise UploadError(
-            f"The recording is longer than {max_seconds:g} s, which is the "
-            "most that is taken here: send a part of it."
-        )
-    return samples
+        message = str(error).replace(str(path), "The recording")
+        raise UploadError(message) from error
 
 
 def _check_length(what, value, most):
@@ -126,14 +159,3 @@ def _check_length(what, value, most):
             f"The {what} has {len(value):,} characters; {most:,} are the most "
             "that are taken here."
         )
-
-
-def _without_path(message, path):
-    return message.replace(str(path), "The recording")
-
-
-def _as_json(recognition):
-    values = asdict(recognition)
-    for private in ("path", "error", "text"):  # the host's, or the visitor's
-        del values[private]
-    return values
