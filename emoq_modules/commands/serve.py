@@ -12,7 +12,7 @@ from dataclasses import asdict, dataclass
 from importlib.util import find_spec
 from pathlib import Path
 
-from emoq_modules.commands.options import add_model_options
+from emoq_modules.commands.options import add_model_options, load_recognizer
 from emoq_modules.errors import ConfigurationError
 
 _LOOPBACK = ("127.0.0.1", "localhost", "::1")
@@ -140,8 +140,6 @@ def _serve(own, rest):
         )
     settings = ServeSettings(**{name: getattr(own, name) for name in _HELP})
     _check_address(own.host, own.port)  # loading a model may take minutes
-
-    from emoq_modules.commands.options import load_recognizer
 
     recognizer = load_recognizer(own)
     stop = threading.Event()
