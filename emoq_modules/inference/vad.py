@@ -50,8 +50,7 @@ def speech_spans(vad, path, device="cpu", longest_s=30.0):
     spans = []
     for start, end in segments.tolist():
         number = math.ceil((end - start) / longest_s)
-        edges = np.linspace(start, end, number + 1).tolist()
-        spans += pairwise(edges)
+        spans += pairwise(np.linspace(start, end, number + 1).tolist())
     return spans
 
 
