@@ -12,12 +12,6 @@ from emoq_modules.errors import AudioError, UploadError
 _MAX_TEXT = 2000
 _MAX_SPEAKER = 100
 _SILENCE = 1e-6  # mean square: -60 dB of full scale, as of a timeline
-_WITHOUT_SOUND = {
-    "posteriors": {},
-    "label": None,
-    "confidence": None,
-    "abstained": True,
-}
 _BATCH_SIZE = 8  # windows that are recognized together
 
 
@@ -80,24 +74,16 @@ def _timeline(recognizer, settings, samples, speaker):
         return []
     starts = [*range(0, last, hop), last]
     windows = {start: samples[start : start + size] for start in starts}
-    heard = [
-        start
-        for start, window in windows.items()
-        if window.square().mean() >= _SILENCE
-    ]
-    found = {}
+    heard = [n for n in starts if windows[n].square().mean() >= _SILENCE]
+    found = dict.fromkeys(starts, _answered({}, None, None, True))
     for first in range(0, len(heard), _BATCH_SIZE):
         batch = heard[first : first + _BATCH_SIZE]
         wavs = torch.stack([windows[start] for start in batch])
         rows = _recognize(recognizer, settings, wavs, "", speaker)
         found.update(zip(batch, rows, strict=True))
     return [
-        {
-            "start": start / SAMPLE_RATE,
-            "end": (start + size) / SAMPLE_RATE,
-            **found.get(start, _WITHOUT_SOUND),
-        }
-        for start in starts
+        {"start": n / SAMPLE_RATE, "end": (n + size) / SAMPLE_RATE, **row}
+        for n, row in found.items()
     ]
 
 
@@ -124,18 +110,20 @@ def _recognize(recognizer, settings, wavs, text, speaker):
     for row, confidence, word in zip(
         posteriors.tolist(), confidences.tolist(), words, strict=True
     ):
+        posterior = dict(zip(recognizer.hparams.labels, row, strict=True))
         abstained = confidence < least
-        found.append(
-            {
-                "posteriors": dict(
-                    zip(recognizer.hparams.labels, row, strict=True)
-                ),
-                "label": None if abstained else word,
-                "confidence": confidence,
-                "abstained": abstained,
-            }
-        )
+        label = None if abstained else word
+        found.append(_answered(posterior, label, confidence, abstained))
     return found
+
+
+def _answered(posteriors, label, confidence, abstained):
+    return {
+        "posteriors": posteriors,
+        "label": label,
+        "confidence": confidence,
+        "abstained": abstained,
+    }
 
 
 def _samples(path, max_seconds):
