@@ -73,7 +73,7 @@ def ask(page, recording, text=""):
     text : str
         What is said in it.
     """
-    page.get_by_label("Transcript").fill(text)
+    page.get_by_role("textbox", name="Transcript").fill(text)
     page.set_input_files("input[type=file]", recording)
     page.get_by_role("button", name="Play", exact=True).wait_for()
     page.get_by_role("button", name="Recognize").click()
@@ -101,7 +101,7 @@ def main():
         page = browser.new_page(viewport={"width": 1120, "height": 600})
         page.goto(url)
         ask(page, own.recording, own.text)
-        page.locator(".emoq .word").wait_for()
+        page.locator("#over-time svg, #over-time canvas").wait_for()
         page.mouse.move(0, 0)
         page.wait_for_timeout(1000)  # until nothing moves
         page.screenshot(path=PICTURE, full_page=True)

@@ -3,14 +3,17 @@
 import argparse
 import difflib
 import os
+import re
 import sys
 from functools import partial
 
 from emoq_modules import __version__
 from emoq_modules.commands.export import add_export
+from emoq_modules.commands.options import exit_status
 from emoq_modules.commands.predict import add_predict
 from emoq_modules.commands.reproduce import add_reproduce
 from emoq_modules.commands.serve import add_serve
+from emoq_modules.errors import ConfigurationError
 
 
 def main(arguments=None):
@@ -18,6 +21,11 @@ def main(arguments=None):
 
     Without any argument the overview goes to the standard error, as after a
     mistake: a script that lost its arguments has not succeeded.
+
+    Arguments
+    ---------
+    arguments : list of str | None
+        The command line; None is that of this process.
 
     Returns
     -------
@@ -35,11 +43,17 @@ def main(arguments=None):
         parser.print_help(sys.stderr)
         return 2
     _check_command(parser, commands, arguments)
-    own, rest = parser.parse_known_args(arguments)
-    # Imports of seconds, which help and completion need not wait for.
-    from emoq_modules.commands.options import exit_status
+    return exit_status(partial(_run, parser), arguments)
 
-    return exit_status(partial(own.function, own), rest)
+
+def _run(parser, arguments):
+    own, rest = parser.parse_known_args(arguments)
+    if rest and own.command != "reproduce":  # it hands them to train.py
+        raise ConfigurationError(
+            f"emoq {own.command} knows no {' '.join(rest)}; emoq {own.command} "
+            "--help lists what it knows."
+        )
+    return own.function(own, rest)
 
 
 def _make_parser():
@@ -60,28 +74,23 @@ def _make_parser():
         help="show the version and exit",
     )
     commands = parser.add_subparsers(
-        title="commands", metavar="COMMAND", required=True
+        title="commands", dest="command", metavar="COMMAND", required=True
     )
     add_reproduce(commands)
     add_predict(commands)
     add_export(commands)
     add_serve(commands)
-    examples = map(_first_example, commands.choices.values())
+    lines = "\n".join(command.epilog for command in commands.choices.values())
+    firsts = re.findall(r"^examples:\n(.*)$", lines, re.MULTILINE)
     parser.epilog = "\n".join(
         [
             "examples:",
-            *(line for line in examples if line),
+            *firsts,
             "",
             "More of a command, and more examples: emoq COMMAND --help",
         ]
     )
     return parser, commands.choices
-
-
-def _first_example(command):
-    """The first line of a command's epilogue that runs it, if there is one."""
-    lines = (command.epilog or "").splitlines()
-    return next((x for x in lines if x.strip().startswith("emoq ")), None)
 
 
 def _check_command(parser, commands, arguments):

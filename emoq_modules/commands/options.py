@@ -1,35 +1,39 @@
-"""What the programs have in common: options, and errors for the person."""
+"""What the programs have in common: options, and errors for the person.
+
+torch and the models' libraries are imported where they are used, since help
+and completion need not wait for them.
+"""
 
 import logging
 import sys
 import warnings
 
-import torch
-from transformers.utils import logging as transformers_logging
+from emoq_modules.errors import ConfigurationError, EmoQError
 
-from emoq_modules.errors import (
-    AudioError,
-    CheckpointError,
-    ConfigurationError,
-    CorpusError,
-    ExportError,
-    ResultsError,
-    SourceError,
-    UnsafeYAMLError,
-)
-from emoq_modules.inference.recognizer import EmotionRecognizer
 
-_FOR_THE_PERSON = (
-    AudioError,
-    CheckpointError,
-    ConfigurationError,
-    CorpusError,
-    ExportError,
-    OSError,
-    ResultsError,
-    SourceError,
-    UnsafeYAMLError,
-)
+def add_model_options(command):
+    """Adds the options that ``load_recognizer`` reads.
+
+    Arguments
+    ---------
+    command : argparse.ArgumentParser
+    """
+    command.add_argument(
+        "--model",
+        required=True,
+        metavar="FOLDER",
+        help="the folder 'recognizer' of a run of stage 2, what emoq export "
+        "has made, or the name of that on the Hugging Face hub",
+    )
+    command.add_argument(
+        "--trust_source",
+        action="store_true",
+        help="load a model whose YAML names code that EmoQ does not know, for "
+        "instance your own",
+    )
+    command.add_argument(
+        "--device", help="cpu, cuda, cuda:1, ...; a GPU if there is one"
+    )
 
 
 def load_recognizer(own, **options):
@@ -51,6 +55,11 @@ def load_recognizer(own, **options):
     ConfigurationError
         If the device is not to be had.
     """
+    import torch
+    from transformers.utils import logging as transformers_logging
+
+    from emoq_modules.inference.recognizer import EmotionRecognizer
+
     transformers_logging.disable_progress_bar()  # logs take lines
     # Between libraries; whoever runs a program can do nothing about them.
     warnings.simplefilter("ignore", FutureWarning)
@@ -72,6 +81,13 @@ def load_recognizer(own, **options):
 def exit_status(main, arguments):
     """Calls ``main``, and prints an error for the person as a message.
 
+    Arguments
+    ---------
+    main : callable
+        The program.
+    arguments : list of str
+        What it is called with.
+
     Returns
     -------
     int
@@ -86,7 +102,7 @@ def exit_status(main, arguments):
     except KeyboardInterrupt:
         print("\nstopped: the same command goes on from here", file=sys.stderr)
         return 130
-    except _FOR_THE_PERSON as error:
+    except (EmoQError, OSError) as error:
         # A data loader's worker puts its traceback before the error's words.
         message = str(error).split(f"{type(error).__name__}: ")[-1].strip()
         print(f"error: {message}", file=sys.stderr)

@@ -8,7 +8,9 @@ import signal
 import sys
 from dataclasses import asdict
 
-from emoq_modules.commands.model_options import add_model_options
+from emoq_modules.commands.options import add_model_options, load_recognizer
+from emoq_modules.commands.predict_inputs import Transcripts, find_recordings
+from emoq_modules.errors import AudioError, ConfigurationError
 
 _DESCRIPTION = """\
 Recognizes the emotion in recordings with a trained EmoQ, and prints a row for
@@ -64,7 +66,7 @@ def add_predict(commands):
         "--asr",
         metavar="MODEL",
         help="transcribes recordings without a text: a speech recognition "
-        "model of transformers or SpeechBrain, a folder or a name on the hub",
+        "model of transformers, a folder or a name on the hub",
     )
     command.add_argument("--speaker", help="who speaks, in all recordings")
     command.add_argument(
@@ -117,7 +119,7 @@ def add_predict(commands):
 
 def _predict(own, rest):
     try:
-        return _run(own, rest)
+        return _run(own)
     except BrokenPipeError:
         # Nobody reads on, as after `| head`. Python would complain once more
         # when it flushes its output in the end.
@@ -128,22 +130,11 @@ def _predict(own, rest):
         return 128 + signal.SIGINT
 
 
-def _run(own, rest):
+def _run(own):
     # torch and the models' libraries take seconds to import.
-    from emoq_modules.commands.options import load_recognizer
-    from emoq_modules.commands.predict_inputs import (
-        Transcripts,
-        find_recordings,
-    )
     from emoq_modules.dataio.recordings import sliding_windows
-    from emoq_modules.errors import ConfigurationError
     from emoq_modules.inference.vad import load_vad
 
-    if rest:
-        raise ConfigurationError(
-            f"emoq predict knows no {' '.join(rest)}; emoq predict --help "
-            "lists what it knows."
-        )
     if own.vad and not own.timeline:
         raise ConfigurationError("--vad is for --timeline: give both.")
     if own.timeline and (own.text or own.transcripts):
@@ -151,14 +142,13 @@ def _run(own, rest):
             "What is said in a recording is not said in each of its windows: "
             "give --asr with --timeline, or no text."
         )
-    transcripts = None
-    if own.transcripts is not None:
-        transcripts = Transcripts(own.transcripts)
+    transcripts = Transcripts(own.transcripts) if own.transcripts else None
     recognizer = load_recognizer(own, asr=own.asr)
-    total = None
+    paths, total = find_recordings(own.sources), None
     if sys.stderr.isatty() and "-" not in own.sources and not own.timeline:
-        total = sum(1 for _ in find_recordings(own.sources))
-    recordings = _recordings(find_recordings(own.sources), own, transcripts)
+        paths = list(paths)  # how many there are is for the progress bar
+        total = len(paths)
+    recordings = _recordings(paths, own, transcripts)
     options = {
         "batch_size": own.batch_size,
         "abstain_below": own.abstain_below,
@@ -174,7 +164,8 @@ def _run(own, rest):
             results = recognizer.recognize(recordings, **options)
     except ValueError as error:
         raise ConfigurationError(str(error)) from error
-    failed = _write(_with_progress(results, total), own.format, recognizer)
+    results = _with_progress(results, total)
+    failed = _write(results, own.format, recognizer.hparams.labels)
     if transcripts and transcripts.missing:
         print(transcripts.complaint(), file=sys.stderr)
     return 1 if failed else 0
@@ -191,7 +182,6 @@ def _recordings(paths, own, transcripts):
 
 
 def _timelines(recognizer, recordings, options):
-    from emoq_modules.errors import AudioError
     from emoq_modules.inference.batching import Recognition
 
     for recording in recordings:
@@ -214,77 +204,67 @@ def _with_progress(results, total):
             bar.update()
 
 
-def _write(results, form, recognizer):
+def _write(results, form, labels):
     """Prints the results; returns how many are errors."""
     # A path may hold bytes that are no text; they come out as they were.
     sys.stdout.reconfigure(encoding="utf-8", errors="surrogateescape")
-    failed = 0
-
-    def counted():
-        nonlocal failed
-        for found in results:
-            failed += found.error is not None
-            yield found
-
-    _FORMATS[form](counted(), recognizer.hparams.labels)
+    failed, table = 0, []
+    writer = csv.writer(sys.stdout, lineterminator="\n")
+    if form == "csv":
+        header = ["path", "start", "end", "label", "confidence", "abstained"]
+        writer.writerow([*header, *labels, "text", "error"])
+    for found in results:
+        failed += found.error is not None
+        if form == "jsonl":
+            print(json.dumps(asdict(found)))
+        elif form == "csv":
+            writer.writerow(_csv_row(found, labels))
+        else:
+            table.append(_table_row(found, labels))
+        sys.stdout.flush()
+    if form == "table":
+        _print_table(table, labels)
     return failed
 
 
-def _write_jsonl(results, labels):
-    for found in results:
-        print(json.dumps(asdict(found)), flush=True)
+def _csv_row(found, labels):
+    def digits(value):
+        return None if value is None else f"{value:.9g}"
 
-
-def _write_csv(results, labels):
-    writer = csv.writer(sys.stdout, lineterminator="\n")
-    writer.writerow(
-        ["path", "start", "end", "label", "confidence", "abstained"]
-        + [*labels, "text", "error"]
-    )
-    for found in results:
-        posteriors = [_digits(found.posteriors.get(label)) for label in labels]
-        writer.writerow(
-            [found.path, _digits(found.start), _digits(found.end)]
-            + [found.label, _digits(found.confidence), found.abstained]
-            + [*posteriors, found.text, found.error]
-        )
-        sys.stdout.flush()
-
-
-def _write_table(results, labels):
-    rows = [("recording", "from", "to", "emotion", "confidence", *labels)]
-    for found in results:
-        answer = found.error or found.label or "?"
-        if found.abstained and not found.posteriors:
-            answer = "(silence)"
-        rows.append(
-            (
-                *(found.path, _short(found.start), _short(found.end)),
-                *(answer, _short(found.confidence)),
-                *(_short(found.posteriors.get(label)) for label in labels),
-            )
-        )
-    # What is said of an error may be long, and stands last.
-    widths = [
-        max(len(row[column]) for row in rows if any(row[4:]) or column < 3)
-        for column in range(len(rows[0]))
+    return [
+        *(found.path, digits(found.start), digits(found.end), found.label),
+        *(digits(found.confidence), found.abstained),
+        *(digits(found.posteriors.get(label)) for label in labels),
+        *(found.text, found.error),
     ]
+
+
+def _table_row(found, labels):
+    def short(value):
+        return "" if value is None else f"{value:.2f}"
+
+    row = [found.path, short(found.start), short(found.end)]
+    if found.error:
+        return [*row, found.error]
+    if found.abstained and not found.posteriors:
+        return [*row, "(silence)"]
+    values = [found.confidence, *map(found.posteriors.get, labels)]
+    return [*row, found.label or "?", *map(short, values)]
+
+
+def _print_table(rows, labels):
+    rows = [
+        ["recording", "from", "to", "emotion", "confidence", *labels],
+        *rows,
+    ]
+    # What is said of an error may be long, and stands last.
+    whole = [row for row in rows if len(row) > 4]
+    widths = [max(map(len, column)) for column in zip(*whole, strict=True)]
+    for n in range(3):
+        widths[n] = max(len(row[n]) for row in rows)
     for row in rows:
         cells = [
-            cell.ljust(width) if column in (0, 3) else cell.rjust(width)
-            for column, (cell, width) in enumerate(
-                zip(row, widths, strict=True)
-            )
+            cell.ljust(width) if n in (0, 3) else cell.rjust(width)
+            for n, (cell, width) in enumerate(zip(row, widths, strict=False))
         ]
         print("  ".join(cells).rstrip())
-
-
-def _digits(value):
-    return None if value is None else f"{value:.9g}"
-
-
-def _short(value):
-    return "" if value is None else f"{value:.2f}"
-
-
-_FORMATS = {"csv": _write_csv, "jsonl": _write_jsonl, "table": _write_table}

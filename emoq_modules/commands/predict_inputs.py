@@ -14,7 +14,6 @@ _AUDIO_SUFFIXES = tuple(
     ".oga .ogg .opus .sph .w64 .wav .webm .wma".split()
 )
 _PATH_COLUMNS = ("path", "file", "filename", "wav", "id")
-_NAMED = 3  # recordings without a row that are named in the end
 
 
 def find_recordings(sources):
@@ -43,14 +42,16 @@ def find_recordings(sources):
         if source == "-":
             lines = (line.rstrip(b"\r\n") for line in sys.stdin.buffer)
             yield from (os.fsdecode(line) for line in lines if line.strip())
-        elif os.path.isdir(source):
-            yield from _or_itself(_in_folder(source), source)
-        elif not os.path.exists(source) and glob.has_magic(source):
+            continue
+        if os.path.isdir(source):
+            paths = _in_folder(source)
+        elif glob.has_magic(source) and not os.path.exists(source):
             found = sorted(glob.iglob(source, recursive=True))
-            files = (path for path in found if not os.path.isdir(path))
-            yield from _or_itself(files, source)
+            paths = (path for path in found if not os.path.isdir(path))
         else:
-            yield source
+            paths = iter([source])
+        yield next(paths, source)
+        yield from paths
 
 
 class Transcripts:
@@ -68,8 +69,8 @@ class Transcripts:
 
     Attributes
     ----------
-    missing : int
-        How many of the recordings asked for have no row.
+    missing : list of str
+        The recordings asked for that have no row.
 
     Raises
     ------
@@ -79,8 +80,7 @@ class Transcripts:
     """
 
     def __init__(self, file):
-        self.file, self.missing, self._named = file, 0, []
-        self._rows = {}
+        self.file, self.missing, self._rows = file, [], {}
         try:
             with open(file, encoding="utf-8-sig", newline="") as lines:
                 rows = list(csv.DictReader(lines, restval=""))
@@ -110,17 +110,15 @@ class Transcripts:
         for key in (path, os.path.abspath(path), name.name, name.stem):
             if key in self._rows:
                 return self._rows[key]
-        self.missing += 1
-        if len(self._named) < _NAMED:
-            self._named.append(path)
+        self.missing.append(path)
         return "", None
 
     def complaint(self):
         """What to tell of the recordings without a row."""
-        dots = ", ..." if self.missing > len(self._named) else ""
+        dots = ", ..." if len(self.missing) > 3 else ""
         return (
-            f"{self.missing} of the recordings have no row in {self.file}: "
-            f"{', '.join(self._named)}{dots}"
+            f"{len(self.missing)} of the recordings have no row in "
+            f"{self.file}: {', '.join(self.missing[:3])}{dots}"
         )
 
 
@@ -135,12 +133,3 @@ def _in_folder(folder):
             if name.lower().endswith(_AUDIO_SUFFIXES) and name[0] != ".":
                 yield os.path.join(where, name)
     yield from unread
-
-
-def _or_itself(paths, source):
-    empty = True
-    for path in paths:
-        empty = False
-        yield path
-    if empty:
-        yield source

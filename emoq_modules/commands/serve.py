@@ -1,21 +1,26 @@
 """``emoq serve``: a trained model as a web page, and as a service."""
 
 import argparse
+import os
 import signal
 import socket
+import tempfile
 import threading
-from contextlib import contextmanager
-from dataclasses import asdict, dataclass, fields
+import time
+from contextlib import contextmanager, suppress
+from dataclasses import asdict, dataclass
 from importlib.util import find_spec
+from pathlib import Path
 
-from emoq_modules.commands.model_options import add_model_options
+from emoq_modules.commands.options import add_model_options, load_recognizer
 from emoq_modules.errors import ConfigurationError
 
 _LOOPBACK = ("127.0.0.1", "localhost", "::1")
 _DESCRIPTION = """\
 Serves a web page on which speech is uploaded or recorded, and which shows the
 emotion that a trained model recognizes in it. Programs get the same as JSON
-from its endpoint /recognize. Nothing that is sent is kept. Ctrl-C stops it.
+from its endpoint /recognize. What is sent is removed within minutes. Ctrl-C
+stops it.
 """
 _EPILOG = """\
 examples:
@@ -27,6 +32,17 @@ examples:
 
 exit status: 0 when it was stopped; 2 if the command is wrong.
 """
+_HELP = {
+    "max_mb": "largest upload, in MB (%(default)g)",
+    "max_seconds": "longest recording, in seconds (%(default)g)",
+    "max_concurrent": "recordings recognized at a time, while others wait "
+    "(%(default)d)",
+    "abstain_below": "give no answer where the confidence is below, from 0 to "
+    "1",
+    "window_s": "longer recordings get a time line, of windows of so many "
+    "seconds (%(default)g)",
+    "hop_s": "from the start of a window to that of the next (%(default)g)",
+}
 
 
 @dataclass(frozen=True)
@@ -104,35 +120,12 @@ def add_serve(commands):
     command.add_argument(
         "--port", type=int, default=7860, help="port to listen at (%(default)s)"
     )
-    for name, kind, text in (
-        ("max_mb", float, "largest upload, in MB (%(default)g)"),
-        ("max_seconds", float, "longest recording, in seconds (%(default)g)"),
-        (
-            "max_concurrent",
-            int,
-            "recordings recognized at a time, while others wait (%(default)d)",
-        ),
-        (
-            "abstain_below",
-            float,
-            "give no answer where the confidence is below, from 0 to 1",
-        ),
-        (
-            "window_s",
-            float,
-            "longer recordings get a time line, of windows of so many seconds "
-            "(%(default)g)",
-        ),
-        (
-            "hop_s",
-            float,
-            "from the start of a window to that of the next (%(default)g)",
-        ),
-    ):
+    for name, text in _HELP.items():
+        default = getattr(ServeSettings, name)
         command.add_argument(
             f"--{name}",
-            type=kind,
-            default=getattr(ServeSettings, name),
+            type=int if isinstance(default, int) else float,
+            default=default,
             metavar="N",
             help=text,
         )
@@ -140,21 +133,13 @@ def add_serve(commands):
 
 
 def _serve(own, rest):
-    if rest:
-        raise ConfigurationError(
-            f"emoq serve knows no {' '.join(rest)}; emoq serve --help lists "
-            "what it knows."
-        )
     if find_spec("gradio") is None:
         raise ConfigurationError(
             "The page is made with Gradio, which is not installed: "
             "pip install -e '.[serve]'"
         )
-    names = [field.name for field in fields(ServeSettings)]
-    settings = ServeSettings(**{name: getattr(own, name) for name in names})
+    settings = ServeSettings(**{name: getattr(own, name) for name in _HELP})
     _check_address(own.host, own.port)  # loading a model may take minutes
-
-    from emoq_modules.commands.options import load_recognizer
 
     recognizer = load_recognizer(own)
     stop = threading.Event()
@@ -183,11 +168,11 @@ def _check_address(host, port):
 
 
 @contextmanager
-def serving(recognizer, settings, host="127.0.0.1", port=7860):
+def serving(recognizer, settings, host="127.0.0.1", port=7860, kept_s=300.0):
     """Serves the page of a recognizer while the context lasts.
 
-    Uploads lie in a folder of its own, for this user alone, until they are
-    answered; the folder goes with the server.
+    Uploads lie in a folder of its own, for this user alone; the folder goes
+    with the server.
 
     Arguments
     ---------
@@ -199,6 +184,8 @@ def serving(recognizer, settings, host="127.0.0.1", port=7860):
         The address to listen at.
     port : int
         The port, which must be free.
+    kept_s : float
+        After so many seconds an upload is not there any more.
 
     Yields
     ------
@@ -216,18 +203,16 @@ def serving(recognizer, settings, host="127.0.0.1", port=7860):
     ...     input(f"Look at {url}, then press Enter")
     """
     from emoq_modules.commands.serve_page import CSS, THEME, build_page
-    from emoq_modules.commands.serve_uploads import Uploads, upload_folder
 
-    max_bytes = int(settings.max_mb * 1e6)
-    with upload_folder() as folder:
-        uploads = Uploads(folder, max_bytes)
-        page = build_page(recognizer, settings, uploads)
+    with _upload_folder(kept_s):
+        page = build_page(recognizer, settings, kept_s)
         try:
             _, url, _ = page.launch(
                 server_name=f"[{host}]" if ":" in host else host,
                 server_port=port,
-                max_file_size=max_bytes,
-                app_kwargs={"routes": uploads.routes},
+                max_file_size=int(settings.max_mb * 1e6),
+                # Else 34 KB stay in memory of each of the last 10,000 requests.
+                state_session_capacity=50,
                 theme=THEME,
                 css=CSS,
                 prevent_thread_lock=True,
@@ -245,3 +230,32 @@ def serving(recognizer, settings, host="127.0.0.1", port=7860):
             yield url
         finally:
             page.close(verbose=False)
+
+
+@contextmanager
+def _upload_folder(kept_s):
+    """A folder for Gradio's files, swept of what has been there too long.
+
+    Gradio's own ``delete_cache`` knows the uploads that have arrived, and not
+    those that were broken off, which would stay.
+    """
+    name = "GRADIO_TEMP_DIR"  # read when a page is built, and at each request
+    before, stop = os.environ.get(name), threading.Event()
+
+    def sweep():
+        while not stop.wait(0.1 * kept_s):
+            for path in sorted(Path(folder).rglob("*"), reverse=True):
+                with suppress(OSError):  # what is not empty, or gone already
+                    if time.time() - path.stat().st_mtime > 0.9 * kept_s:
+                        path.rmdir() if path.is_dir() else path.unlink()
+
+    with tempfile.TemporaryDirectory(prefix="emoq-serve-") as folder:
+        os.environ[name] = folder
+        threading.Thread(target=sweep, daemon=True).start()
+        try:
+            yield
+        finally:
+            stop.set()
+            del os.environ[name]
+            if before is not None:
+                os.environ[name] = before

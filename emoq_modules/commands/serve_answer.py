@@ -1,51 +1,22 @@
 """What ``emoq serve`` answers to an upload, whatever the page looks like."""
 
-from dataclasses import asdict, dataclass
+from dataclasses import replace
 from pathlib import Path
 
-import torch
-
-from emoq_modules.dataio.audio import SAMPLE_RATE
-from emoq_modules.dataio.recordings import Recording, iter_segments
+from emoq_modules.dataio.audio import read_audio
+from emoq_modules.dataio.recordings import SHORTEST_S, Recording
 from emoq_modules.errors import AudioError, UploadError
 
 # Of a minute of fast speech, about twice; what a name may take up.
 _MAX_TEXT = 2000
 _MAX_SPEAKER = 100
-
-
-@dataclass(frozen=True)
-class Answer:
-    """What was recognized in an upload.
-
-    Attributes
-    ----------
-    whole : Recognition
-        Of all of it.
-    windows : list of Recognition
-        Its time line; empty if it is no longer than one window.
-    samples : torch.Tensor
-        The recording at 16 kHz, ``(T,)``.
-    prompt : str
-        What the LLM was asked, with the voice's place in it.
-    """
-
-    whole: object
-    windows: list
-    samples: torch.Tensor
-    prompt: str
-
-    def as_json(self):
-        """The answer as programs get it, of plain values."""
-        return {
-            **_as_json(self.whole),
-            "windows": [_as_json(window) for window in self.windows],
-            "prompt": self.prompt,
-        }
+_TOLD = "start", "end", "posteriors", "label", "confidence", "abstained"
 
 
 def answer(recognizer, settings, path, text="", speaker=""):
     """Recognizes the emotion in an upload, if there is nothing against it.
+
+    The upload is decoded once.
 
     Arguments
     ---------
@@ -62,7 +33,12 @@ def answer(recognizer, settings, path, text="", speaker=""):
 
     Returns
     -------
-    Answer
+    dict
+        Of plain values: ``start``, ``end`` (in seconds), ``posteriors`` (a
+        dict), ``label``, ``confidence`` and ``abstained`` of the recording, as
+        of ``Recognition``; ``windows``, a list of the same for its time line,
+        by the voice alone, empty if the recording is no longer than one; and
+        ``prompt``, what the LLM was asked, with the voice's place in it.
 
     Raises
     ------
@@ -73,26 +49,35 @@ def answer(recognizer, settings, path, text="", speaker=""):
     text, speaker = (text or "").strip(), (speaker or "").strip()
     _check_length("transcript", text, _MAX_TEXT)
     _check_length("speaker's name", speaker, _MAX_SPEAKER)
-    samples = _samples(path, settings.max_seconds)
-    recording = Recording(path, text, speaker or None)
+    recording = Recording(
+        "The recording",
+        text,
+        speaker or None,
+        samples=_samples(path, settings.max_seconds),
+    )
     (whole,) = recognizer.recognize(
-        [recording],
-        abstain_below=settings.abstain_below,
-        max_seconds=settings.max_seconds,
+        [recording], abstain_below=settings.abstain_below
     )
     if whole.error is not None:
-        raise UploadError(_without_path(whole.error, path))
+        raise UploadError(whole.error)
     windows = []
-    if len(samples) > settings.window_s * SAMPLE_RATE:
+    if whole.end > settings.window_s:
         windows = recognizer.timeline(
-            path,
-            window_s=settings.window_s,
-            hop_s=settings.hop_s,
-            speaker=recording.speaker,
+            replace(recording, text=""),
+            settings.window_s,
+            settings.hop_s,
             abstain_below=settings.abstain_below,
         )
-    prompt = recognizer.prompt_text(text, speaker or None)
-    return Answer(whole, list(windows), samples, prompt)
+    return {
+        **_plain(whole),
+        "windows": [*map(_plain, windows)],
+        "prompt": recognizer.prompt_text(whole.text, speaker or None),
+    }
+
+
+def _plain(recognition):
+    """What of a ``Recognition`` is told."""
+    return {key: getattr(recognition, key) for key in _TOLD}
 
 
 def _samples(path, max_seconds):
@@ -100,26 +85,14 @@ def _samples(path, max_seconds):
         raise UploadError("There is no recording: upload one, or record it.")
     if not Path(path).is_file():
         raise UploadError(
-            "The recording is not here any more, since none is kept: send it "
-            "again."
+            "The recording is not here any more, since none is kept for long: "
+            "send it again."
         )
-    if not Path(path).stat().st_size:
-        raise UploadError("The recording is empty: a file of 0 bytes.")
     try:
-        # One part, a little longer than may be, of which no more is read.
-        ((_, end, samples, fault),) = iter_segments(
-            path, [(0, max_seconds + 0.1)]
-        )
+        return read_audio(path, max_seconds, SHORTEST_S)
     except AudioError as error:
-        raise UploadError(_without_path(str(error), path)) from error
-    if fault:
-        raise UploadError(_without_path(fault, path))
-    if end > max_seconds:
-        raise UploadError(
-            f"The recording is longer than {max_seconds:g} s, which is the "
-            "most that is taken here: send a part of it."
-        )
-    return samples
+        message = str(error).replace(str(path), "The recording")
+        raise UploadError(message) from error
 
 
 def _check_length(what, value, most):
@@ -128,14 +101,3 @@ def _check_length(what, value, most):
             f"The {what} has {len(value):,} characters; {most:,} are the most "
             "that are taken here."
         )
-
-
-def _without_path(message, path):
-    return message.replace(str(path), "The recording")
-
-
-def _as_json(recognition):
-    values = asdict(recognition)
-    for private in ("path", "error", "text"):  # the host's, or the visitor's
-        del values[private]
-    return values

@@ -3,9 +3,9 @@
 from html import escape
 
 import gradio as gr
+import pandas as pd
 
 from emoq_modules.commands.serve_answer import answer
-from emoq_modules.commands.serve_plots import label_colors, plot_timeline
 from emoq_modules.errors import UploadError
 
 # Fonts that are on the visitor's machine: none is fetched.
@@ -17,47 +17,11 @@ THEME = gr.themes.Default(
 )
 CSS = """
 .gradio-container { max-width: 1080px !important; margin: 0 auto; }
-#heading h1 { margin: 0 0 .2em; }
-#heading p, #limits p, .emoq .note { margin: 0;
-    color: var(--body-text-color-subdued); }
-.emoq { padding: var(--block-padding); min-height: 15.5em; }
-.emoq .word { font-size: 2.4em; font-weight: 700; line-height: 1.2; }
-.emoq .bars { margin-top: 1.2em; font-size: .85em; }
-.emoq ul { list-style: none; margin: 0; padding: 0; }
-.emoq li { display: grid; grid-template-columns: 6.5em 1fr 4em; gap: .7em;
-    align-items: center; margin: .55em 0; }
-.emoq .track { height: .9em; border-radius: .45em; overflow: hidden;
-    background: var(--border-color-primary); }
-.emoq .bar { height: 100%; border-radius: .45em; }
-.emoq .percent { text-align: right; font-variant-numeric: tabular-nums; }
-.emoq .refused { border-left: .3em solid #dc2626; padding: .8em 1em;
-    background: #dc262618; }
-#limits p { font-size: .85em; }
+#limits p { font-size: .85em; color: var(--body-text-color-subdued); }
 #prompt textarea { font-family: var(--font-mono); font-size: .85em; }
 """
-# Asked about the same recording again, say with another transcript, the page
-# sends it once more: the server has removed it with its answer.
-_SEND_AGAIN = """
-async (recording, ...others) => {
-    const sent = window.emoqSent;
-    if (recording && sent && sent.path === recording.path) {
-        const form = new FormData();
-        form.append("files", sent.blob, recording.orig_name);
-        const address = new URL("gradio_api/upload", document.baseURI);
-        const response = await fetch(address, { method: "POST", body: form });
-        const [path] = await response.json();
-        return [{ ...recording, path }, ...others];
-    }
-    if (recording) {
-        const response = await fetch(recording.url);
-        if (response.ok) {
-            const { path } = recording;
-            window.emoqSent = { path, blob: await response.blob() };
-        }
-    }
-    return [recording, ...others];
-}
-"""
+# Okabe and Ito's, which color-blind readers can tell apart.
+_COLORS = "#D55E00 #E69F00 #009E73 #0072B2 #CC79A7 #56B4E9 #F0E442".split()
 _MAX_WAITING = 100
 _API_DESCRIPTION = (
     "Recognizes the emotion in a recording. Give the transcript and the "
@@ -67,7 +31,7 @@ _API_DESCRIPTION = (
 )
 
 
-def build_page(recognizer, settings, uploads):
+def build_page(recognizer, settings, kept_s):
     """The page, not yet served.
 
     Arguments
@@ -76,8 +40,8 @@ def build_page(recognizer, settings, uploads):
         The trained system.
     settings : ServeSettings
         What it may take.
-    uploads : Uploads
-        Where recordings come to, to be removed when they are answered.
+    kept_s : float
+        How long a recording stays, in seconds.
 
     Returns
     -------
@@ -86,34 +50,42 @@ def build_page(recognizer, settings, uploads):
         answers programs with JSON.
     """
 
-    show, recognize = _handlers(recognizer, settings, uploads)
+    def recognize(recording, text="", speaker=""):
+        try:
+            return answer(recognizer, settings, recording, text, speaker)
+        except UploadError as error:
+            message = escape(str(error))
+            raise gr.Error(message, print_exception=False) from error
+
+    def show(recording, text, speaker):
+        try:
+            found = answer(recognizer, settings, recording, text, speaker)
+        except UploadError as error:
+            refusal = f"**{escape(str(error))}**"
+            return refusal, None, "", gr.LinePlot(visible=False)
+        return _shown(found, recognizer.hparams)
+
     shared = {
         "concurrency_id": "recognizer",
         "concurrency_limit": settings.max_concurrent,
     }
     with gr.Blocks(title="EmoQ", analytics_enabled=False) as page:
-        gr.Markdown(_heading(recognizer), elem_id="heading")
+        words = ", ".join(map(escape, recognizer.hparams.labels))
+        gr.Markdown(
+            "# EmoQ\n\nSpeech emotion recognition with a speech-aware Q-Former "
+            f"and a large language model. This one tells apart: {words}."
+        )
         with gr.Row():
             with gr.Column():
-                inputs = _inputs(recognizer, settings)
+                inputs = _inputs(recognizer.hparams, settings, kept_s)
                 button = gr.Button("Recognize", variant="primary")
             with gr.Column():
-                verdict = gr.HTML(_WAITING, container=True)
-                prompt = gr.Textbox(
-                    label="Prompt, as the model sees it",
-                    interactive=False,
-                    lines=11,
-                    max_lines=11,
-                    elem_id="prompt",
-                )
-        picture = gr.Plot(
-            show_label=False, visible=False, format="png", elem_id="over-time"
-        )
+                outputs = _outputs(recognizer.hparams)
+        timeline = _timeline(recognizer.hparams.labels)
         button.click(
             show,
             inputs,
-            [verdict, picture, prompt],
-            js=_SEND_AGAIN,
+            [*outputs, timeline],
             api_visibility="private",
             **shared,
         )
@@ -130,35 +102,7 @@ def build_page(recognizer, settings, uploads):
     return page.queue(max_size=_MAX_WAITING, api_open=False)
 
 
-def _handlers(recognizer, settings, uploads):
-    """What the page shows of an upload, and what programs get of it."""
-
-    def show(recording, text, speaker):
-        with uploads.removed_afterwards(recording):
-            try:
-                found = answer(recognizer, settings, recording, text, speaker)
-            except UploadError as error:
-                return _refusal(error), gr.Plot(visible=False), ""
-        picture = gr.Plot(visible=False)
-        if found.windows:
-            labels = recognizer.hparams.labels
-            figure = plot_timeline(found.samples, found.windows, labels)
-            picture = gr.Plot(figure, visible=True)
-        return _verdict(found.whole, recognizer), picture, found.prompt
-
-    def recognize(recording, text="", speaker=""):
-        with uploads.removed_afterwards(recording):
-            try:
-                found = answer(recognizer, settings, recording, text, speaker)
-            except UploadError as error:
-                message = escape(str(error))
-                raise gr.Error(message, print_exception=False) from error
-        return found.as_json()
-
-    return show, recognize
-
-
-def _inputs(recognizer, settings):
+def _inputs(hparams, settings, kept_s):
     recording = gr.Audio(
         sources=["upload", "microphone"],
         type="filepath",
@@ -167,19 +111,18 @@ def _inputs(recognizer, settings):
     )
     _never_fetched(recording)
     gr.Markdown(
-        f"At most {settings.max_seconds:g} s and {settings.max_mb:g} MB. The "
-        "recording is removed once it is answered.",
+        f"At most {settings.max_seconds:g} s and {settings.max_mb:g} MB. It "
+        f"is removed from the server within {kept_s / 60:g} minutes.",
         elem_id="limits",
     )
     text = gr.Textbox(
         "", label="Transcript", placeholder="What was said, if it is known"
     )
-    heeded = recognizer.hparams.speaker_in_prompt
     speaker = gr.Textbox(
         "",
         label="Speaker",
         placeholder="Who said it, if it is known"
-        if heeded
+        if hparams.speaker_in_prompt
         else "This model was trained without: it makes no difference",
     )
     return [recording, text, speaker]
@@ -200,46 +143,59 @@ def _never_fetched(recording):
     recording.async_move_resource_to_block_cache = uploads_alone
 
 
-def _heading(recognizer):
-    words = ", ".join(map(escape, recognizer.hparams.labels))
-    return (
-        "# EmoQ\n\nSpeech emotion recognition with a speech-aware Q-Former "
-        f"and a large language model.\n\nThis one tells apart: {words}."
+def _outputs(hparams):
+    is_calibrated = hparams.temperature != 1
+    note = gr.Markdown(
+        "Upload a recording, or record one, and press **Recognize**.",
+        elem_id="note",
+    )
+    verdict = gr.Label(
+        label=f"Posteriors{', before calibration' * is_calibrated}",
+        elem_id="verdict",
+    )
+    prompt = gr.Textbox(
+        label="Prompt, as the model sees it",
+        interactive=False,
+        lines=9,
+        max_lines=9,
+        elem_id="prompt",
+    )
+    return [note, verdict, prompt]
+
+
+def _timeline(labels):
+    return gr.LinePlot(
+        x="time (s)",
+        y="posterior",
+        color="emotion",
+        color_map={
+            label: _COLORS[number % len(_COLORS)]
+            for number, label in enumerate(labels)
+        },
+        y_lim=[0, 1],
+        y_axis_format=".0%",
+        title="Over time, by the voice without the transcript",
+        visible=False,
+        elem_id="over-time",
     )
 
 
-_WAITING = (
-    '<div class="emoq"><p class="note">Upload a recording, or record one, and '
-    "press <b>Recognize</b>.</p></div>"
-)
-
-
-def _refusal(error):
+def _shown(found, hparams):
+    """The values of the outputs, and of the time line, for an answer."""
+    how = "not calibrated" if hparams.temperature == 1 else "calibrated"
+    note = f"Confidence {100 * found['confidence']:.0f} %, {how}."
+    if found["abstained"]:
+        note = f"**No answer**: the model is not sure enough. {note}"
+    rows = [
+        # A window without sound has no posteriors.
+        ((w["start"] + w["end"]) / 2, w["posteriors"].get(label, 0), label)
+        for w in found["windows"]
+        for label in hparams.labels
+    ]
+    table = pd.DataFrame(rows, columns=["time (s)", "posterior", "emotion"])
     return (
-        '<div class="emoq" role="alert"><div class="refused">'
-        f"{escape(str(error))}</div></div>"
-    )
-
-
-def _verdict(whole, recognizer):
-    colors = label_colors(recognizer.hparams.labels)
-    if whole.abstained:
-        word = "no answer"
-        note = "the model abstains: it is not sure enough"
-    else:
-        word, note = whole.label, "is the most likely emotion"
-    how, bars = "calibrated", "Posteriors, before calibration"
-    if recognizer.hparams.temperature == 1:
-        how, bars = "not calibrated", "Posteriors"
-    note = f"{note}; confidence {100 * whole.confidence:.0f} %, {how}"
-    rows = "".join(
-        f'<li><span>{escape(label)}</span><span class="track"><div class="bar" '
-        f'style="width: {100 * value:.1f}%; background: {colors[label]}">'
-        f'</div></span><span class="percent">{100 * value:.1f} %</span></li>'
-        for label, value in whole.posteriors.items()
-    )
-    return (
-        f'<div class="emoq" role="status"><div class="word">{escape(word)}'
-        f'</div><p class="note">{note}</p><p class="bars note">{bars}</p>'
-        f"<ul>{rows}</ul></div>"
+        note,
+        gr.Label(found["posteriors"], show_heading=not found["abstained"]),
+        found["prompt"],
+        gr.LinePlot(table, x_lim=[0, found["end"]], visible=bool(rows)),
     )

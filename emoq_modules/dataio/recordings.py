@@ -6,6 +6,7 @@ with it is said of it alone.
 """
 
 import math
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from itertools import count
 from pathlib import Path
@@ -40,6 +41,8 @@ class Recording:
         Who said it.
     context : tuple of tuple
         Speaker and text of the turns before, oldest first.
+    samples : torch.Tensor | None
+        At 16 kHz, ``(T,)``, where it has been read; the file is not, then.
 
     Example
     -------
@@ -51,6 +54,7 @@ class Recording:
     text: str | None = ""
     speaker: str | None = None
     context: tuple = ()
+    samples: torch.Tensor | None = None
 
     def readable(self):
         """The same recording, whose words every tokenizer takes.
@@ -76,13 +80,31 @@ class Recording:
         )
 
 
-def iter_segments(path, spans):
+def as_recording(recording):
+    """Makes a ``Recording`` of a path; one that is one stays as it is.
+
+    Arguments
+    ---------
+    recording : Recording | str | Path
+        A recording, or its file.
+
+    Returns
+    -------
+    Recording
+        The recording.
+    """
+    if isinstance(recording, Recording):
+        return recording
+    return Recording(recording)
+
+
+def iter_segments(recording, spans):
     """Reads parts of a recording, of which never more is held than is needed.
 
     Arguments
     ---------
-    path : str or Path
-        As of ``read_audio``.
+    recording : Recording | str | Path
+        A recording, or its file.
     spans : iterable of tuple
         Start and end of each part in seconds, in the order of the starts. It
         may be endless: the first part that reaches past the end of the
@@ -111,7 +133,14 @@ def iter_segments(path, spans):
     >>> [part[:2] for part in iter_segments(path, sliding_windows(4, 2))]
     [(0.0, 4.0), (2.0, 6.0), (4.0, 8.0), (5.0, 9.0)]
     """
-    with open_audio(path) as (rate, stream):
+    recording = as_recording(recording)
+    path, opened = (
+        recording.path,
+        nullcontext((SAMPLE_RATE, [recording.samples])),
+    )
+    if recording.samples is None:
+        opened = open_audio(path)
+    with opened as (rate, stream):
         for start, samples in _segments(stream, rate, spans):
             end = start + len(samples)
             try:

@@ -81,18 +81,23 @@ def open_source(
         source = str(source)
     kind, place = guess_source(source)
     if kind == FetchFrom.HUGGING_FACE:
-        kind, place = (
-            FetchFrom.LOCAL,
-            _snapshot(place, hparams_file, fetch_config),
-        )
+        kind = FetchFrom.LOCAL
+        place = _snapshot(place, hparams_file, fetch_config)
     if kind == FetchFrom.LOCAL:
-        _check_folder(Path(place), hparams_file)
+        _check_there(Path(place), hparams_file)
     # As SpeechBrain will do it: what is in savedir goes before the source.
     path = fetch(
         hparams_file, place, savedir, None, local_strategy, fetch_config
     )
     text = path.read_text(encoding="utf-8")
-    _read(text, path)
+    # Stage 2's own folder has no format, and no list of its files.
+    if "format_version" in _read(text, path) and kind == FetchFrom.LOCAL:
+        fault = find_fault(Path(place))
+        if fault is not None:
+            raise SourceError(
+                f"{place} is not whole: {fault}. Copy or download it again, or "
+                "export it anew."
+            )
     if isinstance(overrides, str):
         overrides = YAML().load(overrides)
     overrides = {"pretrained_path": str(place), **(overrides or {})}
@@ -117,46 +122,35 @@ def _snapshot(name, hparams_file, config):
             "it cannot be either."
         ) from None
     folder = Path(file).parent if isinstance(file, str) else None
-    if not config.allow_network:
-        if folder is None:
-            raise SourceError(
-                f"{name} is no local folder and not in the cache, and "
-                "fetch_config has allow_network=False."
-            )
-        return folder
+    if not config.allow_network and folder is None:
+        raise SourceError(
+            f"{name} is no local folder and not in the cache, and "
+            "fetch_config has allow_network=False."
+        )
     # Less is there after a download that was interrupted.
-    if folder and not config.allow_updates and find_fault(folder) is None:
+    is_whole = folder is not None and find_fault(folder) is None
+    if not config.allow_network or (is_whole and not config.allow_updates):
         return folder
     return download(name, _PATTERNS, token=config.token, **where)
 
 
-def _check_folder(folder, hparams_file):
-    """Refuses folders that are not whole, or of a later version."""
-    path = folder / hparams_file
+def _check_there(folder, hparams_file):
+    """Refuses folders without a trained system."""
     inside = folder / RECOGNIZER_FOLDER
     if (inside / hparams_file).is_file():
         raise SourceError(
             f"{folder} is the folder of a run; its recognizer is in {inside}."
         )
-    if not path.is_file():
+    if not (folder / hparams_file).is_file():
         raise SourceError(
             f"{folder} holds no {hparams_file}, so there is no trained system "
             "in it. Give the folder `recognizer` that stage 2 leaves, or one "
             "that `emoq export` has made."
         )
-    tree = _read(path.read_text(encoding="utf-8"), path)
-    if "format_version" not in tree:
-        return  # stage 2's own folder
-    fault = find_fault(folder)
-    if fault is not None:
-        raise SourceError(
-            f"{folder} is not whole: {fault}. Copy or download it again, or "
-            "export it anew."
-        )
 
 
 def _read(text, path):
-    """A YAML's tree, of which nothing is executed."""
+    """A YAML's tree, with nothing executed, if this version reads it."""
     try:
         tree = YAML().load(text)
     except YAMLError as error:

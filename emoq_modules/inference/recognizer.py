@@ -1,5 +1,7 @@
 """The trained system at work: from a recording to posteriors of emotions."""
 
+from dataclasses import replace
+
 import torch
 from speechbrain.dataio.batch import PaddedBatch
 from speechbrain.inference.interfaces import Pretrained
@@ -10,6 +12,7 @@ from emoq_modules.dataio.datasets import TextInputs
 from emoq_modules.dataio.recordings import (
     SHORTEST_S,
     Recording,
+    as_recording,
     iter_segments,
     rms_dbfs,
     sliding_windows,
@@ -255,11 +258,7 @@ class EmotionRecognizer(Pretrained):
         ...     print(found.path, found.label, found.confidence)
         """
         segments = (
-            self._read(
-                item if isinstance(item, Recording) else Recording(item),
-                max_seconds,
-            )
-            for item in recordings
+            self._read(as_recording(item), max_seconds) for item in recordings
         )
         return self._recognizing(batch_size, abstain_below).stream(
             self._transcribed(segments, asr)
@@ -284,8 +283,8 @@ class EmotionRecognizer(Pretrained):
 
         Arguments
         ---------
-        path : str or Path
-            As of ``classify_file``.
+        path : Recording | str | Path
+            As of ``recognize``.
         window_s : float
             Length of a window, in seconds.
         hop_s : float
@@ -320,16 +319,18 @@ class EmotionRecognizer(Pretrained):
         BackboneError
             If the ``asr`` or ``vad`` is not to be had.
         """
+        recording = as_recording(path)
+        if speaker is not None:
+            recording = replace(recording, speaker=speaker)
         recognizing = self._recognizing(batch_size, abstain_below)
         spans = sliding_windows(window_s, hop_s)
         if vad is not None:
-            spans = speech_spans(vad, path, self.device)
-        recording = Recording(path, speaker=speaker)
+            spans = speech_spans(vad, recording.path, self.device)
         segments = (
             Segment(recording, start, end, samples, fault)
             if samples is None or rms_dbfs(samples) >= silence_dbfs
             else Segment(recording, start, end)
-            for start, end, samples, fault in iter_segments(path, spans)
+            for start, end, samples, fault in iter_segments(recording, spans)
         )
         return list(recognizing.stream(self._transcribed(segments, asr)))
 
@@ -359,7 +360,9 @@ class EmotionRecognizer(Pretrained):
         try:
             recording = recording.readable()
             self._check_context(recording)
-            samples = read_audio(recording.path, max_seconds, SHORTEST_S)
+            samples = recording.samples
+            if samples is None:
+                samples = read_audio(recording.path, max_seconds, SHORTEST_S)
         except (AudioError, OSError, ValueError) as error:
             return Segment(recording, fault=str(error))
         end = len(samples) / SAMPLE_RATE

@@ -85,12 +85,12 @@ def check_yaml(text, overrides=None, origin="the YAML"):
     emoq_modules.errors.UnsafeYAMLError: the YAML names code ...
     """
     reader = ruamel.yaml.YAML()
-    _refuse(_faults(reader.parse(text), _NAMES | _REFERENCES), origin)
+    _check(reader.parse(text), _NAMES | _REFERENCES, origin)
     # Safe from here on: of the tags that this step executes there are none.
     resolved = resolve_references(StringIO(text), overrides).getvalue()
     # The very parser that will read it then.
     events = yaml.parse(resolved, Loader=ruamel.yaml.Loader)
-    _refuse(_faults(events, _NAMES), origin)
+    _check(events, _NAMES, origin)
 
 
 def is_safe(text):
@@ -118,28 +118,25 @@ def is_safe(text):
     return True
 
 
-def _faults(events, allowed):
-    """What stands in a YAML that must not, and in which line."""
+def _check(events, allowed, origin):
+    """Refuses a YAML in which a tag stands that is not allowed."""
+    faults = []
     for event in events:
         line = event.start_mark.line + 1
         # In full, whatever %TAG has shortened it to.
         tag = getattr(event, "tag", None)
         if tag is not None and tag not in allowed | _STANDARD:
-            yield f"{tag.replace('tag:yaml.org,2002:', '!!')} in line {line}"
+            tag = tag.replace("tag:yaml.org,2002:", "!!")
+            faults.append(f"{tag} in line {line}")
         value = getattr(event, "value", None) or ""
         if _TUPLE.fullmatch(value) and "!" in value:
-            yield f"{value} in line {line}, a tuple with a tag in it"
-
-
-def _refuse(faults, origin):
-    faults = list(faults)
-    if not faults:
-        return
-    others = f" (and {len(faults) - 3} more)" if len(faults) > 3 else ""
-    raise UnsafeYAMLError(
-        f"{origin} names code that no trained EmoQ needs: "
-        f"{'; '.join(faults[:3])}{others}. Loading it would run that code with "
-        "your rights. If you know who wrote it, for instance because your own "
-        "training names a module of yours there, load it with "
-        "trust_source=True (--trust_source)."
-    )
+            faults.append(f"{value} in line {line}, a tuple with a tag in it")
+    if faults:
+        others = f" (and {len(faults) - 3} more)" if len(faults) > 3 else ""
+        raise UnsafeYAMLError(
+            f"{origin} names code that no trained EmoQ needs: "
+            f"{'; '.join(faults[:3])}{others}. Loading it would run that code "
+            "with your rights. If you know who wrote it, for instance because "
+            "your own training names a module of yours there, load it with "
+            "trust_source=True (--trust_source)."
+        )

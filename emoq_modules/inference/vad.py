@@ -2,7 +2,10 @@
 
 import math
 import tempfile
+from itertools import pairwise
 from pathlib import Path
+
+import numpy as np
 
 from emoq_modules.dataio.recordings import write_wav
 from emoq_modules.lobes.backbones import local_folder
@@ -44,12 +47,11 @@ def speech_spans(vad, path, device="cpu", longest_s=30.0):
         wav = Path(folder) / "recording.wav"
         write_wav(path, wav)
         segments = vad.get_speech_segments(str(wav))
-    return [
-        part
-        for start, end in segments.tolist()
-        if start < end
-        for part in _parts(start, end, longest_s)
-    ]
+    spans = []
+    for start, end in segments.tolist():
+        number = math.ceil((end - start) / longest_s)
+        spans += pairwise(np.linspace(start, end, number + 1).tolist())
+    return spans
 
 
 def load_vad(source, device="cpu"):
@@ -82,9 +84,3 @@ def load_vad(source, device="cpu"):
         overrides_must_match=False,
         run_opts={"device": device},
     )
-
-
-def _parts(start, end, longest_s):
-    number = math.ceil((end - start) / longest_s)
-    step = (end - start) / number
-    return [(start + n * step, start + (n + 1) * step) for n in range(number)]

@@ -519,22 +519,16 @@ def test_bad_input_that_can_be_handled_is_reported(
     assert state(RESULTS / "data") | state(MANIFEST.parent) == before
 
 
-@pytest.mark.parametrize(
-    ("arguments", "says"),
-    [
-        ([STAGE2], r"data_folder has no value"),
-        (again("--num_querys", "3"), r"Did you mean num_queries\?"),
-    ],
-)
-def test_exit_status_of_the_program_itself(tmp_path, arguments, says):
+def test_exit_status_of_the_program_itself(tmp_path):
     process = subprocess.run(
-        [sys.executable, str(ROOT / "train.py"), *arguments],
+        [sys.executable, str(ROOT / "train.py"), STAGE2],
         cwd=tmp_path,
         capture_output=True,
         text=True,
     )
     assert process.returncode == 2
-    assert re.fullmatch(rf"(?s)error: .*{says}.*\n", process.stderr)
+    message = r"(?s)error: .*data_folder has no value.*\n"
+    assert re.fullmatch(message, process.stderr)
     assert process.stdout == ""
 
 

@@ -225,17 +225,14 @@ def test_model_that_is_none_is_status_2(capsys, tmp_path):
     assert exit_.value.code == 2
 
 
-def command(recognizer_folder, *arguments):
-    return [
-        *(sys.executable, "-m", "emoq_modules", "predict"),
-        *("--model", recognizer_folder, *map(str, arguments)),
-    ]
-
-
 def test_pipe_closed_early_ends_it_quietly(recognizer_folder, folder):
     lines = f"{folder}/a.wav\n".encode() * 8
     with subprocess.Popen(
-        command(recognizer_folder, "-", "--format", "csv", "--batch_size", 1),
+        [
+            *(sys.executable, "-m", "emoq_modules", "predict", "-"),
+            *("--model", recognizer_folder, "--format", "csv"),
+            *("--batch_size", "1"),
+        ],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
@@ -255,14 +252,25 @@ def test_pipe_closed_early_ends_it_quietly(recognizer_folder, folder):
 
 
 def test_name_that_is_no_text_comes_out_as_it_went_in(
-    recognizer_folder, folder, tmp_path
+    recognizer_folder, folder, tmp_path, capsysbinary
 ):
     name = os.fsencode(tmp_path) + b"/caf\xe9.wav"
     shutil.copy(folder / "a.wav", name)
-    done = subprocess.run(
-        command(recognizer_folder, tmp_path, "--format", "csv"),
-        capture_output=True,
-        cwd=ROOT,
-    )
-    assert done.returncode == 0 and done.stderr == b""
-    assert name in done.stdout
+    options = ["--model", recognizer_folder, "--format", "csv"]
+    assert main(["predict", str(tmp_path), *options]) == 0
+    assert name in capsysbinary.readouterr().out
+
+
+def test_sources_are_looked_for_once(predict, folder, monkeypatch):
+    looked, walk = [], os.walk
+
+    def counted(place, **options):
+        looked.append(place)
+        return walk(place, **options)
+
+    monkeypatch.setattr(os, "walk", counted)
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
+    status, output, messages = predict(folder, "--format", "csv")
+    assert status == 0 and len(read_csv(output)) == 3
+    assert looked == [str(folder)]
+    assert "3/3" in messages  # the bar knows how many there are

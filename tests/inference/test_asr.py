@@ -8,7 +8,6 @@ import pytest
 import soundfile
 import torch
 from huggingface_hub import constants
-from speechbrain.dataio.encoder import CTCTextEncoder
 from transformers import (
     Wav2Vec2Config,
     Wav2Vec2CTCTokenizer,
@@ -57,49 +56,6 @@ def ctc_folder(tmp_path_factory):
     return folder
 
 
-@pytest.fixture(scope="module")
-def speechbrain_folder(tmp_path_factory):
-    """The folder of a tiny EncoderASR, as SpeechBrain's recipes write them."""
-    folder = tmp_path_factory.mktemp("speechbrain")
-    encoder = CTCTextEncoder()
-    encoder.insert_blank("_", 0)
-    encoder.update_from_iterable("ab", sequence_input=False)
-    encoder.save(str(folder / "tokenizer.ckpt"))
-    torch.manual_seed(0)
-    torch.save(torch.nn.Linear(400, 3).state_dict(), folder / "encoder.ckpt")
-    (folder / "hyperparams.yaml").write_text(
-        """
-pretrained_path: somebody/on-the-hub
-linear: !new:torch.nn.Linear [400, 3]
-encoder: !new:speechbrain.nnet.containers.LengthsCapableSequential
-    frames: !new:tests.inference.test_asr.Frames
-    linear: !ref <linear>
-    probabilities: !new:torch.nn.LogSoftmax
-        dim: -1
-tokenizer: !new:speechbrain.dataio.encoder.CTCTextEncoder
-decoding_function: !name:speechbrain.decoders.ctc_greedy_decode
-    blank_id: 0
-modules:
-    encoder: !ref <encoder>
-pretrainer: !new:speechbrain.utils.parameter_transfer.Pretrainer
-    loadables:
-        linear: !ref <linear>
-        tokenizer: !ref <tokenizer>
-    paths:
-        linear: !ref <pretrained_path>/encoder.ckpt
-        tokenizer: !ref <pretrained_path>/tokenizer.ckpt
-"""
-    )
-    return folder
-
-
-class Frames(torch.nn.Module):
-    """Waveforms ``(B, T)`` as frames of 25 ms."""
-
-    def forward(self, wavs):
-        return wavs[:, : wavs.shape[1] // 400 * 400].unflatten(1, (-1, 400))
-
-
 def greedy(tokens):
     """What CTC makes of the best token of each frame."""
     return [token for token, _ in itertools.groupby(tokens) if token]
@@ -122,15 +78,6 @@ def test_transformers_model_transcribes(ctc_folder):
 def test_recording_longer_than_a_model_hears_is_transcribed(ctc_folder):
     transcribe = load_transcriber(ctc_folder)
     assert len(transcribe(WAV.repeat(40))) > len(transcribe(WAV))
-
-
-def test_speechbrain_model_transcribes(speechbrain_folder):
-    transcribe = load_transcriber(str(speechbrain_folder))
-    weights = torch.load(speechbrain_folder / "encoder.ckpt")
-    logits = WAV.unflatten(0, (-1, 400)) @ weights["weight"].T + weights["bias"]
-    tokens = greedy(logits.argmax(dim=-1).tolist())
-    expected = "".join("_ab"[token] for token in tokens)
-    assert expected and transcribe(WAV) == expected
 
 
 def test_only_recordings_without_a_text_are_transcribed(
@@ -161,13 +108,11 @@ def test_only_recordings_without_a_text_are_transcribed(
     assert [window.text for window in windows] == ["8000", "8000"]
 
 
-def test_folder_of_another_kind_is_said(recognizer_folder, llm, tmp_path):
-    with pytest.raises(BackboneError, match="none of EncoderASR"):
+def test_folder_of_another_kind_is_said(recognizer_folder, llm):
+    with pytest.raises(BackboneError, match="lacks config.json"):
         load_transcriber(recognizer_folder)
     with pytest.raises(BackboneError, match="none that transcribes"):
         load_transcriber(llm)
-    with pytest.raises(BackboneError, match="lacks config.json"):
-        load_transcriber(tmp_path)
     with pytest.raises(BackboneError, match="transcribes nothing"):
         load_transcriber(5)
 
