@@ -12,7 +12,6 @@ import ruamel.yaml
 import yaml
 from hyperpyyaml import resolve_references
 
-from emoq_modules import MOVED
 from emoq_modules.errors import UnsafeYAMLError
 
 _STANDARD = {
@@ -20,7 +19,7 @@ _STANDARD = {
     for kind in ("bool", "float", "int", "map", "null", "seq", "str")
 }
 # Exact names: a whole package of functions would be as good as a shell.
-_NOW = {
+_NAMES = {
     "!new:emoq_modules.EmoQFormer",
     "!new:emoq_modules.FbankEncoder",
     "!new:emoq_modules.HuggingFaceEncoder",
@@ -34,17 +33,13 @@ _NOW = {
     "!name:emoq_modules.lobes.weights.load_trainable",
     "!name:emoq_modules.lobes.weights.load_adapter",
     "!name:emoq_modules.lobes.weights.load_projector",
+    # The same as version 0.1 wrote them.
+    "!apply:emoq_modules.backbones.load_configuration",
+    "!apply:emoq_modules.backbones.load_tokenizer",
+    "!name:emoq_modules.checkpoints.load_trainable",
+    "!name:emoq_modules.decoder_weights.load_adapter",
+    "!name:emoq_modules.decoder_weights.load_projector",
 }
-# The same by where they were in version 0.1.
-_NAMES = (
-    _NOW
-    | {
-        name.replace(f".{now}.", f".{before}.")
-        for name in _NOW
-        for before, now in MOVED.items()
-    }
-    | {"!name:emoq_modules.checkpoints.load_trainable"}
-)
 # !applyref calls functions while references are resolved, !include reads other
 # files; neither is here.
 _REFERENCES = {"!copy", "!ref", "!PLACEHOLDER"}

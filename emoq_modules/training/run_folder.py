@@ -9,6 +9,7 @@ from ruamel.yaml import YAML
 from ruamel.yaml.comments import CommentedMap, CommentedSeq
 from speechbrain.utils.distributed import ddp_barrier, if_main_process
 
+from emoq_modules import present_names
 from emoq_modules.dataio.files import write_atomically
 from emoq_modules.errors import ConfigurationError
 from emoq_modules.evaluation.results import RESULTS_FILE
@@ -64,7 +65,7 @@ def check_settings(run):
     saved = run.folder / SETTINGS_FILE
     if not saved.exists():
         return
-    earlier = saved.read_text(encoding="utf-8")
+    earlier = present_names(saved.read_text(encoding="utf-8"))
     changed = differences(run.hparams_yaml, earlier)
     fixed = {k: v for k, v in changed.items() if k not in _FREE_TO_CHANGE}
     if fixed:

@@ -7,6 +7,9 @@ import pytest
 import torch
 
 from emoq_modules import EmotionRecognizer
+from emoq_modules.errors import ConfigurationError
+from emoq_modules.training.configuration import plan_runs
+from emoq_modules.training.run_folder import check_settings
 
 EXPORT = Path(__file__).with_name("export_0_1_0")
 # All that its YAMLs, presets and exports name, but for the public names.
@@ -28,11 +31,36 @@ train_loggers.RunLogger
 """.split()
 
 
+MOVED = {
+    "emoq_modules.lobes.backbones.": "emoq_modules.backbones.",
+    "emoq_modules.lobes.losses.": "emoq_modules.losses.",
+    "emoq_modules.training.checkpoints.": "emoq_modules.checkpoints.",
+    "emoq_modules.dataio.datasets.": "emoq_modules.dataio.",
+}
+
+
 @pytest.mark.parametrize("name", NAMES)
 def test_a_name_of_its_yamls_is_found_as_hyperpyyaml_looks_for_it(name):
     found = pydoc.locate(f"emoq_modules.{name}")
     assert callable(found)
     assert found.__name__ == name.split(".")[1]
+
+
+def test_its_runs_are_told_from_runs_with_other_settings(tmp_path):
+    """A run that it began goes on: only where things are has changed."""
+    options = f"results_folder: {tmp_path}\ndata_folder: /data"
+    (run,) = plan_runs("hparams/emoq_stage1.yaml", [], options)
+    for now, before in MOVED.items():
+        assert now in run.hparams_yaml
+        written = run.hparams_yaml.replace(now, before)
+        run.folder.mkdir(parents=True, exist_ok=True)
+        (run.folder / "hyperparams.yaml").write_text(written)
+        check_settings(run)
+    (run.folder / "hyperparams.yaml").write_text(
+        written.replace("temperature: 0.07", "temperature: 0.7")
+    )
+    with pytest.raises(ConfigurationError, match="temperature was '0.7'"):
+        check_settings(run)
 
 
 def test_its_export_gives_the_posteriors_that_it_gave():
