@@ -85,7 +85,7 @@ def merged(run, tmp_path_factory):
 
 
 def posteriors(recognizer, results):
-    """Of the test utterances, in the order of the predictions."""
+    """Those of the test utterances, in the order of the predictions."""
     rows = read_manifest(
         results / "tiny/manifests/fold1/test.json", LABELS, results / "data"
     )
