@@ -43,7 +43,6 @@ class CountingEncoder(FrozenEncoder):
         self.batches = []
 
     def encode(self, wavs, samples):
-        """Computes frames, and takes its time."""
         time.sleep(self.delay_s)
         self.batches.append(samples)
         return [
@@ -53,12 +52,10 @@ class CountingEncoder(FrozenEncoder):
 
     @property
     def count(self):
-        """How many utterances it has computed."""
         return sum(map(len, self.batches))
 
 
 def read_audio(path):
-    """The samples of a file."""
     return torch.from_numpy(soundfile.read(path, dtype="float32")[0])
 
 
@@ -82,7 +79,6 @@ def rows(tmp_path):
 
 @pytest.fixture
 def folder(tmp_path):
-    """The store's."""
     return tmp_path / "store"
 
 
@@ -107,12 +103,10 @@ def fill(rows, store, encoder=None, **options):
 
 
 def store_of(folder, scale=100.0, precision="fp16"):
-    """A store of that encoder in a folder."""
     return FeatureStore(folder, CountingEncoder(scale).identity, precision)
 
 
 def assert_holds(store, rows, scale=100.0):
-    """Whether a store has the frames of all rows."""
     assert store.missing([row["wav"] for row in rows]) == []
     for row in rows:
         expected = round_trip(frames_of(row["wav"], scale), store.precision)
@@ -130,6 +124,10 @@ def test_stored_frames_are_those_on_the_fly_rounded(folder, rows, precision):
     assert max(map(len, encoder.batches)) > 1
     assert len(list(store.folder.glob("shard-*"))) > 3
     assert_holds(store, rows)
+    # The folder says what it holds.
+    description = json.loads((store.folder / "encoder.json").read_text())
+    assert description["encoder"] == encoder.identity
+    assert description["precision"] == precision
 
 
 def test_what_is_stored_is_not_computed_again(folder, rows):
@@ -150,14 +148,6 @@ def test_a_change_of_encoder_or_precision_never_reads_old_frames(folder, rows):
     fill(rows, store_of(folder, 7.0), CountingEncoder(7.0))
     assert_holds(store_of(folder, 7.0), rows, 7.0)
     assert_holds(store_of(folder), rows)
-
-
-def test_a_folder_says_which_encoder_its_features_are_of(folder, rows):
-    store = store_of(folder)
-    fill(rows[:1], store)
-    description = json.loads((store.folder / "encoder.json").read_text())
-    assert description["encoder"] == CountingEncoder().identity
-    assert description["precision"] == "fp16"
 
 
 def test_changed_audio_under_the_same_name_is_computed_again(
@@ -252,7 +242,6 @@ def test_the_folder_is_not_listed_all_the_time(folder, rows, monkeypatch):
     listdir = os.listdir
 
     def list_slowly(path):
-        """Lists a folder a second later."""
         nonlocal now
         now += 1.0
         listed.append(path)
@@ -308,7 +297,6 @@ def test_no_audio_is_decoded_by_the_thread_that_computes(folder, rows):
     readers = set()
 
     def read(path):
-        """Notes who reads."""
         readers.add(threading.get_ident())
         return read_audio(path)
 
@@ -337,7 +325,6 @@ def test_ranks_share_the_work_without_overlap(folder, rows):
 
 
 def _load_all(store, paths):
-    """A number for the frames of each."""
     return [store.load(path).sum().item() for path in paths]
 
 
@@ -377,7 +364,6 @@ def start_filling(rows, folder):
     processes = []
 
     def start(number, delay_s):
-        """Starts so many processes."""
         begin, counts = context.Event(), context.SimpleQueue()
         args = (rows, folder, delay_s, begin, counts)
         for _ in range(number):
@@ -457,7 +443,6 @@ def small_disk():
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
 
     def limit(size):
-        """Lets no file grow larger."""
         resource.setrlimit(resource.RLIMIT_FSIZE, (size, limits[1]))
 
     yield limit
@@ -493,7 +478,6 @@ def test_no_space_left_says_how_much_is_needed(
     folder, number, error, message, monkeypatch
 ):
     def replace(source, target):
-        """Fails."""
         raise OSError(number, os.strerror(number))
 
     monkeypatch.setattr(os, "replace", replace)
@@ -507,7 +491,6 @@ def test_what_is_still_to_come_is_estimated(folder, rows, monkeypatch):
     store, sizes, estimates = store_of(folder), [], []
 
     def save(features, still_to_come):
-        """Notes what is saved, and what is expected."""
         sizes.append(sum(frames.nbytes for frames in features.values()))
         estimates.append(still_to_come)
 

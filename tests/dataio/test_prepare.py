@@ -113,15 +113,11 @@ def test_a_bad_row_is_refused_and_the_old_manifests_stay(
 ):
     before = snapshot(prepared)
     splits["train"][0] = replace(splits["train"][0], **change)
-    with pytest.raises(CorpusError, match=message):
-        write_manifests(prepared, splits, LABELS, SETTINGS | {"fold": 2})
-    assert snapshot(prepared) == before
-
-
-def test_an_empty_split_is_refused(prepared, splits):
     splits["valid"] = []
-    with pytest.raises(CorpusError, match="the valid split has no utterances"):
-        write_manifests(prepared, splits, LABELS, SETTINGS)
+    with pytest.raises(CorpusError, match=message) as error:
+        write_manifests(prepared, splits, LABELS, SETTINGS | {"fold": 2})
+    assert "the valid split has no utterances" in str(error.value)
+    assert snapshot(prepared) == before
 
 
 def test_a_full_disk_leaves_the_old_manifests(prepared, splits, monkeypatch):
@@ -153,11 +149,6 @@ def test_the_summary_counts_classes_and_what_was_left_out(
     assert caplog.messages[1] == "There is no training utterance for 'sad'."
 
 
-def test_manifests_are_used_again_for_the_same_settings(prepared):
-    # Tuples become lists in JSON; that is no difference.
-    assert is_prepared(prepared, SETTINGS | {"labels": tuple(LABELS)})
-
-
 @pytest.mark.parametrize(
     ("settings", "why"),
     [
@@ -184,7 +175,8 @@ def test_edited_missing_or_unfinished_manifests_are_not_used(prepared, name):
     path.unlink()
     assert not is_prepared(prepared, SETTINGS)
     path.write_bytes(content)
-    assert is_prepared(prepared, SETTINGS)
+    # Tuples become lists in JSON; that is no difference.
+    assert is_prepared(prepared, SETTINGS | {"labels": tuple(LABELS)})
 
 
 @pytest.mark.parametrize("content", [b"", b"[]", b"{}", b'{"format": 0}'])

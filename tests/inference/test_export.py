@@ -319,11 +319,8 @@ def test_later_format_is_refused(export):
     "name",
     [
         "adapter/adapter_model.safetensors",
-        "projector.safetensors",
         "fusion.safetensors",
-        "text_encoder/config.json",
         "text_encoder/tokenizer.json",
-        "llm/model.safetensors",
         "contents.json",
     ],
 )
