@@ -86,12 +86,11 @@ def export_recognizer(
     """
     run = _find_run(results_folder)
     out = _check_out(out)
+    results_file = run / RESULTS_FILE
     try:
-        results = json.loads((run / RESULTS_FILE).read_text(encoding="utf-8"))
+        results = json.loads(results_file.read_text(encoding="utf-8"))
     except ValueError as error:
-        raise ExportError(
-            f"{run / RESULTS_FILE} is damaged ({error})."
-        ) from None
+        raise ExportError(f"{results_file} is damaged ({error}).") from None
     calibration = _calibrate(run)
     tree = _read_tree(run / RECOGNIZER_FOLDER, calibration.temperature)
     parts = _parts(tree)

@@ -76,10 +76,7 @@ def take_along(tree, modules, folder, include_backbones=False):
 
 
 def take_llm(decoder, folder, include_backbones=False):
-    """Copies the LLM and its tokenizer, as ``take_along`` does.
-
-    ``decoder`` is the decoder's YAML node, which is changed.
-    """
+    """Copies the LLM and its tokenizer; the decoder's node then names them."""
     source, revision = decoder["source"], decoder.get("revision")
     tokenizer = decoder.get("tokenizer") or source
     decoder["source"], decoder["revision"] = _placed(

@@ -11,7 +11,6 @@ import torch
 from emoq_modules.dataio import audio
 from emoq_modules.dataio.audio import (
     audio_duration,
-    decode_sound,
     read_audio,
     to_model_rate,
 )
@@ -43,12 +42,6 @@ def flac_bytes():
     return file.getvalue()
 
 
-def loudest_frequency(audio):
-    """In hertz, of audio at 16 kHz."""
-    spectrum = np.abs(np.fft.rfft(audio.numpy() * np.hanning(len(audio))))
-    return spectrum.argmax() * 16000 / len(audio)
-
-
 @pytest.mark.parametrize("rate", [8000, 11025, 16000, 44100, 48000, 44101])
 @pytest.mark.parametrize("ending", ["wav", "flac"])
 def test_any_rate_is_read_as_16_khz(tmp_path, rate, ending):
@@ -57,7 +50,6 @@ def test_any_rate_is_read_as_16_khz(tmp_path, rate, ending):
     audio = read_audio(path)
     assert audio.dtype == torch.float32
     assert audio.shape == (16000,)
-    assert loudest_frequency(audio) == pytest.approx(440, abs=1)
     # Away from the ends the wave itself is the same.
     expected = torch.tensor(tone(16000), dtype=torch.float32)
     torch.testing.assert_close(
@@ -168,17 +160,6 @@ def test_file_that_names_others_is_not_followed(tmp_path, monkeypatch):
     for name in ("a.wav", "b.wav"):
         with pytest.raises(AudioError, match="cannot be read"):
             read_audio(name)
-
-
-def test_file_objects_are_decoded_as_files_are(tmp_path):
-    content = clip_bytes()
-    (tmp_path / "a.mp4").write_bytes(content)
-    pieces = zip(
-        decode_sound(io.BytesIO(content)),
-        decode_sound(tmp_path / "a.mp4"),
-        strict=True,
-    )
-    assert all(np.array_equal(*pair) for pair in pieces)
 
 
 @pytest.mark.parametrize(

@@ -37,9 +37,8 @@ def tokenizer(text_encoder):
 
 def items(rows, inputs, audio=None, dialogues=None):
     """A data set of rows, by their ids."""
-    return build_datasets({"train": rows}, LABELS, audio, inputs, dialogues)[
-        "train"
-    ]
+    made = build_datasets({"train": rows}, LABELS, audio, inputs, dialogues)
+    return made["train"]
 
 
 def test_items_hold_what_a_batch_needs(tokenizer):

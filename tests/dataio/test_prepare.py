@@ -85,9 +85,7 @@ def test_a_manifest_reads_back_as_it_was_written(prepared, splits):
         assert list(on_disk) == list(stored.keys()) == list(COLUMNS[1:])
 
 
-def test_writing_twice_gives_the_same_bytes_and_nothing_else(
-    tmp_path, prepared, splits
-):
+def test_writing_twice_gives_the_same_files(tmp_path, prepared, splits):
     shuffled = {split: rows[::-1] for split, rows in splits.items()}
     write_manifests(tmp_path / "again", shuffled, LABELS, SETTINGS)
     once, again = (

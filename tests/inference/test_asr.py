@@ -19,6 +19,7 @@ from transformers import (
 from emoq_modules import EmotionRecognizer, Recording
 from emoq_modules.errors import BackboneError
 from emoq_modules.inference.asr import load_transcriber
+from emoq_modules.inference.vad import load_vad
 
 VOCABULARY = ["<pad>", "|", *"abcdefghijklmnopqrstuvwxyz"]
 WAV = torch.sin(torch.arange(16000) ** 1.5 / 100) / 2
@@ -102,9 +103,10 @@ def test_folder_of_another_kind_is_said(recognizer_folder, llm):
         load_transcriber(5)
 
 
-def test_model_that_is_not_to_be_had_is_a_quick_error(monkeypatch):
+@pytest.mark.parametrize("load", [load_transcriber, load_vad])
+def test_model_that_is_not_to_be_had_is_a_quick_error(load, monkeypatch):
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
     start = time.monotonic()
     with pytest.raises(BackboneError, match="nobody/no-model"):
-        load_transcriber("nobody/no-model")
+        load("nobody/no-model")
     assert time.monotonic() - start < 5

@@ -30,14 +30,10 @@ from emoq_modules.inference.export import export_recognizer
 from tests.fake_hub import COMMIT, Hub
 
 LABELS = ["angry", "happy", "sad"]
-# No dropout in training would do too; a last epoch is as good as any.
-PRESETS = {
-    "text_only": [],
-    "without_emoqformer": [],
-    "audio_only": [],
-    "emoqformer_audio": ["--fusion_weights", "null", "--pretrainer", "null"],
-    "emoqformer_text": ["--fusion_weights", "null", "--pretrainer", "null"],
-}
+ABLATIONS = [
+    *("text_only", "without_emoqformer", "audio_only"),
+    *("emoqformer_audio", "emoqformer_text"),
+]
 
 
 @pytest.fixture(scope="module")
@@ -60,23 +56,13 @@ def merged(run, tmp_path_factory):
     )
 
 
-def posteriors(recognizer, rows):
-    """Those of the test utterances, in the order of the predictions."""
-    return torch.cat(
-        [
-            recognizer.classify_file(row["wav"], row["text"], row["speaker"])[0]
-            for row in rows.values()
-        ]
-    )
-
-
 def assert_gives_the_predictions(recognizer, rows, run):
-    torch.testing.assert_close(
-        posteriors(recognizer, rows),
-        torch.stack(read_predictions(run).posteriors),
-        atol=1e-4,
-        rtol=0,
-    )
+    stats = read_predictions(run)
+    for name, expected in zip(stats.ids, stats.posteriors, strict=True):
+        row = rows[name]
+        item = row["wav"], row["text"], row["speaker"]
+        posteriors = recognizer.classify_file(*item)[0][0]
+        torch.testing.assert_close(posteriors, expected, atol=1e-4, rtol=0)
 
 
 def files_of(folder):
@@ -109,18 +95,19 @@ def test_moved_and_with_its_run_deleted_it_gives_the_predictions(
     assert not any(str(tmp_path) in text for text in texts)
 
 
-@pytest.mark.parametrize("variant", PRESETS)
+@pytest.mark.parametrize("variant", ABLATIONS)
 def test_every_ablation_can_be_exported(variant, train_tiny, rows, tmp_path):
+    has_fusion = "emoqformer_" in variant
+    no_stage1 = "--fusion_weights null --pretrainer null".split()
     run = train_tiny(
         *("--preset", f"hparams/presets/{variant}.yaml"),
-        *("--number_of_epochs", "1", *PRESETS[variant]),
+        *("--number_of_epochs", "1", *no_stage1 * has_fusion),
         variant=variant,
     )
     for merged in (False, True):
         out = export_recognizer(run, tmp_path / "export", merged=merged)
         recognizer = EmotionRecognizer.from_hparams(out)
         assert_gives_the_predictions(recognizer, rows, run)
-        has_fusion = "emoqformer_" in variant
         assert (out / "fusion.safetensors").exists() == has_fusion
         has_projector = variant != "text_only"
         assert (out / "projector.safetensors").exists() == has_projector
@@ -161,16 +148,8 @@ def test_peft_itself_loads_the_adapter(exported):
     assert (without - ours).abs().max() > 1e-3
 
 
-def test_merged_llm_gives_the_same_posteriors(rows, exported, merged):
-    apart = EmotionRecognizer.from_hparams(exported)
-    one = EmotionRecognizer.from_hparams(merged)
-    torch.testing.assert_close(
-        posteriors(one, rows), posteriors(apart, rows), atol=1e-5, rtol=0
-    )
-    assert not (merged / "adapter").exists()
-
-
 def test_merged_llm_is_loaded_by_transformers(exported, merged):
+    assert not (merged / "adapter").exists()
     names = load_file(merged / "llm/model.safetensors").keys()
     assert not any("lora" in name or "base_layer" in name for name in names)
     tokenizer = AutoTokenizer.from_pretrained(merged / "llm")
@@ -324,16 +303,14 @@ def test_later_format_is_refused(export):
         "contents.json",
     ],
 )
-def test_missing_file_is_named(name, export):
-    (export / name).unlink()
-    with pytest.raises(SourceError, match=f"not whole: {name} is missing"):
-        EmotionRecognizer.from_hparams(export)
-
-
-def test_truncated_file_is_named(export):
-    path = export / "adapter/adapter_model.safetensors"
+def test_truncated_or_missing_file_is_named(name, export):
+    path = export / name
     path.write_bytes(path.read_bytes()[:-10])
-    with pytest.raises(SourceError, match=f"{path.name} has .* bytes instead"):
+    message = f"not whole: {name} (has .* bytes instead|is damaged)"
+    with pytest.raises(SourceError, match=message):
+        EmotionRecognizer.from_hparams(export)
+    path.unlink()
+    with pytest.raises(SourceError, match=f"not whole: {name} is missing"):
         EmotionRecognizer.from_hparams(export)
 
 
