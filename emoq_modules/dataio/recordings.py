@@ -101,10 +101,8 @@ def iter_segments(recording, spans):
     missing, no audio, or damaged.
     """
     recording = as_recording(recording)
-    path, opened = (
-        recording.path,
-        nullcontext((SAMPLE_RATE, [recording.samples])),
-    )
+    path = recording.path
+    opened = nullcontext((SAMPLE_RATE, [recording.samples]))
     if recording.samples is None:
         opened = open_audio(path)
     with opened as (rate, stream):
