@@ -86,23 +86,9 @@ def read_audio(path, max_seconds=None, min_seconds=0.0):
 def open_audio(path):
     """Opens an audio file to be read as a stream, from start to end.
 
-    Arguments
-    ---------
-    path : str or Path
-        As of ``read_audio``.
-
-    Yields
-    ------
-    rate : int
-        In Hz.
-    blocks : iterator of torch.Tensor
-        Mono, ``(n,)``, float32, of a second or less each.
-
-    Raises
-    ------
-    AudioError
-        If the file is missing, is no audio, or is damaged; of what is found
-        midway, from the iterator.
+    Yields its rate in Hz, and an iterator of blocks of a second or less: mono,
+    ``(n,)``, float32. Raises ``AudioError`` if the file is missing, no audio or
+    damaged; of what is found midway, from the iterator.
     """
     path = Path(path)
     if path.is_dir():
@@ -134,26 +120,8 @@ def open_audio(path):
 def checked_samples(samples, rate, path, min_seconds=0.0):
     """Resamples to 16 kHz what an encoder can do something with.
 
-    Arguments
-    ---------
-    samples : torch.Tensor
-        ``(T,)``, float32.
-    rate : int
-        Their rate, in Hz.
-    path : str or Path
-        Where they are from, for the message.
-    min_seconds : float
-        How long they have to be at least.
-
-    Returns
-    -------
-    torch.Tensor
-        ``(T * 16000 / rate,)``, float32.
-
-    Raises
-    ------
-    AudioError
-        If they are too short, or not finite.
+    Samples ``(T,)`` that are shorter than ``min_seconds``, or not finite, are
+    an ``AudioError``, which names the ``path`` that they are from.
     """
     if len(samples) < min_seconds * rate:
         raise AudioError(
@@ -168,25 +136,7 @@ def checked_samples(samples, rate, path, min_seconds=0.0):
 
 
 def to_model_rate(samples, rate):
-    """Resamples to 16 kHz.
-
-    Arguments
-    ---------
-    samples : torch.Tensor
-        ``(T,)``, float32.
-    rate : int
-        Their rate, in Hz.
-
-    Returns
-    -------
-    torch.Tensor
-        ``(T * 16000 / rate,)``, float32.
-
-    Example
-    -------
-    >>> to_model_rate(torch.zeros(44101), 44101).shape
-    torch.Size([16000])
-    """
+    """Resamples ``(T,)`` to 16 kHz: ``(T * 16000 / rate,)``, float32."""
     if rate == SAMPLE_RATE:
         return samples
     if math.gcd(rate, SAMPLE_RATE) >= _COMMON_STEP:
@@ -241,21 +191,9 @@ def audio_duration(path):
 def decode_sound(clip):
     """Decodes the sound of a video clip, or of audio that FFmpeg alone reads.
 
-    Arguments
-    ---------
-    clip : Path or file object
-        Anything FFmpeg reads: mp4, m4a, webm, ...
-
-    Yields
-    ------
-    np.ndarray | None
-        The sound piece by piece, 16 kHz mono, ``(n,)``, int16; None for each
-        packet passed over because it was damaged.
-
-    Raises
-    ------
-    AudioError
-        The clip does not open, or has no sound in it.
+    Takes a path or a file object. Yields pieces ``(n,)``, int16, 16 kHz mono;
+    None for each packet that is passed over because it is damaged. Raises
+    ``AudioError`` if the clip does not open, or has no sound in it.
     """
     import av  # only here: libsndfile reads what is only audio
 

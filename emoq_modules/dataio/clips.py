@@ -34,29 +34,12 @@ _LOG_EVERY = 1000
 class ClipStore:
     """A folder of ``<group>/<name>.wav`` files and a record of their sources.
 
-    To be entered (``with``) for extraction, which takes several processes.
+    To be entered (``with``) for extraction, which takes several processes, one
+    a core unless given. Longer clips are cut to ``max_duration_s``, of which a
+    store has one: another is a ``CorpusError``.
 
-    Arguments
-    ---------
-    folder : str or Path
-        Made by the first extraction.
-    max_duration_s : float
-        Longer clips are cut to it. A store has one such length.
-    num_workers : int, optional
-        Processes; one a core unless given.
-
-    Attributes
-    ----------
-    durations : dict[str, float]
-        Key (``group/name``) -> seconds, of the clips with audio in the store.
-    faults : dict[str, str]
-        Key -> why a clip gave no audio.
-
-    Raises
-    ------
-    CorpusError
-        The store was made with another ``max_duration_s``, or that is not
-        above zero.
+    ``durations`` has the seconds of the clips with audio by their key
+    (``group/name``), ``faults`` says why others gave none.
     """
 
     def __init__(self, folder, max_duration_s, num_workers=None):
@@ -75,52 +58,28 @@ class ClipStore:
 
     def __enter__(self):
         # PyAV holds the interpreter's lock for most of its work, so threads
-        # do not help; and a fork would copy the locks of torch's threads.
-        # None of the processes starts before there is something to extract.
-        self._processes = ProcessPoolExecutor(
-            self.num_workers, multiprocessing.get_context("spawn")
-        )
+        # do not help; a fork would copy the locks of torch's threads, and a
+        # spawned process would import all of this anew. None of the processes
+        # starts before there is something to extract.
+        context = multiprocessing.get_context("forkserver")
+        context.set_forkserver_preload([__name__])
+        self._processes = ProcessPoolExecutor(self.num_workers, context)
         return self
 
     def __exit__(self, *exception):
         self._processes.shutdown(cancel_futures=True)
 
     def path(self, key):
-        """Names the WAV file of a clip.
-
-        Arguments
-        ---------
-        key : str
-            ``group/name`` of the clip.
-
-        Returns
-        -------
-        Path
-            The file, whether it is there yet or not.
-        """
+        """The WAV file of a clip, whether it is there yet or not."""
         return self.folder / f"{key}.wav"
 
     def add(self, name, stamp, clips, total=None):
-        """Extract the clips of a source that the store does not hold yet.
+        """Extracts the clips of a source that the store does not hold yet.
 
-        Arguments
-        ---------
-        name : str
-            The source's name in the record and on the progress bar.
-        stamp : list
-            Plain values that change when the source does. A source that was
-            gone through with this stamp, all of whose audio is there, is not
-            opened again.
-        clips : Iterable[tuple[str, Path or file object]]
-            Key and clip. Gone through once, in order; a file object is read
-            before the next pair is asked for, or not at all.
-        total : int, optional
-            Number of clips, where it is known.
-
-        Raises
-        ------
-        CorpusError
-            PyAV is not installed, or a process died.
+        A source that was gone through with the same ``stamp`` and all of whose
+        audio is there is not opened again. ``clips`` are key, and path or file
+        object, which is read before the next pair is asked for, or not at all.
+        Raises ``CorpusError`` if PyAV is not installed, or a process died.
         """
         known = self._sources.get(name, {"stamp": None})
         if known["stamp"] == stamp and (
@@ -139,8 +98,7 @@ class ClipStore:
             _extract,
             self._jobs(name, clips, total, keys),
             chunk_size=1,
-            queue_size=4
-            * self.num_workers,  # an archive does not fit in memory
+            queue_size=4 * self.num_workers,  # archives do not fit in memory
             executor=self._processes,
             progress_bar=False,  # which would not show what is skipped
         )
@@ -220,29 +178,10 @@ class ClipStore:
 
 
 def extract_audio(clip, wav, max_duration_s):
-    """Write a video clip's sound as a 16 kHz mono 16-bit WAV file.
+    """Writes a video clip's sound as a 16 kHz mono 16-bit WAV file.
 
-    Packets that do not decode are passed over, as the ``ffmpeg`` program
-    does; the WAV file appears whole or not at all.
-
-    Arguments
-    ---------
-    clip : Path or file object
-        Anything FFmpeg reads: mp4, mkv, ...
-    wav : Path
-        The file to write; its folder must exist.
-    max_duration_s : float
-        Seconds to keep from the start.
-
-    Returns
-    -------
-    int
-        Packets passed over because they were damaged.
-
-    Raises
-    ------
-    AudioError
-        The clip does not open, or has no sound in it.
+    Packets that do not decode are passed over, as the ``ffmpeg`` program does;
+    returns their number. The WAV file appears whole or not at all.
     """
     wanted = round(max_duration_s * SAMPLE_RATE)
     pieces, kept, damaged = [], 0, 0

@@ -10,23 +10,8 @@ from emoq_modules.errors import CorpusError
 class TextInputs:
     """Token ids of what the text encoder and the LLM read of an utterance.
 
-    Arguments
-    ---------
-    tokenizer : transformers.PreTrainedTokenizerFast | None
-        That of the text encoder; None if nothing reads its tokens.
-    max_text_tokens : int
-        A longer transcript is cut at its end, for the text encoder.
-    prompt : TokenizedPrompt | None
-        That of the LLM; None in stage 1.
-    speaker_in_prompt : bool
-        Whether the prompt tells who speaks, and who spoke before.
-    context_turns : int
-        Turns before an utterance that the prompt tells, at most.
-
-    Example
-    -------
-    >>> TextInputs().tokens("Oh no!")
-    tensor([0])
+    Without a tokenizer nothing reads tokens, without a ``TokenizedPrompt`` no
+    LLM a prompt. The prompt tells at most ``context_turns`` turns before.
     """
 
     def __init__(
@@ -44,18 +29,7 @@ class TextInputs:
         self.context_turns = context_turns
 
     def tokens(self, text):
-        """Tokenizes a transcript for the text encoder.
-
-        Arguments
-        ---------
-        text : str
-            What was said.
-
-        Returns
-        -------
-        torch.Tensor
-            Token ids, ``(L,)``, L at least 1.
-        """
+        """Token ids of a transcript, ``(L,)``, L at least 1; cut at its end."""
         if self.tokenizer is None:
             return torch.zeros(1, dtype=torch.long)
         ids = self.tokenizer(
@@ -64,52 +38,26 @@ class TextInputs:
         return torch.tensor(ids["input_ids"])
 
     def prompt_ids(self, text, speaker=None, context=()):
-        """Tokenizes the prompt of an utterance for the LLM.
+        """What ``TokenizedPrompt.encode`` gives for an utterance.
 
-        Arguments
-        ---------
-        text : str
-            What was said.
-        speaker : str | None
-            Who said it.
-        context : list of tuple
-            Speaker and text of the turns before, oldest first.
-
-        Returns
-        -------
-        tuple
-            What ``TokenizedPrompt.encode`` gives.
+        ``context`` is speaker and text of the turns before, oldest first. The
+        last ones count, not those without a text.
         """
-        context = latest_turns(context, self.context_turns)
+        context = [turn for turn in context if turn[1]]
+        context = context[max(0, len(context) - self.context_turns) :]
         if not self.speaker_in_prompt:
             speaker, context = None, [(None, said) for _, said in context]
         return self.prompt.encode(text, speaker, context)
 
 
 def build_datasets(manifests, labels, audio, inputs, dialogues=None):
-    """Makes SpeechBrain data sets of manifests.
+    """Makes a ``DynamicItemDataset`` of the rows of each split.
 
-    Arguments
-    ---------
-    manifests : dict
-        Rows of each split, as ``read_manifest`` gives them.
-    labels : list of str
-        The emotion words, in the order of the classes.
-    audio : callable | None
-        Gives what ``audio`` holds from an utterance's path: its stored frames
-        ``(T, audio_dim)``, or its waveform ``(T,)``. None leaves audio out.
-    inputs : TextInputs
-        What is read of the transcripts.
-    dialogues : dict | None
-        The turns of each dialogue, as ``read_dialogues`` gives them; None if
-        no turn before an utterance is wanted.
-
-    Returns
-    -------
-    dict
-        A ``DynamicItemDataset`` for each split, whose items have ``id``,
-        ``dialogue``, ``label`` (class index), ``tokens``, ``audio`` where
-        there is any, and ``prompt`` where an LLM reads one.
+    ``audio`` gives what the item of that name holds from an utterance's path:
+    its stored frames ``(T, audio_dim)``, or its waveform ``(T,)``. Without one
+    items have no audio, and without a prompt in the ``TextInputs`` no
+    ``prompt``. All have ``id``, ``dialogue``, ``label`` (class index) and
+    ``tokens``. ``dialogues`` hold the turns before an utterance, if wanted.
     """
 
     def prompt(text, speaker, dialogue, turn):
@@ -135,30 +83,6 @@ def build_datasets(manifests, labels, audio, inputs, dialogues=None):
         split: DynamicItemDataset(rows, items, keys)
         for split, rows in manifests.items()
     }
-
-
-def latest_turns(turns, number):
-    """Takes the last turns, not counting those without a text.
-
-    Arguments
-    ---------
-    turns : list of tuple
-        Speaker and text, oldest first.
-    number : int
-        How many, at most.
-
-    Returns
-    -------
-    list of tuple
-        Speaker and text of these turns, oldest first.
-
-    Example
-    -------
-    >>> latest_turns([("Ross", "Hi."), ("Joey", "Hey."), ("Ross", "")], 1)
-    [('Joey', 'Hey.')]
-    """
-    spoken = [(speaker, text) for speaker, text in turns if text]
-    return spoken[max(0, len(spoken) - number) :]
 
 
 def training_labels(manifest, labels):

@@ -19,38 +19,17 @@ _SIZE = 16  # bytes
 
 
 def digest_of(content):
-    """Computes the digest of some bytes.
-
-    Arguments
-    ---------
-    content : bytes
-        What to digest.
-
-    Returns
-    -------
-    str
-        32 hexadecimal digits.
-    """
+    """The digest of some bytes: 32 hexadecimal digits."""
     return hashlib.blake2b(content, digest_size=_SIZE).hexdigest()
 
 
 class AudioDigests:
     """Digests of files, remembered as long as the files do not change.
 
-    Arguments
-    ---------
-    file : Path
-        Keeps them from process to process: path, size and times of each file,
-        digested themselves, and the digest of its content, 32 bytes in all.
-        Processes may lose each other's entries, which costs them reading some
-        audio again.
-
-    Example
-    -------
-    >>> wav = getfixture("tmp_path") / "a.wav"
-    >>> _ = wav.write_bytes(b"any bytes")
-    >>> len(AudioDigests(wav.parent / "digests.npy").of(wav))
-    32
+    The ``file`` keeps them from process to process: path, size and times of
+    each file, digested themselves, and the digest of its content, 32 bytes in
+    all. Processes may lose each other's entries, which costs them reading some
+    audio again.
     """
 
     def __init__(self, file):
@@ -59,23 +38,7 @@ class AudioDigests:
         self._unsaved = False
 
     def of(self, path):
-        """Digest of what a file holds now; reads it only if it has changed.
-
-        Arguments
-        ---------
-        path : str or Path
-            The file.
-
-        Returns
-        -------
-        str
-            32 hexadecimal digits.
-
-        Raises
-        ------
-        OSError
-            If the file is missing or cannot be read.
-        """
+        """Digest of what a file holds now; reads it only if it has changed."""
         stat = os.stat(path)
         known = self._known.get(_stamp(path, stat))
         if known is not None:
@@ -90,16 +53,7 @@ class AudioDigests:
     def known(self, path):
         """Digest of a file, without reading it.
 
-        Arguments
-        ---------
-        path : str or Path
-            The file; it need not exist.
-
-        Returns
-        -------
-        str | None
-            32 hexadecimal digits; None if the file is missing, or new, or has
-            changed.
+        None if the file is missing, or new, or has changed.
         """
         try:
             known = self._known.get(_stamp(path, os.stat(path)))
@@ -108,17 +62,7 @@ class AudioDigests:
         return known and known.hex()
 
     def remember(self, path, stat, digest):
-        """Notes the digest of a file.
-
-        Arguments
-        ---------
-        path : str or Path
-            The file.
-        stat : os.stat_result
-            What ``os.stat`` said of it before it was read.
-        digest : str
-            The digest of what it holds, 32 hexadecimal digits.
-        """
+        """Notes a file's digest, and its ``os.stat`` before it was read."""
         self._known[_stamp(path, stat)] = bytes.fromhex(digest)
         self._unsaved = True
 

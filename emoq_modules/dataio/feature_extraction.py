@@ -28,64 +28,19 @@ def extract_features(
     world_size=1,
     shard_bytes=2**25,
 ):
-    """Computes the frames that a store does not hold yet.
+    """Computes the frames that a store does not hold yet; gives their number.
 
-    Utterances of similar length are batched. A shard is written whenever
-    there is enough for one, and when an error or an interrupt ends the work;
-    called again, it computes only what is still missing.
+    Utterances of similar length are batched: the longest of a batch times
+    their number is at most ``max_batch_seconds``, by default what suits the
+    device. A shard is written whenever there is enough for one, and when an
+    error or an interrupt ends the work; called again, it computes only what is
+    still missing. ``world_size`` processes share the work, and it is safe for
+    others to fill the store at the same time.
 
-    Arguments
-    ---------
-    rows : iterable of Utterance
-        Or mappings with ``wav`` (path) and ``duration`` (seconds).
-    encoder : FrozenEncoder
-        Is moved to ``device``.
-    store : FeatureStore
-        To be filled; made for ``encoder.identity``.
-    read_audio : callable
-        From a path to the samples at 16 kHz, ``(T,)``, float32. It is called
-        from several threads.
-    device : str or torch.device
-        Where to compute.
-    max_batch_seconds : float | None
-        Longest utterance of a batch times their number, at most; a longer
-        utterance is a batch of its own. None is what suits the device.
-    progressbar : bool
-        Whether to show one.
-    rank : int
-        Which part of the work is this process's, of ``world_size``.
-    world_size : int
-        Number of processes that share the work. It is also safe for others
-        to fill the store at the same time.
-    shard_bytes : int
-        Size of a shard, roughly.
-
-    Returns
-    -------
-    int
-        Number of utterances computed.
-
-    Raises
-    ------
-    FeatureStoreError
-        If the disk is full.
-    ValueError
-        If the encoder's frames do not fit the store's precision.
-
-    Example
-    -------
-    >>> from emoq_modules import FbankEncoder, FeatureStore
-    >>> wav = getfixture("tmp_path") / "a.wav"
-    >>> _ = wav.write_bytes(b"any bytes")
-    >>> encoder = FbankEncoder()
-    >>> store = FeatureStore(wav.parent / "store", encoder.identity)
-    >>> rows = [{"wav": str(wav), "duration": 1.0}]
-    >>> def read_audio(path):
-    ...     return torch.rand(16000)
-    >>> extract_features(rows, encoder, store, read_audio, progressbar=False)
-    1
-    >>> extract_features(rows, encoder, store, read_audio, progressbar=False)
-    0
+    Rows have ``wav`` and ``duration``; ``read_audio`` gives the samples at
+    16 kHz of a path, ``(T,)``, and is called from several threads. Raises
+    ``FeatureStoreError`` if the disk is full, and ``ValueError`` if frames do
+    not fit the store's precision.
     """
     durations = {row["wav"]: row["duration"] for row in rows}
     todo = [

@@ -40,8 +40,7 @@ _FORMAT = 1
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 # Nobody needs this long to write a shard: who left it is dead.
 _ABANDONED_S = 3600
-# Of the time between two looks at the folder, which takes the longer the more
-# shards there are.
+# The share of time that looks at the folder may take: more shards take longer.
 _LISTING_SHARE = 0.02
 
 

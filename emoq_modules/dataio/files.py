@@ -7,18 +7,9 @@ CONTENTS_FILE = "contents.json"
 
 
 def find_fault(folder):
-    """Compares a folder with the list of files that is in it.
+    """Says what a folder lacks of its list of files, or None.
 
-    Arguments
-    ---------
-    folder : Path
-        A folder that ``write_contents`` has listed.
-
-    Returns
-    -------
-    str | None
-        What is wrong: a file is missing or of another size, or the list is
-        missing or damaged. None if nothing is.
+    That is a file that is missing or of another size, or the list itself.
     """
     try:
         sizes = read_contents(folder)
@@ -36,46 +27,19 @@ def find_fault(folder):
 
 
 def read_contents(folder):
-    """Reads the list that ``write_contents`` has written.
-
-    Arguments
-    ---------
-    folder : Path
-        The folder.
-
-    Returns
-    -------
-    dict[str, int]
-        The size in bytes of each file that should be there, by its name.
-    """
+    """Reads a folder's list of files: the bytes of each, by its name."""
     return json.loads((folder / CONTENTS_FILE).read_text())
 
 
 def write_contents(folder, sizes):
-    """Writes the list of a folder's files into it, for ``find_fault``.
-
-    Arguments
-    ---------
-    folder : Path
-        The folder.
-    sizes : dict[str, int]
-        The size in bytes of each file, by its name.
-    """
+    """Writes the list of a folder's files into it, for ``find_fault``."""
     write_atomically(
         folder / CONTENTS_FILE, json.dumps(sizes, indent=1).encode()
     )
 
 
 def write_atomically(path, content):
-    """Write bytes so that ``path`` holds the old or the new, never a part.
-
-    Arguments
-    ---------
-    path : Path
-        Its folder must exist.
-    content : bytes
-        The whole new content.
-    """
+    """Writes bytes so that ``path`` holds the old or the new, never a part."""
     # Same folder, hence same file system: os.replace is then atomic.
     partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
     try:

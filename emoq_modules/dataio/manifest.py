@@ -239,18 +239,7 @@ def name_few(ids):
 
 
 def list_faults(problems):
-    """Counts problems and lists the first few, a line each.
-
-    Arguments
-    ---------
-    problems : Sequence[str]
-        One description each.
-
-    Returns
-    -------
-    str
-        The end of an error message, over several lines.
-    """
+    """The end of an error message: how many problems, and the first few."""
     lines = [f"  {problem}" for problem in problems[:_SHOWN]]
     if len(problems) > _SHOWN:
         lines.append(f"  and {len(problems) - _SHOWN} more")

@@ -25,29 +25,12 @@ _TEXTS = "wav", "text", *_REPEATED
 
 
 def read_manifest(path, labels, data_root=None, digests=None):
-    """Read a manifest and check every row of it, and its audio.
+    """Reads a manifest, and checks every row of it and its audio.
 
-    Arguments
-    ---------
-    path : str or Path
-        A manifest as ``write_manifests`` writes it.
-    labels : Sequence[str]
-        The emotion words that may occur.
-    data_root : str or Path, optional
-        What ``{data_root}`` in the paths stands for.
-    digests : AudioDigests, optional
-        Knows audio that is not opened again; without it all of it is.
-
-    Returns
-    -------
-    dict[str, Utterance]
-        Id -> row, ``wav`` resolved; as SpeechBrain's ``DynamicItemDataset``
-        takes it.
-
-    Raises
-    ------
-    CorpusError
-        Names the rows at fault (the first few), what is wrong and what to do.
+    Gives the ``Utterance`` of each id, ``wav`` resolved by what ``{data_root}``
+    stands for, as SpeechBrain's ``DynamicItemDataset`` takes them. Audio that
+    the ``AudioDigests`` know is not opened. ``CorpusError`` names the first few
+    rows at fault, what is wrong and what to do.
     """
     rows = parse_manifest(path, data_root)
     problems = []
@@ -65,25 +48,7 @@ def read_manifest(path, labels, data_root=None, digests=None):
 
 
 def parse_manifest(path, data_root=None):
-    """Read a manifest, and check what needs neither labels nor audio.
-
-    Arguments
-    ---------
-    path : str or Path
-        A manifest as ``write_manifests`` writes it.
-    data_root : str or Path, optional
-        What ``{data_root}`` in the paths stands for.
-
-    Returns
-    -------
-    dict[str, Utterance]
-        Id -> row, in the order of the manifest.
-
-    Raises
-    ------
-    CorpusError
-        Names the rows at fault (the first few), what is wrong and what to do.
-    """
+    """Reads a manifest, and checks what needs neither labels nor audio."""
     found, problems = _parse(path)
     if not isinstance(found, dict) or not found:
         raise CorpusError(
@@ -107,23 +72,7 @@ def parse_manifest(path, data_root=None):
 
 
 def read_dialogues(path):
-    """Read the dialogues and check every turn of them.
-
-    Arguments
-    ---------
-    path : str or Path
-        ``dialogues.json`` as ``write_manifests`` writes it.
-
-    Returns
-    -------
-    dict[str, list[Turn]]
-        Dialogue -> its turns, in their order.
-
-    Raises
-    ------
-    CorpusError
-        Names the dialogues at fault (the first few) and what to do.
-    """
+    """Reads the dialogues, and checks the turns of each and their order."""
     dialogues, problems = _parse(path)
     if not isinstance(dialogues, dict):
         raise CorpusError(

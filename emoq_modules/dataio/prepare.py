@@ -35,7 +35,7 @@ from emoq_modules.errors import CorpusError, EmoQError
 
 
 def split_by_dialogue(utterances, fraction, seed):
-    """Take whole dialogues out of a set, chosen by a seeded hash.
+    """Takes whole dialogues out of a set, chosen by a seeded hash.
 
     The choice depends on the dialogues' names and the seed alone, not on the
     order of the rows nor on the machine.

@@ -59,10 +59,12 @@ class Recording:
     def readable(self):
         """The same recording, whose words every tokenizer takes.
 
+        Half a character, as JSON may hold, is replaced.
+
         Returns
         -------
         Recording
-            Half a character, as JSON may hold, is replaced.
+            Its words can be encoded.
 
         Raises
         ------
@@ -81,63 +83,26 @@ class Recording:
 
 
 def as_recording(recording):
-    """Makes a ``Recording`` of a path; one that is one stays as it is.
-
-    Arguments
-    ---------
-    recording : Recording | str | Path
-        A recording, or its file.
-
-    Returns
-    -------
-    Recording
-        The recording.
-    """
+    """Makes a ``Recording`` of a path; one that is one stays as it is."""
     if isinstance(recording, Recording):
         return recording
     return Recording(recording)
 
 
 def iter_segments(recording, spans):
-    """Reads parts of a recording, of which never more is held than is needed.
+    """Reads parts of a recording, never holding more of it than is needed.
 
-    Arguments
-    ---------
-    recording : Recording | str | Path
-        A recording, or its file.
-    spans : iterable of tuple
-        Start and end of each part in seconds, in the order of the starts. It
-        may be endless: the first part that reaches past the end of the
-        recording is the last, and is moved back to end there.
+    ``spans`` are start and end of each part in seconds, in the order of the
+    starts. They may be endless: the first part that reaches past the end of
+    the recording is the last, and is moved back to end there.
 
-    Yields
-    ------
-    start : float
-        Where the part starts, in seconds.
-    end : float
-        Where it ends.
-    samples : torch.Tensor | None
-        At 16 kHz, ``(T,)``, float32; None of a faulty part.
-    fault : str | None
-        What is wrong with it.
-
-    Raises
-    ------
-    AudioError
-        If the file is missing, no audio, or damaged.
-
-    Example
-    -------
-    >>> path = getfixture("tmp_path") / "long.wav"
-    >>> soundfile.write(path, torch.zeros(16000 * 9), 16000)
-    >>> [part[:2] for part in iter_segments(path, sliding_windows(4, 2))]
-    [(0.0, 4.0), (2.0, 6.0), (4.0, 8.0), (5.0, 9.0)]
+    Yields start and end in seconds, samples ``(T,)`` at 16 kHz or None, and
+    what is wrong with the part or None. Raises ``AudioError`` if the file is
+    missing, no audio, or damaged.
     """
     recording = as_recording(recording)
-    path, opened = (
-        recording.path,
-        nullcontext((SAMPLE_RATE, [recording.samples])),
-    )
+    path = recording.path
+    opened = nullcontext((SAMPLE_RATE, [recording.samples]))
     if recording.samples is None:
         opened = open_audio(path)
     with opened as (rate, stream):
@@ -153,22 +118,8 @@ def iter_segments(recording, spans):
 def sliding_windows(window_s, hop_s):
     """Endless spans of one length, for ``iter_segments``.
 
-    Arguments
-    ---------
-    window_s : float
-        Length of each, in seconds.
-    hop_s : float
-        From the start of one to the start of the next.
-
-    Returns
-    -------
-    iterator of tuple
-        Start and end of each, in seconds.
-
-    Raises
-    ------
-    ValueError
-        If a window is shorter than 25 ms, or the windows do not move on.
+    Raises ``ValueError`` if a window is shorter than 25 ms, or the windows do
+    not move on.
     """
     if not SHORTEST_S <= window_s < float("inf"):
         raise ValueError(
@@ -180,22 +131,9 @@ def sliding_windows(window_s, hop_s):
 
 
 def rms_dbfs(samples):
-    """The root mean square of samples, in dB of full scale.
+    """The root mean square of samples ``(T,)`` in [-1, 1], in dB of full scale.
 
-    Arguments
-    ---------
-    samples : torch.Tensor
-        In [-1, 1], ``(T,)``.
-
-    Returns
-    -------
-    float
-        0 of a square wave that fills the scale; -200 of silence.
-
-    Example
-    -------
-    >>> rms_dbfs(torch.full((100,), 0.1))
-    -20.0
+    0 of a square wave that fills the scale; -200 of silence.
     """
     power = samples.double().square().mean().item()
     return round(10 * math.log10(max(power, 1e-20)), 6)
@@ -235,20 +173,7 @@ def _segments(stream, rate, spans):
 
 
 def write_wav(path, wav):
-    """Writes a recording as 16 kHz mono, for programs that read no other.
-
-    Arguments
-    ---------
-    path : str or Path
-        As of ``read_audio``.
-    wav : Path
-        The file to write.
-
-    Raises
-    ------
-    AudioError
-        If the file is missing, no audio, or damaged.
-    """
+    """Writes a recording as 16 kHz mono, for programs that read no other."""
     with (
         open_audio(path) as (rate, stream),
         soundfile.SoundFile(wav, "w", SAMPLE_RATE, 1) as audio,

@@ -28,7 +28,7 @@ class ClassGroupSampler(torch.utils.data.Sampler):
         Utterances in a group, a divisor of the batch size; what a class has
         over makes a smaller group.
     seed : int
-        Of the order.
+        Seed of the order.
 
     Raises
     ------

@@ -18,33 +18,12 @@ _CHUNK_S = 30
 
 
 def load_transcriber(source, device="cpu"):
-    """Makes a function that transcribes.
+    """Makes a function that transcribes: from samples at 16 kHz to the words.
 
-    Arguments
-    ---------
-    source : str | Path | callable
-        A local folder, or a name on the Hugging Face hub, of a model for
-        transformers' pipeline ``automatic-speech-recognition``; or that
-        pipeline; or a function as is returned here, around any other model.
-    device : str
-        Where to compute.
-
-    Returns
-    -------
-    callable
-        From samples at 16 kHz, ``(T,)``, to the words.
-
-    Raises
-    ------
-    BackboneError
-        If the model is neither a folder, nor cached, nor reachable, or is
-        of another kind.
-
-    Example
-    -------
-    >>> import torch
-    >>> load_transcriber(lambda samples: "Oh no!")(torch.zeros(16000))
-    'Oh no!'
+    ``source`` is a local folder, or a name on the Hugging Face hub, of a model
+    for transformers' pipeline ``automatic-speech-recognition``; or that
+    pipeline; or such a function around any other model. ``BackboneError`` if it
+    is not to be had, or is of another kind.
     """
     if isinstance(source, str | Path):
         source = _load(source, device)
@@ -79,20 +58,9 @@ def _transcribe(pipeline, samples):
 
 
 def with_texts(segments, transcribe):
-    """Gives the segments whose recording has no text that which was heard.
+    """Gives the segments, with what was heard where a recording has no text.
 
     They are heard one by one: padding changes what many models hear.
-
-    Arguments
-    ---------
-    segments : iterable of Segment
-        As ``batching.Recognizing`` takes them.
-    transcribe : callable
-        As of ``load_transcriber``.
-
-    Yields
-    ------
-    Segment
     """
     for segment in segments:
         if segment.samples is not None and not segment.recording.text:

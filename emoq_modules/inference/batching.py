@@ -4,7 +4,6 @@ Nothing here knows a model: ``Recognizing`` is handed the functions that
 transcribe and that give posteriors.
 """
 
-import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from itertools import islice
@@ -69,16 +68,9 @@ class Recognition:
 class Segment:
     """A recording, or a part of it, on its way to being recognized.
 
-    Attributes
-    ----------
-    recording : Recording
-        What it is of.
-    start : float | None
-        In seconds, as ``end``.
-    samples : torch.Tensor | None
-        At 16 kHz, ``(T,)``; None where there is nothing to recognize.
-    fault : str | None
-        Why not; None of a part without sound.
+    ``start`` and ``end`` are in seconds, ``samples`` at 16 kHz, ``(T,)``. They
+    are None where there is nothing to recognize: ``fault`` says why, or is None
+    of a part without sound.
     """
 
     recording: object
@@ -101,22 +93,8 @@ class Segment:
 def calibrated(posteriors, temperature):
     """The confidence in each answer: the highest posterior, calibrated.
 
-    Arguments
-    ---------
-    posteriors : torch.Tensor
-        ``(B, C)``
-    temperature : float
-        As of ``calibration.apply_temperature``; 1 changes nothing.
-
-    Returns
-    -------
-    torch.Tensor
-        ``(B,)``, float32, on the same device.
-
-    Example
-    -------
-    >>> calibrated(torch.tensor([[0.8, 0.2]]), 2.0)
-    tensor([0.6667])
+    From posteriors ``(B, C)`` to ``(B,)``, float32, on the same device. The
+    temperature is that of ``apply_temperature``; 1 changes nothing.
     """
     if temperature == 1:
         return posteriors.amax(dim=1)
@@ -128,18 +106,9 @@ def calibrated(posteriors, temperature):
 class Recognizing:
     """How segments become recognitions.
 
-    Attributes
-    ----------
-    classify : callable
-        From B segments with samples to posteriors ``(B, C)``.
-    labels : list of str
-        The emotion words, in the order of the classes.
-    batch_size : int
-        Segments that are recognized together, at most.
-    temperature : float
-        That of the confidence.
-    abstain_below : float
-        A confidence below is no answer.
+    ``classify`` gives posteriors ``(B, C)`` of B segments with samples, of
+    which ``batch_size`` are recognized together at most. A confidence, at this
+    ``temperature``, that is below ``abstain_below`` is no answer.
     """
 
     classify: Callable
@@ -158,26 +127,17 @@ class Recognizing:
             )
 
     def stream(self, segments):
-        """Recognizes segments as they come.
+        """Recognizes segments as they come, in their order.
 
         Some are read ahead, and those of similar length go together, so that
         little is computed on padding; memory does not grow with their number.
-
-        Arguments
-        ---------
-        segments : iterable of Segment
-
-        Yields
-        ------
-        Recognition
-            In the order of the segments.
         """
         segments = iter(segments)
         while ahead := list(self._ahead(segments)):
             done = {
-                number: self._without_samples(segment)
-                for number, segment in enumerate(ahead)
-                if segment.samples is None
+                n: part.answer(error=part.fault, abstained=part.fault is None)
+                for n, part in enumerate(ahead)
+                if part.samples is None
             }
             batches = self._batches(ahead)
             for number in range(len(ahead)):
@@ -198,24 +158,17 @@ class Recognizing:
 
     def _batches(self, segments):
         """Indices of segments of similar length; the earliest first of all."""
-        order = sorted(
-            (
-                n
-                for n, segment in enumerate(segments)
-                if segment.samples is not None
-            ),
-            key=lambda n: len(segments[n].samples),
-        )
+        lengths = {
+            n: len(segment.samples)
+            for n, segment in enumerate(segments)
+            if segment.samples is not None
+        }
+        order = sorted(lengths, key=lengths.get)
         batches = [
             order[start : start + self.batch_size]
             for start in range(0, len(order), self.batch_size)
         ]
         return iter(sorted(batches, key=min))
-
-    def _without_samples(self, segment):
-        return segment.answer(
-            error=segment.fault, abstained=segment.fault is None
-        )
 
     def _recognize(self, segments):
         try:
@@ -236,7 +189,7 @@ class Recognizing:
         ]
 
     def _answer(self, segment, posteriors):
-        if not all(map(math.isfinite, posteriors.tolist())):
+        if not posteriors.isfinite().all():
             return segment.answer(
                 error=f"{segment.recording.path} gives no probabilities: its "
                 "samples are far outside of -1 to 1, perhaps"

@@ -14,7 +14,7 @@ from pathlib import Path
 import torch
 from hyperpyyaml import resolve_references
 from hyperpyyaml.core import RefTag
-from ruamel.yaml import YAML, YAMLError
+from ruamel.yaml import YAML
 from speechbrain.utils.logger import get_logger
 
 from emoq_modules.dataio.files import CONTENTS_FILE, write_contents
@@ -72,43 +72,25 @@ _TOLERANCE = 1e-4
 def export_recognizer(
     results_folder, out, merged=False, include_backbones=False, license="other"
 ):
-    """Exports the recognizer of a run.
+    """Exports the recognizer of a run to the folder ``out``, and returns that.
 
-    Arguments
-    ---------
-    results_folder : str or Path
-        The output folder of stage 2, or the one above it.
-    out : str or Path
-        The folder to make. An earlier export there is replaced, once the new
-        one is whole.
-    merged : bool
-        Whether to merge the LoRA adapter into the LLM, and take that along.
-    include_backbones : bool
-        Whether to take along backbones that are on the hub too.
-    license : str
-        The hub's name of the license of the weights, for the model card.
+    The run's folder is that of stage 2, or the one above it. An earlier export
+    in ``out`` is replaced, once the new one is whole. ``merged`` merges the
+    LoRA adapter into the LLM, and takes that along; ``include_backbones`` takes
+    those along that are on the hub too. The model card states the ``license``
+    of the weights, by the hub's name.
 
-    Returns
-    -------
-    Path
-        The folder.
-
-    Raises
-    ------
-    ExportError
-        If there is no finished run, ``out`` holds something else, or the run
-        cannot be exported.
-    BackboneError, CheckpointError, SourceError
-        If a part of the run is missing or damaged.
+    Raises ``ExportError`` if there is no finished run, ``out`` holds something
+    else, or the run cannot be exported; ``BackboneError``, ``CheckpointError``
+    or ``SourceError`` if a part of the run is missing or damaged.
     """
     run = _find_run(results_folder)
     out = _check_out(out)
+    results_file = run / RESULTS_FILE
     try:
-        results = json.loads((run / RESULTS_FILE).read_text(encoding="utf-8"))
+        results = json.loads(results_file.read_text(encoding="utf-8"))
     except ValueError as error:
-        raise ExportError(
-            f"{run / RESULTS_FILE} is damaged ({error})."
-        ) from None
+        raise ExportError(f"{results_file} is damaged ({error}).") from None
     calibration = _calibrate(run)
     tree = _read_tree(run / RECOGNIZER_FOLDER, calibration.temperature)
     parts = _parts(tree)
@@ -175,7 +157,7 @@ def _check_out(out):
         raise ExportError(f"{out} is a file; give a folder.")
     names = {path.name for path in out.iterdir()}
     others = sorted(names - _ENTRIES)
-    if names and not others and not _is_export(out):
+    if not others and CONTENTS_FILE not in names:  # an export has a list
         others = sorted(names)
     if others:
         raise ExportError(
@@ -185,14 +167,6 @@ def _check_out(out):
             "earlier export."
         )
     return out
-
-
-def _is_export(folder):
-    try:
-        tree = YAML().load((folder / SETTINGS_FILE).read_text("utf-8"))
-        return "format_version" in tree
-    except (OSError, YAMLError, TypeError, UnicodeDecodeError):
-        return False
 
 
 @contextmanager
@@ -294,26 +268,18 @@ def _load_run(source):
 def _write_weights(folder, modules, base):
     """Writes what was trained, and tells what loads it."""
     weights, fusion, decoder = [], modules.get("fusion"), modules["decoder"]
-
-    def add(name, module, file, hook):
-        weights.append(Weights(name, module, file, f"{_HOOKS}.{hook}"))
-        return folder / file
-
     if fusion is not None and any(True for _ in fusion.parameters()):
-        save_trainable(
-            fusion,
-            add("fusion", "fusion", "fusion.safetensors", "load_trainable"),
-        )
+        file = "fusion.safetensors"
+        save_trainable(fusion, folder / file)
+        weights.append(Weights("fusion", "fusion", file))
     if decoder.projector is not None:
-        file = "projector.safetensors"
-        save_trainable(
-            decoder.projector,
-            add("projector", "decoder", file, "load_projector"),
-        )
+        file, hook = "projector.safetensors", f"{_HOOKS}.load_projector"
+        save_trainable(decoder.projector, folder / file)
+        weights.append(Weights("projector", "decoder", file, hook))
     if getattr(decoder.llm, "peft_config", None):
-        file = f"adapter/{ADAPTER_FILE}"
-        target = add("adapter", "decoder", file, "load_adapter")
-        save_adapter(decoder, target.parent, base)
+        file, hook = f"adapter/{ADAPTER_FILE}", f"{_HOOKS}.load_adapter"
+        save_adapter(decoder, folder / "adapter", base)
+        weights.append(Weights("adapter", "decoder", file, hook))
     return weights
 
 

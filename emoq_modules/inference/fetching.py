@@ -1,8 +1,7 @@
 """Where a trained system is loaded from, looked at before it is executed.
 
-A source is a folder, a name on the Hugging Face hub or a web address. Whatever
-it is, its YAML becomes a local file first, is checked, and only then goes to
-SpeechBrain, which executes it.
+Whatever a source is, its YAML becomes a local file first, is checked, and only
+then goes to SpeechBrain, which executes it.
 """
 
 from pathlib import Path
@@ -42,39 +41,15 @@ def open_source(
 ):
     """Brings a trained system onto this machine, and checks it.
 
-    Arguments
-    ---------
-    source : str or Path or speechbrain.utils.fetching.FetchSource
-        A folder, a name on the hub or a web address.
-    hparams_file : str
-        Name of the YAML file in it.
-    overrides : dict | str | None
-        Values that replace those of the YAML.
-    trust_source : bool
-        Whether to leave out the check of what the YAML would execute.
-    savedir : str or Path | None
-        Where SpeechBrain collects files; a web address needs it.
-    local_strategy : speechbrain.utils.fetching.LocalStrategy
-        How it does.
-    fetch_config : speechbrain.utils.fetching.FetchConfig | None
-        SpeechBrain's options of downloads, for instance the revision.
+    ``source`` is a folder, a name on the hub, a web address (which needs
+    ``savedir``) or SpeechBrain's ``FetchSource``; the last three arguments are
+    those of ``Pretrained``. Returns the folder in which the YAML now is, and
+    the overrides with ``pretrained_path``: where the weights are.
 
-    Returns
-    -------
-    folder : str
-        Where the YAML is now.
-    overrides : dict
-        The overrides, and ``pretrained_path``: where the weights are.
-
-    Raises
-    ------
-    BackboneError
-        If a name is not to be had from the hub.
-    SourceError
-        If there is no such YAML, a file is missing or was cut off, or a later
-        version has written it.
-    UnsafeYAMLError
-        If the YAML would execute what no trained EmoQ needs.
+    Raises ``BackboneError`` if a name is not to be had from the hub;
+    ``SourceError`` if there is no such YAML, a file is missing or was cut off,
+    or a later version has written it; and ``UnsafeYAMLError`` if the YAML would
+    execute what no trained EmoQ needs and is not trusted.
     """
     fetch_config = fetch_config or FetchConfig()
     if isinstance(source, Path):

@@ -43,41 +43,8 @@ def model_card(
 ):
     """The ``README.md`` of an export; its words are in ``model_card.jinja``.
 
-    Arguments
-    ---------
-    results : dict
-        What ``results.json`` of the run holds.
-    calibration : emoq_modules.evaluation.calibration.Calibration
-        How confidence was corrected.
-    parts : dict
-        By the name of each frozen part what it is: a name on the hub, or any
-        other words.
-    prompt : str
-        The prompt, as a person reads it.
-    license : str
-        The hub's name of the license of these weights.
-    merged : bool
-        Whether the LoRA adapter is merged into the LLM.
-    is_trusted : bool
-        Whether the YAML names nothing but what exports need.
-
-    Returns
-    -------
-    huggingface_hub.ModelCard
-
-    Example
-    -------
-    >>> results = {
-    ...     **dict(corpus="toy", variant="emoq", fold=1, stage=2, seed=0),
-    ...     **dict(labels=["no", "yes"], n=2, WA=50.0, UA=50.0, WF1=33.3),
-    ...     "recall": {"no": 100.0, "yes": 0.0},
-    ...     "confusion": [[1, 0], [1, 0]],
-    ...     "versions": {"torch": "2.11.0"},
-    ... }
-    >>> from emoq_modules.evaluation.calibration import Calibration
-    >>> card = model_card(results, Calibration(1.0), {"LLM": "a/b"}, "<AUDIO>")
-    >>> card.data.library_name, "| yes | 1 | 0 | 0.0 |" in card.text
-    ('speechbrain', True)
+    ``results`` is what ``results.json`` of the run holds; ``parts`` says what
+    each frozen part is: a name on the hub, or any other words.
     """
     corpus, language = next(
         (
@@ -112,16 +79,14 @@ def model_card(
             for measure, kind in _METRICS.items()
         ],
     )
-    labels, versions = results["labels"], results["versions"].items()
-    history = (("epochs", "epochs"), ("seconds", "s of training"))
+    labels = results["labels"]
     text = render(
         "inference/model_card.jinja",
         "markdown",
         metadata=Markup(metadata.to_yaml()),
         title=title,
         corpus=corpus,
-        results={"train_utterances": None, **results},
-        labels=", ".join(labels),
+        results=results,
         trust=Markup("" if is_trusted else ", trust_source=True"),
         measured=(
             [*MEASURES, "utterances"],
@@ -141,12 +106,6 @@ def model_card(
         parts=parts,
         merged=merged,
         prompt=prompt,
-        history="".join(
-            f", {results[key]} {words}"
-            for key, words in history
-            if results.get(key) is not None
-        ),
-        versions=", ".join(f"{name} {version}" for name, version in versions),
     )
     return ModelCard(text)
 

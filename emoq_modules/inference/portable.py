@@ -25,14 +25,7 @@ _LICENSES = ("LICENSE", "LICENCE", "NOTICE")  # as their authors spell it
 
 
 def bare(node):
-    """A YAML node without its comments and anchors.
-
-    Example
-    -------
-    >>> from ruamel.yaml import YAML
-    >>> bare(YAML().load("a: &x [1, 2]  # why"))
-    {'a': [1, 2]}
-    """
+    """A YAML node without its comments and anchors."""
     if isinstance(node, CommentedMap):
         copy = CommentedMap((key, bare(value)) for key, value in node.items())
     elif isinstance(node, CommentedSeq):
@@ -50,24 +43,10 @@ def bare(node):
 def take_along(tree, modules, folder, include_backbones=False):
     """Copies what stands before the LLM, and makes a YAML name it there.
 
-    Arguments
-    ---------
-    tree : dict
-        The YAML's nodes, which are changed.
-    modules : dict
-        The objects that they stand for: ``fusion`` and ``encoder``, as far as
-        there are some.
-    folder : Path
-        Where to copy to.
-    include_backbones : bool
-        Whether to copy what is on the hub too.
-
-    Raises
-    ------
-    BackboneError
-        If a backbone is not to be had.
-    ExportError
-        If weights that never train are random, hence in no file.
+    Nodes of the ``tree`` are changed; ``modules`` has the objects ``fusion``
+    and ``encoder``, as far as there are some. Backbones on the hub are copied
+    only if they are to be included. ``ExportError`` if weights that never train
+    are random, hence in no file.
     """
     fusion = tree["fusion"] if "fusion" in modules else {}
     tokenizer = _tokenizer_source(tree["text_tokenizer"])
@@ -97,20 +76,7 @@ def take_along(tree, modules, folder, include_backbones=False):
 
 
 def take_llm(decoder, folder, include_backbones=False):
-    """Copies the LLM and its tokenizer, and makes a YAML name them there.
-
-    Arguments
-    ---------
-    decoder : dict
-        The decoder's YAML node, which is changed.
-    folder, include_backbones
-        As of ``take_along``.
-
-    Raises
-    ------
-    BackboneError, ExportError
-        As ``take_along`` does.
-    """
+    """Copies the LLM and its tokenizer; the decoder's node then names them."""
     source, revision = decoder["source"], decoder.get("revision")
     tokenizer = decoder.get("tokenizer") or source
     decoder["source"], decoder["revision"] = _placed(
@@ -137,20 +103,8 @@ def take_llm(decoder, folder, include_backbones=False):
 def merge(decoder, adapter, folder):
     """Writes an LLM with its LoRA adapter merged into it, and its tokenizer.
 
-    Arguments
-    ---------
-    decoder : dict
-        The decoder's YAML node, which is changed: it names the LLM there, and
-        no LoRA.
-    adapter : Path
-        The adapter, in peft's format.
-    folder : Path
-        Where the folder ``llm`` is to be.
-
-    Raises
-    ------
-    ExportError
-        If the adapter was trained on weights in 4 bits.
+    The decoder's YAML node then names the folder ``llm`` below ``folder``, and
+    no LoRA. ``ExportError`` if the adapter was trained on weights in 4 bits.
     """
     if decoder.get("quantization"):
         raise ExportError(
@@ -179,24 +133,8 @@ def merge(decoder, adapter, folder):
 def copy_backbone(source, target, revision=None, auto_class=None, **where):
     """Copies what ``from_pretrained`` loads; weights as safetensors.
 
-    Arguments
-    ---------
-    source : str
-        A local folder, or a name on the hub.
-    target : Path
-        The folder to make.
-    revision : str | None
-        Branch, tag or commit on the hub.
-    auto_class : type | None
-        What loads the weights, where they have to be converted; None leaves
-        the weights out.
-    **where : dict
-        ``needs`` and ``cache_dir``, as of ``local_folder``.
-
-    Raises
-    ------
-    BackboneError
-        If it is not to be had.
+    Without an ``auto_class``, which loads weights to be converted, the weights
+    are left out. ``where`` are ``needs`` and ``cache_dir`` of ``local_folder``.
     """
     has_weights = auto_class is not None
     folder = Path(local_folder(source, revision, has_weights, **where))

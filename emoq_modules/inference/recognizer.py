@@ -260,9 +260,7 @@ class EmotionRecognizer(Pretrained):
         segments = (
             self._read(as_recording(item), max_seconds) for item in recordings
         )
-        return self._recognizing(batch_size, abstain_below).stream(
-            self._transcribed(segments, asr)
-        )
+        return self._stream(segments, batch_size, asr, abstain_below)
 
     def timeline(
         self,
@@ -322,7 +320,6 @@ class EmotionRecognizer(Pretrained):
         recording = as_recording(path)
         if speaker is not None:
             recording = replace(recording, speaker=speaker)
-        recognizing = self._recognizing(batch_size, abstain_below)
         spans = sliding_windows(window_s, hop_s)
         if vad is not None:
             spans = speech_spans(vad, recording.path, self.device)
@@ -332,7 +329,7 @@ class EmotionRecognizer(Pretrained):
             else Segment(recording, start, end)
             for start, end, samples, fault in iter_segments(recording, spans)
         )
-        return list(recognizing.stream(self._transcribed(segments, asr)))
+        return list(self._stream(segments, batch_size, asr, abstain_below))
 
     def prompt_text(self, text=None, speaker=None, context=None):
         """The prompt as the LLM sees it, with ``<AUDIO>`` for the voice.
@@ -345,7 +342,11 @@ class EmotionRecognizer(Pretrained):
         audio = "<AUDIO>" * prompt.template.has_audio
         return f"{before}{audio}{after}"
 
-    def _recognizing(self, batch_size, abstain_below):
+    def _stream(self, segments, batch_size, asr, abstain_below):
+        """Recognitions of segments, those without a text transcribed first."""
+        asr = self.asr if asr is None else load_transcriber(asr, self.device)
+        if asr is not None:
+            segments = with_texts(segments, asr)
         if abstain_below is None:
             abstain_below = self.hparams.abstain_below
         return Recognizing(
@@ -354,24 +355,17 @@ class EmotionRecognizer(Pretrained):
             batch_size,
             self.hparams.temperature,
             abstain_below,
-        )
+        ).stream(segments)
 
     def _read(self, recording, max_seconds):
         try:
             recording = recording.readable()
-            self._check_context(recording)
             samples = recording.samples
             if samples is None:
                 samples = read_audio(recording.path, max_seconds, SHORTEST_S)
         except (AudioError, OSError, ValueError) as error:
             return Segment(recording, fault=str(error))
-        end = len(samples) / SAMPLE_RATE
-        return Segment(recording, 0.0, end, samples)
-
-    def _transcribed(self, segments, asr):
-        """The segments, those that lack a text with what was heard in them."""
-        asr = self.asr if asr is None else load_transcriber(asr, self.device)
-        return segments if asr is None else with_texts(segments, asr)
+        return Segment(recording, 0.0, len(samples) / SAMPLE_RATE, samples)
 
     def _posteriors(self, segments):
         """Posteriors of segments with samples, ``(B, C)``."""
@@ -392,14 +386,11 @@ class EmotionRecognizer(Pretrained):
         return posteriors
 
     def _prompt_ids(self, recording):
-        self._check_context(recording)
-        return self._inputs.prompt_ids(
-            recording.text, recording.speaker, recording.context
-        )
-
-    def _check_context(self, recording):
         if recording.context and not self.hparams.context_turns:
             raise ValueError(
                 "This system was trained without the turns before an utterance "
                 "(context_turns: 0): give no context."
             )
+        return self._inputs.prompt_ids(
+            recording.text, recording.speaker, recording.context
+        )

@@ -23,7 +23,7 @@ logger = get_logger(__name__)
 
 RECOGNIZER_FOLDER = "recognizer"  # in stage 2's output folder
 SETTINGS_FILE = "hyperparams.yaml"
-# Of an export, its key format_version; what is read of later ones is unknown.
+# The key format_version of an export; what later ones hold is unknown.
 FORMAT_VERSION = 1
 
 # What of a training configuration recognition needs.
@@ -69,16 +69,8 @@ pretrainer: !new:speechbrain.utils.parameter_transfer.Pretrainer
 class Weights:
     """A file of weights, and what it is loaded into.
 
-    Attributes
-    ----------
-    name : str
-        What to call it.
-    module : str
-        The key of the object that it is loaded into.
-    file : str
-        Where it is, relative to the folder.
-    hook : str
-        The function that loads it, as ``hook(object, path)``.
+    ``module`` is the key of that object, ``file`` relative to the folder, and
+    ``hook`` the function that loads it, as ``hook(object, path)``.
     """
 
     name: str
@@ -90,17 +82,9 @@ class Weights:
 def save_recognizer(folder, resolved, hparams):
     """Writes what ``EmotionRecognizer`` needs of a trained stage 2.
 
-    Where a frozen part was given as a configuration, its weights are random and
-    in no file: nothing is written then, and a warning says so.
-
-    Arguments
-    ---------
-    folder : str or Path
-        Where to.
-    resolved : str
-        The composed configuration of the stage.
-    hparams : dict
-        Its objects, with the weights to keep.
+    That is the composed configuration and its objects' trained weights. Where a
+    frozen part was given as a configuration, its weights are random and in no
+    file: nothing is written then, and a warning says so.
     """
     folder = Path(folder)
     training = YAML().load(resolved)
@@ -136,25 +120,13 @@ def save_recognizer(folder, resolved, hparams):
 def settings_text(tree, folder, weights):
     """The YAML that SpeechBrain's ``Pretrained`` loads.
 
-    Arguments
-    ---------
-    tree : dict
-        The objects and values of a recognizer, as YAML nodes.
-    folder : str or Path
-        What ``pretrained_path`` is until ``from_hparams`` sets it.
-    weights : list of Weights
-        The files to load into the objects.
-
-    Returns
-    -------
-    str
+    ``folder`` is what ``pretrained_path`` is until ``from_hparams`` sets it.
     """
     text = StringIO()
     dump_hyperpyyaml(tree, text)
-    names = [name for name in ("fusion", "decoder") if tree[name] is not None]
-    modules = {name: name for name in names}
-    if "fusion" in modules:
-        modules["encoder"] = "audio_encoder"
+    modules = {"decoder": "decoder"}
+    if tree["fusion"] is not None:
+        modules = {"fusion": "fusion", **modules, "encoder": "audio_encoder"}
     return text.getvalue() + _INFERENCE.render(
         modules=modules, folder=folder, weights=weights
     )

@@ -52,24 +52,10 @@ def check_yaml(text, overrides=None, origin="the YAML"):
     """Refuses a YAML for HyperPyYAML that names code outside the list.
 
     It is read as HyperPyYAML reads it: as it stands, and then with its
-    references resolved, which may make tags of what was text before. Nothing
-    of it is executed.
-
-    Arguments
-    ---------
-    text : str
-        The YAML.
-    overrides : dict | str | None
-        As ``load_hyperpyyaml`` takes them.
-    origin : str
-        What to call it in the message.
-
-    Raises
-    ------
-    UnsafeYAMLError
-        If it names other code, or uses what could hide a name.
-    ValueError
-        If a reference leads nowhere.
+    references resolved by the overrides, which may make tags of what was text
+    before. Nothing of it is executed. ``UnsafeYAMLError`` says what it names,
+    or what could hide a name, in the YAML called ``origin``; ``ValueError`` if
+    a reference leads nowhere.
 
     Example
     -------
@@ -89,23 +75,7 @@ def check_yaml(text, overrides=None, origin="the YAML"):
 
 
 def is_safe(text):
-    """Tells whether a YAML may be loaded without being trusted.
-
-    Arguments
-    ---------
-    text : str
-        The YAML.
-
-    Returns
-    -------
-    bool
-        Whether ``check_yaml`` has nothing against it.
-
-    Example
-    -------
-    >>> is_safe("labels: !apply:os.system [reboot]")
-    False
-    """
+    """Tells whether ``check_yaml`` has nothing against a YAML."""
     try:
         check_yaml(text)
     except UnsafeYAMLError:

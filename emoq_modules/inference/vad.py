@@ -12,33 +12,12 @@ from emoq_modules.lobes.backbones import local_folder
 
 
 def speech_spans(vad, path, device="cpu", longest_s=30.0):
-    """Finds the parts of a recording in which there is speech.
+    """Start and end, in seconds, of the parts of a recording with speech.
 
-    Arguments
-    ---------
-    vad : str | Path | speechbrain.inference.VAD.VAD
-        A local folder, or a name on the Hugging Face hub, of a model for
-        ``speechbrain.inference.VAD.VAD``, such as
-        ``speechbrain/vad-crdnn-libriparty``, whose YAML is executed; or one
-        already loaded.
-    path : str or Path
-        As of ``audio.read_audio``.
-    device : str
-        Where to compute.
-    longest_s : float
-        Longer parts are cut into equal ones.
-
-    Returns
-    -------
-    list of tuple
-        Start and end of each in seconds.
-
-    Raises
-    ------
-    BackboneError
-        If the model is neither a folder, nor cached, nor reachable.
-    AudioError
-        If the file is missing, no audio, or damaged.
+    ``vad`` is one of SpeechBrain's, or what ``load_vad`` takes; parts longer
+    than ``longest_s`` are cut into equal ones. Raises ``BackboneError`` if the
+    model is not to be had, and ``AudioError`` if the file is missing, no audio
+    or damaged.
     """
     if isinstance(vad, str | Path):
         vad = load_vad(vad, device)
@@ -55,23 +34,10 @@ def speech_spans(vad, path, device="cpu", longest_s=30.0):
 
 
 def load_vad(source, device="cpu"):
-    """Loads SpeechBrain's voice activity detection.
+    """Loads a ``speechbrain.inference.VAD.VAD``, whose YAML is executed.
 
-    Arguments
-    ---------
-    source : str or Path
-        As ``vad`` of ``speech_spans``.
-    device : str
-        Where to compute.
-
-    Returns
-    -------
-    speechbrain.inference.VAD.VAD
-
-    Raises
-    ------
-    BackboneError
-        If the model is neither a folder, nor cached, nor reachable.
+    ``source`` is a local folder, or a name on the Hugging Face hub, such as
+    ``speechbrain/vad-crdnn-libriparty``.
     """
     from speechbrain.inference.VAD import VAD
 

@@ -11,7 +11,6 @@ import torch
 from emoq_modules.dataio import audio
 from emoq_modules.dataio.audio import (
     audio_duration,
-    decode_sound,
     read_audio,
     to_model_rate,
 )
@@ -35,13 +34,15 @@ def write_noise(path, seconds=1.0, rate=16000, channels=1, **options):
     return path
 
 
-def loudest_frequency(audio):
-    """In hertz, of audio at 16 kHz."""
-    spectrum = np.abs(np.fft.rfft(audio.numpy() * np.hanning(len(audio))))
-    return spectrum.argmax() * 16000 / len(audio)
+def flac_bytes():
+    """Two seconds of noise."""
+    file = io.BytesIO()
+    noise = np.random.default_rng(0).uniform(-0.5, 0.5, 32000)
+    soundfile.write(file, noise, 16000, format="FLAC")
+    return file.getvalue()
 
 
-@pytest.mark.parametrize("rate", [8000, 11025, 16000, 44100, 48000])
+@pytest.mark.parametrize("rate", [8000, 11025, 16000, 44100, 48000, 44101])
 @pytest.mark.parametrize("ending", ["wav", "flac"])
 def test_any_rate_is_read_as_16_khz(tmp_path, rate, ending):
     path = tmp_path / f"tone.{ending}"
@@ -49,28 +50,16 @@ def test_any_rate_is_read_as_16_khz(tmp_path, rate, ending):
     audio = read_audio(path)
     assert audio.dtype == torch.float32
     assert audio.shape == (16000,)
-    assert loudest_frequency(audio) == pytest.approx(440, abs=1)
     # Away from the ends the wave itself is the same.
     expected = torch.tensor(tone(16000), dtype=torch.float32)
     torch.testing.assert_close(
-        audio[1000:-1000], expected[1000:-1000], atol=5e-3, rtol=0
+        audio[100:-100], expected[100:-100], atol=1e-3, rtol=0
     )
 
 
 def test_resampling_lets_nothing_above_8_khz_fold_back(tmp_path):
     soundfile.write(tmp_path / "high.wav", tone(44100, frequency=15000), 44100)
     assert read_audio(tmp_path / "high.wav")[1000:-1000].abs().max() < 0.01
-
-
-def test_channels_are_averaged(tmp_path):
-    left, right = tone(44100, 0.5), tone(44100, 0.5, 1000.0)
-    stereo = tmp_path / "stereo.wav"
-    soundfile.write(stereo, np.stack([left, right], axis=1), 44100)
-    mono = tmp_path / "mono.wav"
-    soundfile.write(mono, (left + right) / 2, 44100)
-    torch.testing.assert_close(
-        read_audio(stereo), read_audio(mono), atol=1e-4, rtol=0
-    )
 
 
 def test_samples_are_read_as_they_are(tmp_path):
@@ -96,7 +85,7 @@ def test_silence_is_read_with_a_warning(tmp_path, caplog):
         ("a.wav", 8000, 2),
         ("a.flac", 44100, 6),
         ("a.ogg", 48000, 1),
-        ("a.mp3", 22050, 2),
+        ("a.mp3", 22050, 2),  # whose decoder clicks after a seek
         ("a.aiff", 96000, 1),
         ("a.wav", 44101, 1),  # nothing in common with 16,000
     ],
@@ -107,17 +96,10 @@ def test_any_format_rate_and_number_of_channels_is_read(
     path = write_noise(tmp_path / name, 2.3, rate, channels)
     samples = read_audio(path)
     assert abs(len(samples) - 2.3 * 16000) < 16000 * 0.1  # mp3 pads
+    # At once, and not second by second as a stream is.
     whole, _ = soundfile.read(path, dtype="float32", always_2d=True)
     whole = to_model_rate(torch.from_numpy(whole).mean(dim=1), rate)
     torch.testing.assert_close(samples, whole, atol=1e-6, rtol=0)
-
-
-def test_tone_stays_a_tone_at_an_unusual_rate(tmp_path):
-    times = np.arange(44101) / 44101
-    soundfile.write(tmp_path / "a.wav", np.sin(2 * np.pi * 440 * times), 44101)
-    expected = torch.sin(2 * torch.pi * 440 * torch.arange(16000) / 16000)
-    error = (read_audio(tmp_path / "a.wav") - expected)[100:-100]
-    assert error.abs().max() < 1e-3
 
 
 def test_without_pyav_the_message_says_what_to_install(tmp_path, monkeypatch):
@@ -180,60 +162,32 @@ def test_file_that_names_others_is_not_followed(tmp_path, monkeypatch):
             read_audio(name)
 
 
-def test_mp3_is_read_without_clicks(tmp_path):
-    times = np.arange(5 * 22050) / 22050
-    tone = 0.3 * np.sin(2 * np.pi * 440 * times)
-    soundfile.write(tmp_path / "a.mp3", tone, 22050)
-    # At once, and not second by second as a stream is.
-    whole, rate = soundfile.read(tmp_path / "a.mp3", dtype="float32")
-    whole = to_model_rate(torch.from_numpy(whole), rate)
-    samples = read_audio(tmp_path / "a.mp3")
-    torch.testing.assert_close(samples, whole, atol=1e-6, rtol=0)
-
-
-def test_file_objects_are_decoded_as_files_are(tmp_path):
-    content = clip_bytes()
-    (tmp_path / "a.mp4").write_bytes(content)
-    pieces = zip(
-        decode_sound(io.BytesIO(content)),
-        decode_sound(tmp_path / "a.mp4"),
-        strict=True,
-    )
-    assert all(np.array_equal(*pair) for pair in pieces)
-
-
 @pytest.mark.parametrize(
-    ("content", "message"),
+    ("name", "content", "message"),
     [
-        (b"", "cannot be read as audio"),
-        (b"not audio", "cannot be read as audio"),
-        (wav_bytes(0), "has 0 samples"),
-        (wav_bytes(1)[:5000], "is truncated"),
-        (wav_bytes(1)[:44], "is truncated"),
+        ("a.wav", b"", "cannot be read as audio"),
+        ("a.wav", b"not audio", "cannot be read as audio"),
+        ("a.flac", flac_bytes()[:20000], "cannot be read as audio"),
+        ("a.wav", wav_bytes(0), "has 0 samples"),
+        ("a.wav", wav_bytes(1)[:5000], "is truncated"),
+        ("a.wav", wav_bytes(1)[:44], "is truncated"),
     ],
 )
-def test_unusable_audio_is_named(tmp_path, content, message):
-    path = write(tmp_path / "bad.wav", content)
-    with pytest.raises(AudioError, match=f"bad.wav {message}"):
+def test_unusable_audio_is_named(tmp_path, name, content, message):
+    path = write(tmp_path / name, content)
+    with pytest.raises(AudioError, match=f"{name} {message}"):
         audio_duration(path)
 
 
-def test_truncated_flac_is_found_without_decoding_it(tmp_path):
-    noise = np.random.default_rng(0).uniform(-0.5, 0.5, 32000)
-    soundfile.write(tmp_path / "a.flac", noise, 16000)
-    assert audio_duration(tmp_path / "a.flac") == 2.0
-    content = (tmp_path / "a.flac").read_bytes()
-    (tmp_path / "a.flac").write_bytes(content[: len(content) // 2])
-    with pytest.raises(AudioError, match="cannot be read as audio"):
-        audio_duration(tmp_path / "a.flac")
-
-
-def test_any_rate_and_number_of_channels_is_measured(tmp_path):
-    path = write(tmp_path / "a.wav", wav_bytes(0.5, rate=44100, channels=2))
-    assert audio_duration(path) == 0.5
-
-
-def test_a_wav_written_to_a_pipe_is_not_taken_for_truncated(tmp_path):
-    content = bytearray(wav_bytes(0.5))
-    content[4:8] = b"\xff" * 4
-    assert audio_duration(write(tmp_path / "a.wav", bytes(content))) == 0.5
+@pytest.mark.parametrize(
+    "content",
+    [
+        wav_bytes(2),
+        wav_bytes(2, rate=44100, channels=2),
+        flac_bytes(),
+        # From a pipe, whose writer does not know the size.
+        wav_bytes(2)[:4] + b"\xff" * 4 + wav_bytes(2)[8:],
+    ],
+)
+def test_any_rate_and_format_is_measured(tmp_path, content):
+    assert audio_duration(write(tmp_path / "a", content)) == 2.0

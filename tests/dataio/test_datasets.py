@@ -35,12 +35,16 @@ def tokenizer(text_encoder):
     return load_tokenizer(text_encoder)
 
 
+def items(rows, inputs, audio=None, dialogues=None):
+    """A data set of rows, by their ids."""
+    made = build_datasets({"train": rows}, LABELS, audio, inputs, dialogues)
+    return made["train"]
+
+
 def test_items_hold_what_a_batch_needs(tokenizer):
     frames = {"sad.wav": torch.ones(5, 2), "angry.wav": torch.zeros(3, 2)}
-    manifests = {"train": {"u1": row("sad"), "u2": row("angry")}}
-    inputs = TextInputs(tokenizer, prompt=Told())
-    dataset = build_datasets(manifests, LABELS, frames.get, inputs)["train"]
-    item = dataset[0]
+    rows = {"u1": row("sad"), "u2": row("angry")}
+    item = items(rows, TextInputs(tokenizer, prompt=Told()), frames.get)[0]
     assert item.keys() == {
         *("id", "dialogue", "label"),
         *("audio", "tokens", "prompt"),
@@ -51,16 +55,11 @@ def test_items_hold_what_a_batch_needs(tokenizer):
     assert tokenizer.decode(item["tokens"]) == "<s>Oh no!</s>"
 
 
-def test_labels_have_the_order_of_the_preset_whatever_that_of_the_data(
-    tokenizer,
-):
-    for order in (LABELS, LABELS[::-1], ["sad", "angry"]):
-        manifests = {"train": {f"u{e}": row(e) for e in order}}
-        dataset = build_datasets(
-            manifests, LABELS, None, TextInputs(tokenizer)
-        )["train"]
-        found = {item["id"][1:]: item["label"] for item in dataset}
-        assert found == {e: LABELS.index(e) for e in order}
+@pytest.mark.parametrize("order", [LABELS, LABELS[::-1], ["sad", "angry"]])
+def test_labels_have_the_order_of_the_preset_whatever_that_of_the_data(order):
+    dataset = items({f"u{e}": row(e) for e in order}, TextInputs())
+    found = {item["id"][1:]: item["label"] for item in dataset}
+    assert found == {e: LABELS.index(e) for e in order}
 
 
 def test_audio_may_be_left_out_and_tokens_may_have_no_reader():
@@ -75,22 +74,13 @@ def test_audio_may_be_left_out_and_tokens_may_have_no_reader():
 @pytest.mark.parametrize("limit", [3, 8, 256])
 def test_long_transcript_is_cut_and_keeps_its_end_token(tokenizer, limit):
     text = "I can't believe we won the game! " * 100
-    manifests = {"train": {"u1": row("sad", text)}}
     inputs = TextInputs(tokenizer, limit)
-    dataset = build_datasets(manifests, LABELS, None, inputs)
-    tokens = dataset["train"][0]["tokens"].tolist()
+    tokens = inputs.tokens(text).tolist()
     assert len(tokens) == limit
     assert tokens[0] == tokenizer.bos_token_id
     assert tokens[-1] == tokenizer.eos_token_id
     assert tokens[1:-1] == tokenizer(text)["input_ids"][1 : limit - 1]
-
-
-def test_empty_transcript_is_two_tokens(tokenizer):
-    manifests = {"train": {"u1": row("sad", "")}}
-    dataset = build_datasets(manifests, LABELS, None, TextInputs(tokenizer))[
-        "train"
-    ]
-    assert tokenizer.decode(dataset[0]["tokens"]) == "<s></s>"
+    assert tokenizer.decode(inputs.tokens("")) == "<s></s>"
 
 
 class Told:
@@ -169,16 +159,12 @@ def test_prompts_come_through_a_batch_as_they_are(llm):
     prompt = PromptTemplate("{labels}?", "{context}\n{text}\n<AUDIO>").bind(
         load_tokenizer(llm), LABELS
     )
-    manifests = {
-        "train": {
-            "u0": row("sad", dialogue="p", turn=0),
-            "u1": row("sad", dialogue="p", turn=5),
-        }
+    rows = {
+        "u0": row("sad", dialogue="p", turn=0),
+        "u1": row("sad", dialogue="p", turn=5),
     }
     inputs = TextInputs(prompt=prompt, context_turns=9)
-    dataset = build_datasets(manifests, LABELS, None, inputs, DIALOGUES)[
-        "train"
-    ]
+    dataset = items(rows, inputs, dialogues=DIALOGUES)
     batch = PaddedBatch([dataset[0], dataset[1]])
     before = [("Ross", "p zero"), ("Rachel", "p one"), ("Ross", "p four")]
     assert list(map(tuple, batch.prompt)) == [
@@ -196,9 +182,8 @@ def test_training_labels_are_those_of_the_items(tmp_path, tokenizer):
     splits = {"train": rows[:2], "valid": rows[2:3], "test": rows[3:]}
     write_manifests(tmp_path / "manifests", splits, LABELS, {})
     train = tmp_path / "manifests/train.json"
-    manifests = {"train": read_manifest(train, LABELS, tmp_path)}
-    inputs = TextInputs(tokenizer)
-    dataset = build_datasets(manifests, LABELS, read_audio, inputs)["train"]
+    rows = read_manifest(train, LABELS, tmp_path)
+    dataset = items(rows, TextInputs(tokenizer), read_audio)
     assert training_labels(train, LABELS) == [0, 3]
     with pytest.raises(CorpusError, match="'happy', which is not one of"):
         training_labels(train, ["sad", "angry"])

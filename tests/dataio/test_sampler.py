@@ -22,23 +22,11 @@ def alone(batch):
     return sum(1 for count in counts.values() if count == 1)
 
 
-@pytest.mark.parametrize("group_size", [1, 2, 3, 4])
-def test_every_utterance_comes_once_an_epoch(group_size):
-    sampler = ClassGroupSampler(LABELS, group_size, seed=0)
-    assert sorted(sampler) == list(range(len(LABELS)))
-    assert len(sampler) == len(LABELS)
-
-
 def test_in_pairs_no_utterance_is_alone_of_its_class_in_a_batch():
     plain = ClassGroupSampler(LABELS, 1, seed=0)
     paired = ClassGroupSampler(LABELS, 2, seed=0)
     assert sum(map(alone, batches(plain))) > 10
     assert sum(map(alone, batches(paired))) == 0
-
-
-def test_what_a_class_has_over_makes_a_smaller_group():
-    sampler = ClassGroupSampler([0, 0, 0, 1], 2, seed=0)
-    assert sorted(sampler) == [0, 1, 2, 3]
 
 
 def test_order_depends_on_seed_and_epoch_alone():
@@ -50,13 +38,6 @@ def test_order_depends_on_seed_and_epoch_alone():
     assert order(1, 1) == order(1, 1)
     assert order(1, 1) != order(1, 2)
     assert order(1, 1) != order(3, 1)
-
-
-def test_pairs_are_other_ones_in_each_epoch():
-    sampler = ClassGroupSampler([0] * 40, 2, seed=0)
-    first = set(map(tuple, batches(sampler, 2)))
-    sampler.set_epoch(1)
-    assert len(first & set(map(tuple, batches(sampler, 2)))) < 5
 
 
 def test_a_group_of_none_is_refused():
@@ -79,3 +60,5 @@ def test_an_order_is_that_of_groups_drawn_one_by_one(group_size):
     sampler = ClassGroupSampler(LABELS, group_size, seed=7)
     sampler.set_epoch(2)
     assert list(sampler) == expected
+    assert sorted(expected) == list(range(len(LABELS)))  # each comes once
+    assert len(sampler) == len(LABELS)

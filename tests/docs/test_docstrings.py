@@ -8,12 +8,22 @@ import pytest
 
 from tests.corpus_folders import ROOT
 
-FLOORS = "lobes", "dataio"
-FILES = [
-    str(file.relative_to(ROOT))
-    for floor in FLOORS
-    for file in sorted((ROOT / "emoq_modules" / floor).glob("*.py"))
-]
+# All of the lobes; of the others what YAMLs, documents and the scripts that
+# prepare a corpus name.
+FILES = {
+    f"lobes/{file.name}": None
+    for file in sorted((ROOT / "emoq_modules/lobes").glob("*.py"))
+} | {
+    "dataio/audio.py": "read_audio audio_duration",
+    "dataio/datasets.py": "training_labels",
+    "dataio/feature_store.py": "FeatureStore",
+    "dataio/manifest.py": (
+        "Turn Utterance digest_of_file is_prepared name_few write_manifests"
+    ),
+    "dataio/prepare.py": None,
+    "dataio/recordings.py": "Recording",
+    "dataio/sampler.py": None,
+}
 PROPERTIES = {"property", "cached_property", "setter"}
 FUNCTION = (ast.FunctionDef, ast.AsyncFunctionDef)
 
@@ -111,10 +121,17 @@ def faults(node):
 
 @pytest.mark.parametrize("file", FILES)
 def test_docstrings_name_all_arguments_and_what_is_returned(file):
-    tree = ast.parse((ROOT / file).read_text(encoding="utf-8"))
+    path = ROOT / "emoq_modules" / file
+    named = FILES[file] and FILES[file].split()
+    nodes = {
+        name: node
+        for name, node in public(ast.parse(path.read_text("utf-8")).body)
+        if named is None or name.partition(".")[0] in named
+    }
+    assert nodes.keys() >= set(named or ())
     wrong = [
         f"{name}: {fault}"
-        for name, node in public(tree.body)
+        for name, node in nodes.items()
         for fault in faults(node)
     ]
     assert not wrong, "\n".join([file, *wrong])

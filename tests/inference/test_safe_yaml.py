@@ -20,6 +20,7 @@ again: *words
 pretrained_path: .
 where: !ref <pretrained_path>/adapter/adapter_model.safetensors
 """
+SYSTEM = "!!python/object/apply:os.system ['touch {mark}']"
 # Each would leave a file behind; {mark} stands for its path.
 HOSTILE = {
     "function": "a: !apply:os.system ['touch {mark}']",
@@ -29,9 +30,7 @@ HOSTILE = {
     "class": "a: !new:subprocess.Popen [[touch, '{mark}']]",
     "name": "a: !name:os.system ['touch {mark}']",
     "module": "a: !module:antigravity",
-    "python/object/apply": (
-        "a: !!python/object/apply:os.system ['touch {mark}']"
-    ),
+    "python/object/apply": f"a: {SYSTEM}",
     "python/object/new": (
         "a: !!python/object/new:os.system {{args: ['touch {mark}']}}"
     ),
@@ -42,18 +41,14 @@ HOSTILE = {
     "applyref": "a: !applyref:os.system ['touch {mark}']",
     "include": "a: !include:/etc/hostname",
     "renamed tag": "%TAG !x! !apply:os.\n---\na: !x!system ['touch {mark}']",
-    "tuple": "a: (!!python/object/apply:os.system ['touch {mark}'])",
-    "tuple in quotes": (
-        "a: \"(!!python/object/apply:os.system ['touch {mark}'])\""
-    ),
-    "tuple over two lines": (
-        "a: (!!python/object/apply:os.system\n  ['touch {mark}'])"
-    ),
+    "tuple": f"a: ({SYSTEM})",
+    "tuple in quotes": f'a: "({SYSTEM})"',
+    "tuple over two lines": f"a: ({SYSTEM})".replace(" [", "\n  ["),
     "tuple made of pieces": (
         "head: '(!!python/object/apply:os.sys'\n"
         "b: !ref <head>tem ['touch {mark}'])"
     ),
-    "tuple as a key": ("(!!python/object/apply:os.system ['touch {mark}']): 1"),
+    "tuple as a key": f"({SYSTEM}): 1",
     "attribute": "a: [1]\nb: !ref <a.__class__>",
     "attribute in a string": "a: [1]\nb: <a.__class__>\nc: !ref <b>",
     "deep inside": "a: [{{b: [!apply:os.system ['touch {mark}']]}}]",
