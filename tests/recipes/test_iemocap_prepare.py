@@ -2,8 +2,6 @@
 
 import csv
 import itertools
-import subprocess
-import sys
 from collections import Counter
 
 import pytest
@@ -11,7 +9,6 @@ import pytest
 from emoq_modules.dataio.prepare import read_dialogues, read_manifest
 from emoq_modules.errors import CorpusError
 from tests.corpus_folders import (
-    ROOT,
     SHARED_DATA,
     all_rows,
     link,
@@ -288,16 +285,13 @@ def test_settings_that_cannot_be_are_refused(
     assert not (tmp_path / "save").exists()
 
 
-def test_another_folder_is_refused_by_a_clear_message(tmp_path):
-    program = ROOT / "recipes/IEMOCAP/iemocap_prepare.py"
-    done = subprocess.run(
-        [sys.executable, program, tmp_path, tmp_path / "save"],
-        capture_output=True,
-        text=True,
+def test_another_folder_is_refused_by_a_clear_message(tmp_path, run_script):
+    status, said = run_script(
+        "IEMOCAP/iemocap_prepare.py", tmp_path, tmp_path / "save"
     )
-    assert done.returncode == 2
-    assert done.stderr.startswith(f"error: {tmp_path} is not IEMOCAP")
-    assert "Session1" in done.stderr and "Traceback" not in done.stderr
+    assert status == 2
+    assert said.startswith(f"error: {tmp_path} is not IEMOCAP")
+    assert "Session1" in said and "Traceback" not in said
 
 
 @pytest.mark.skipif(
