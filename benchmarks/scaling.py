@@ -20,7 +20,7 @@ import sys
 import tempfile
 import time
 from dataclasses import dataclass
-from functools import partial
+from functools import cache, partial
 
 import torch
 import torch.distributed as dist
@@ -150,6 +150,7 @@ def efficiency(step_s, reduce_s):
     )
 
 
+@cache
 def _model_bytes():
     """Bytes of the gradients of stage 2, and of the LLM's frozen layers."""
     modules = build_untrained(STAGES[2])["modules"]
