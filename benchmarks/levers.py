@@ -121,19 +121,19 @@ def _decoder_rows(fusion, decoder, examples, repetitions):
     one = partial(predict, of_few[:1], alone)
     return [
         compare(
-            f"LLM, step on {_TRAINED}: prompts share rows and beginning",
+            f"LLM, step on {_TRAINED}: prompts share rows and prefix",
             partial(step, 1024),
             partial(step, 0),
             repetitions,
         ),
         compare(
-            f"LLM, prediction of {len(many)}: prompts share rows and beginning",
+            f"LLM, prediction of {len(many)}: prompts share rows and prefix",
             partial(predict, of_many, many),
             partial(predict, of_many, many, row_tokens=0),
             repetitions,
         ),
         compare(
-            "LLM, prediction of 1: beginning kept",
+            "LLM, prediction of 1: prefix kept",
             partial(one, cache_prefix=True),
             one,
             repetitions,
@@ -186,7 +186,7 @@ def _memory_rows(fusion, decoder, examples):
     return [
         smaller(f"kept by a step on {_TRAINED}: {what}", on, off, "MB")
         for what, off in (
-            ("prompts share rows and beginning", kept(0)),
+            ("prompts share rows and prefix", kept(0)),
             ("casts left to autocast", kept(1024, by_peft=True)),
         )
     ]

@@ -8,7 +8,7 @@ positions but the answer's ignored, and ``generate`` answers. Attention is what
 transformers chooses.
 
 The modules are the project's, so that both compute the same thing with the
-same parameters: tests/docs/test_reference.py holds one against the other.
+same parameters: tests/benchmarks/test_reference.py holds one against the other.
 """
 
 import torch

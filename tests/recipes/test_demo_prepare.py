@@ -130,11 +130,21 @@ def test_it_runs_as_a_program(folders, run_script):
     assert (folders[1] / "train.json").is_file()
 
 
+@pytest.mark.parametrize(
+    "sizes, message",
+    [
+        ((0, 5, 9, 4), "num_speakers is 5; it must be even and at least 6"),
+        ((0, 4, 9, 4), "num_speakers is 4"),
+        ((0, 24, 11, 4), "24 speakers need at least 12 dialogues"),
+        ((0, 24, 12, 0), "num_turns 0"),
+        ((-1, 24, 12, 4), "seed -1"),
+    ],
+)
 def test_sizes_that_make_no_corpus_are_refused_before_anything_is_written(
-    folders,
+    folders, sizes, message
 ):
-    with pytest.raises(CorpusError, match="num_speakers is 7"):
-        prepare(*folders, num_speakers=7)
+    with pytest.raises(CorpusError, match=message):
+        prepare(*folders, *sizes)
     assert not folders[0].exists() and not folders[1].exists()
 
 

@@ -113,24 +113,6 @@ def test_the_speaker_is_in_the_last_part_of_the_id(release, tmp_path):
     assert test["Ses01F_script01_1_M002"]["speaker"] == "Ses01M"
 
 
-def test_turns_follow_the_start_times_and_left_out_ones_count(
-    release, tmp_path
-):
-    prepare(release, tmp_path / "save")
-    turns = [
-        (row["turn"], id_.rsplit("_", 1)[1])
-        for id_, row in read_splits(tmp_path / "save")["test"].items()
-        if row["dialogue"] == "Ses01F_impro01"
-    ]
-    assert turns == [
-        (0, "F000"),
-        (2, "M001"),
-        (3, "F001"),
-        (4, "M002"),
-        (5, "F002"),
-    ]
-
-
 def test_dialogues_have_every_turn_whatever_its_class_and_audio(
     release, tmp_path
 ):
