@@ -135,7 +135,7 @@ def _count_stage(stage, own, batch, tokenizers, train=True):
     """Operations of a step, and bytes kept for its backward pass."""
     if stage == 1:
         hparams = build_untrained(STAGES[1], own.preset, device="cpu")
-        step = _step_1(hparams, batch, tokenizers)
+        step = _step(hparams, batch, tokenizers)
         return _count(step, hparams["modules"], train)
     found = []
     for layers in (1, 2):
@@ -149,7 +149,7 @@ def _count_stage(stage, own, batch, tokenizers, train=True):
             llm_tokenizer=str(tokenizers / "qwen2.5"),
             num_hidden_layers=layers,
         )
-        step = _step_2(hparams, batch, tokenizers)
+        step = _step(hparams, batch, tokenizers)
         found.append(_count(step, hparams["modules"], train))
     whole = build_untrained(STAGES[2], own.preset)["decoder"].llm.config
     return tuple(
@@ -158,25 +158,19 @@ def _count_stage(stage, own, batch, tokenizers, train=True):
     )
 
 
-def _step_1(hparams, batch, tokenizers):
+def _step(hparams, batch, tokenizers):
+    """A function that computes the loss of a batch."""
     inputs, labels = _inputs(hparams, batch, tokenizers)
+    prompts = None
+    if hparams["stage"] == 2:
+        texts = [text for text, _ in batch]
+        prompts = hparams["decoder"].prompt.encode_batch(texts)
 
     def step():
         embeddings = hparams["fusion"](*inputs)
-        logits = hparams["head"](embeddings)
-        return hparams["mal"](embeddings, logits, labels)
-
-    return step
-
-
-def _step_2(hparams, batch, tokenizers):
-    inputs, labels = _inputs(hparams, batch, tokenizers)
-    decoder = hparams["decoder"]
-    prompts = decoder.prompt.encode_batch([text for text, _ in batch])
-
-    def step():
-        embeddings = hparams["fusion"](*inputs)
-        return decoder.loss(embeddings, prompts, labels)
+        if prompts is not None:
+            return hparams["decoder"].loss(embeddings, prompts, labels)
+        return hparams["mal"](embeddings, hparams["head"](embeddings), labels)
 
     return step
 

@@ -70,12 +70,6 @@ def kept_for_backward(modules):
 
     It yields a function that gives the bytes so far. What is kept twice counts
     once, and the parameters of the modules, a dict, not at all.
-
-    >>> layer = torch.nn.Linear(10, 1)
-    >>> with kept_for_backward({"layer": layer}) as kept:
-    ...     loss = layer(torch.rand(4, 10)).square().sum()
-    >>> kept()  # the layer's input and output
-    176
     """
     weights = {
         parameter.untyped_storage().data_ptr()

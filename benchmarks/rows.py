@@ -45,10 +45,6 @@ def compare(name, ours, reference, repetitions, goal=None, parts=1):
     Each is timed as often as ``repetitions`` says, after one time that does
     not count. A call does ``parts`` pieces of work, of which one is reported;
     the ``goal`` is the ratio that is wanted.
-
-    >>> row = compare("nap", lambda: None, lambda: time.sleep(0.01), 3, goal=2)
-    >>> row.unit, row.met
-    ('s', True)
     """
     times = [], []
     for _ in range(1 + repetitions):
@@ -65,11 +61,7 @@ def compare(name, ours, reference, repetitions, goal=None, parts=1):
 
 
 def share(name, ours, reference, unit, goal=None, ratio=None):
-    """A row of a figure beside another; the ratio is ours to the other's.
-
-    >>> share("of the peak", 300.0, 600.0, "TFLOP/s", goal=0.5).met
-    True
-    """
+    """A row of a figure beside another; the ratio is ours to the other's."""
     ratio = ours / reference if ratio is None else ratio
     met = None if goal is None else ratio >= goal
     return Row(name, ours, reference, unit, ratio, goal, met)
@@ -115,7 +107,7 @@ def _cells(row):
         reference, ratio = f"{row.reference:.3g}", _short(row.ratio)
     if row.goal is not None:
         met = "yes" if row.met else "no"
-        goal = f"≥ {row.goal:.3g}"
+        goal = f"≥ {row.goal:g}"
         if row.ratio is None:
-            goal = f"≤ {row.goal:.3g} {row.unit}"
+            goal = f"≤ {row.goal:g} {row.unit}"
     return row.name, f"{row.ours:.3g}", reference, row.unit, ratio, goal, met
