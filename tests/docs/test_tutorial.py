@@ -9,6 +9,7 @@ from io import StringIO
 import matplotlib
 import pytest
 from IPython.core.interactiveshell import InteractiveShell
+from traitlets.config import Config
 
 from emoq_modules.dataio.audio import audio_duration
 from emoq_modules.dataio.manifest_reader import read_manifest
@@ -51,7 +52,9 @@ def shown(tiny_results, row, tmp_path_factory):
         patches.chdir(ROOT / "docs")
         # IPython puts a module of its own there.
         patches.setitem(sys.modules, "__main__", sys.modules["__main__"])
-        shell = InteractiveShell()
+        # Its history would have a thread, which outlives it.
+        config = Config({"HistoryManager": {"enabled": False}})
+        shell = InteractiveShell(config=config)
         shell.enable_gui = lambda gui: None  # there is no window
         for name, cell in CELLS.items():
             if cell["cell_type"] == "code":
