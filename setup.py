@@ -86,10 +86,8 @@ setup(
             "furo>=2024.8.6",
             "gradio>=6.31,<7",
             "sphinx>=8.1.3",
-            # The tutorial is run.
-            "ipykernel>=7",
-            "nbclient>=0.11",
-            "nbformat>=5.11",
+            # The tutorial is run. IPython 9 needs Python 3.11.
+            "ipython>=8.37",
             # The web page is looked at, with the system's Chromium.
             "playwright>=1.65",
             "pytest>=8",

@@ -24,24 +24,21 @@ computation comes. Filling the feature store has rows of its own, and is in no
 other, as it is done once and not in each epoch.
 """
 
-import argparse
 import json
 import sys
-import warnings
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
 import torch
-from transformers.utils import logging as transformers_logging
 
 from benchmarks.extraction_rows import extraction_rows
 from benchmarks.machine import matmul_rate
 from benchmarks.rows import format_table
-from benchmarks.stage1_rows import stage1_rows
-from benchmarks.stage2_rows import stage2_rows
+from benchmarks.stage_rows import stage1_rows, stage2_rows
 from benchmarks.workload import (
     build_stage,
+    make_parser,
     read_utterances,
     with_lengths_of_iemocap,
     write_audio,
@@ -65,11 +62,7 @@ _SCALES = {
 
 def main(arguments=None):
     """Measures, writes the rows as JSON, and prints them as a table."""
-    parser = argparse.ArgumentParser(
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    parser.add_argument("--data", type=Path, default=Path("../shared/data"))
+    parser = make_parser(__doc__)
     parser.add_argument("--scale", choices=_SCALES, default="small")
     parser.add_argument(
         "--preset",
@@ -99,17 +92,11 @@ def main(arguments=None):
             f"--scale {own.scale} needs a GPU, and torch sees none here. "
             "Models that a CPU bears are those of --scale small."
         )
-    transformers_logging.disable_progress_bar()
-    # Between libraries; who measures can do nothing about them.
-    warnings.simplefilter("ignore", FutureWarning)
-    rows = measure(
-        own.data,
-        [scale.preset, *own.preset],
-        own.utterances,
-        own.repetitions,
-        device,
-        own.lengths,
-    )
+    rows = []
+    with TemporaryDirectory() as folder:
+        for row in _measure(own, scale.preset, Path(folder), device):
+            print(row.summary, file=sys.stderr)
+            rows.append(row)
     content = json.dumps([asdict(row) for row in rows], indent=2)
     own.output.write_text(content + "\n", encoding="utf-8")
     print(
@@ -125,66 +112,17 @@ def _machine(device):
     return f"{torch.get_num_threads()} threads"
 
 
-def measure(
-    data,
-    presets,
-    utterances,
-    repetitions,
-    device="cpu",
-    lengths="MELD",
-):
-    """Runs all comparisons.
-
-    Arguments
-    ---------
-    data : Path
-        The folder with ``MELD/`` and ``tokenizers/``.
-    presets : list of str or Path
-        The models' sizes.
-    utterances : int
-        How many make an epoch.
-    repetitions : int
-        How often each side is timed, after one time that does not count.
-    device : str
-        Where to compute.
-    lengths : str
-        ``MELD`` or ``IEMOCAP``, whose durations the utterances have.
-
-    Returns
-    -------
-    list of Row
-
-    Raises
-    ------
-    ConfigurationError
-        If the data are not there.
-    """
-    chosen, texts = read_utterances(data, utterances)
-    if lengths == "IEMOCAP":
+def _measure(own, preset, folder, device):
+    """All rows, as they are measured."""
+    data, repetitions = own.data, own.repetitions
+    chosen, texts = read_utterances(data, own.utterances)
+    if own.lengths == "IEMOCAP":
         chosen = with_lengths_of_iemocap(chosen, data)
-    rows = []
-    with TemporaryDirectory() as folder:
-        for row in _rows(
-            data, presets, chosen, texts, Path(folder), repetitions, device
-        ):
-            print(row.summary, file=sys.stderr)
-            rows.append(row)
-    return rows
-
-
-def _rows(data, presets, chosen, texts, folder, repetitions, device):
     named = write_audio(chosen, folder / "audio")
 
     def build(number):
-        return build_stage(
-            number,
-            presets,
-            data,
-            named,
-            texts,
-            folder / f"stage{number}",
-            device,
-        )
+        path, presets = folder / f"stage{number}", [preset, *own.preset]
+        return build_stage(number, presets, data, named, texts, path, device)
 
     stage = build(1)
     dtype = stage.encoder.model.dtype

@@ -5,33 +5,29 @@
 No GPU is needed, and none is measured. A step of each stage is run on the CPU,
 at the models' true width and with random weights, on a batch with the
 durations and transcripts of the corpora; torch counts the operations and the
-bytes kept for the backward pass. Of the LLM one and two layers are run, from
+bytes kept for the backward pass. One and two layers of the LLM are run, from
 which follow as many as it has. The time on a GPU is that of the operations at
 a share of its peak, which is an assumption and no measurement.
 """
 
-import argparse
-import csv
 import sys
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 
 import numpy as np
 import torch
 from speechbrain.utils.data_utils import batch_pad_right
 from torch.utils.flop_counter import FlopCounterMode
 
-from benchmarks.machine import count_operations
-from benchmarks.memory import kept_for_backward
+from benchmarks.machine import count_operations, kept_for_backward
+from benchmarks.rows import markdown
+from benchmarks.workload import STAGES, make_parser, read_csv
 from emoq_modules.commands.options import exit_status
-from emoq_modules.errors import ConfigurationError
 from emoq_modules.lobes.backbones import load_tokenizer
 from emoq_modules.lobes.llm import BYTES_PER_WEIGHT
 from emoq_modules.training.configuration import change
 from emoq_modules.training.describe import build_untrained, model_parts
 
-STAGES = {1: "hparams/emoq_stage1.yaml", 2: "hparams/emoq_stage2.yaml"}
 FRAMES_PER_SECOND = 50  # of HuBERT
 # Memory in GB, and the dense bf16 peak in TFLOP/s: the makers' data sheets.
 GPUS = {
@@ -54,11 +50,7 @@ class Corpus:
 
 def main(arguments=None):
     """Prints a table for each corpus."""
-    parser = argparse.ArgumentParser(
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    parser.add_argument("--data", type=Path, default=Path("../shared/data"))
+    parser = make_parser(__doc__)
     parser.add_argument("--preset", action="append", default=[])
     own = parser.parse_args(arguments)
     texts, corpora = _read_corpora(own.data)
@@ -87,31 +79,26 @@ def main(arguments=None):
 
 
 def _print_table(name, work, memory):
-    print(f"\n| {name} | memory | features | stage 1 | stage 2 |")
-    print("| :-- | --: | --: | --: | --: |")
+    rows = []
     for gpu, (size, peak) in GPUS.items():
-        cells = [f"{memory / 1e9:.0f} GB"]
         if memory > size * 1e9:
-            cells = [f"{cells[0]}: too much", *["–"] * 3]
+            cells = [f"{memory / 1e9:.0f} GB: too much", *["–"] * 3]
         else:
             rate = SHARE_OF_PEAK * peak * 1e12
-            cells += [f"{max(1, part / rate / 60):.0f} min" for part in work]
-        print(f"| {gpu} | {' | '.join(cells)} |")
-    print()
+            cells = [f"{max(1, part / rate / 60):.0f} min" for part in work]
+            cells.insert(0, f"{memory / 1e9:.0f} GB")
+        rows.append([gpu, *cells])
+    header = name, "memory", "features", "stage 1", "stage 2"
+    print(f"\n{markdown(header, rows, first=':--')}\n")
 
 
 def _read_corpora(data):
     """MELD's transcripts, which serve for both corpora, and the corpora."""
-    try:
-        with (data / "MELD/train_sent_emo.csv").open(encoding="utf-8") as file:
-            texts = [row["Utterance"] for row in csv.DictReader(file)]
-        meld = _column(data / "MELD/clip_durations.csv").clip(max=30)
-        iemocap = _column(data / "IEMOCAP/durations.csv")
-    except OSError as error:
-        raise ConfigurationError(
-            f"{error.filename} is not there: give --data the folder with the "
-            "corpora's durations and MELD's annotation."
-        ) from None
+    texts = [
+        row["Utterance"] for row in read_csv(data / "MELD/train_sent_emo.csv")
+    ]
+    meld = _seconds(data / "MELD/clip_durations.csv").clip(max=30)
+    iemocap = _seconds(data / "IEMOCAP/durations.csv")
     of_training = 0.8 * len(iemocap)  # one session of five is tested
     return texts, {
         "MELD, 7 classes": Corpus(9988, 1108, meld),
@@ -121,9 +108,8 @@ def _read_corpora(data):
     }
 
 
-def _column(path):
-    with path.open() as file:
-        return np.array([float(row["seconds"]) for row in csv.DictReader(file)])
+def _seconds(path):
+    return np.array([float(row["seconds"]) for row in read_csv(path)])
 
 
 def _typical_batch(texts, seconds, size):
@@ -149,7 +135,7 @@ def _count_stage(stage, own, batch, tokenizers, train=True):
     """Operations of a step, and bytes kept for its backward pass."""
     if stage == 1:
         hparams = build_untrained(STAGES[1], own.preset, device="cpu")
-        step = _step_1(hparams, batch, tokenizers)
+        step = _step(hparams, batch, tokenizers)
         return _count(step, hparams["modules"], train)
     found = []
     for layers in (1, 2):
@@ -163,7 +149,7 @@ def _count_stage(stage, own, batch, tokenizers, train=True):
             llm_tokenizer=str(tokenizers / "qwen2.5"),
             num_hidden_layers=layers,
         )
-        step = _step_2(hparams, batch, tokenizers)
+        step = _step(hparams, batch, tokenizers)
         found.append(_count(step, hparams["modules"], train))
     whole = build_untrained(STAGES[2], own.preset)["decoder"].llm.config
     return tuple(
@@ -172,25 +158,19 @@ def _count_stage(stage, own, batch, tokenizers, train=True):
     )
 
 
-def _step_1(hparams, batch, tokenizers):
+def _step(hparams, batch, tokenizers):
+    """A function that computes the loss of a batch."""
     inputs, labels = _inputs(hparams, batch, tokenizers)
+    prompts = None
+    if hparams["stage"] == 2:
+        texts = [text for text, _ in batch]
+        prompts = hparams["decoder"].prompt.encode_batch(texts)
 
     def step():
         embeddings = hparams["fusion"](*inputs)
-        logits = hparams["head"](embeddings)
-        return hparams["mal"](embeddings, logits, labels)
-
-    return step
-
-
-def _step_2(hparams, batch, tokenizers):
-    inputs, labels = _inputs(hparams, batch, tokenizers)
-    decoder = hparams["decoder"]
-    prompts = decoder.prompt.encode_batch([text for text, _ in batch])
-
-    def step():
-        embeddings = hparams["fusion"](*inputs)
-        return decoder.loss(embeddings, prompts, labels)
+        if prompts is not None:
+            return hparams["decoder"].loss(embeddings, prompts, labels)
+        return hparams["mal"](embeddings, hparams["head"](embeddings), labels)
 
     return step
 

@@ -20,22 +20,9 @@ _TOLERANCES = {torch.float32: 0.005, torch.bfloat16: 0.1}
 
 
 def extraction_rows(stage, rows, repetitions, ceiling):
-    """Measures the extraction from files to files.
+    """Measures the extraction, from the rows' files to files.
 
-    Arguments
-    ---------
-    stage : Stage
-        Whose encoder computes, where it is.
-    rows : dict
-        What ``write_audio`` returned.
-    repetitions : int
-        As of ``compare``.
-    ceiling : float
-        Operations a second that the device does at best.
-
-    Yields
-    ------
-    Row
+    The ceiling is of the device: operations a second at best.
     """
     plain = PlainEncoder(stage.encoder)
     numbers = count()
@@ -50,10 +37,7 @@ def extraction_rows(stage, rows, repetitions, ceiling):
             stage.hparams["store_precision"],
         )
         extract_features(
-            rows.values(),
-            stage.encoder,
-            store,
-            read_audio,
+            *(rows.values(), stage.encoder, store, read_audio),
             device=stage.device,
             progressbar=False,
             **options,
@@ -82,7 +66,18 @@ def extraction_rows(stage, rows, repetitions, ceiling):
         partial(theirs, in_order),
         repetitions,
     )
-    yield from _levers(ours, in_order, repetitions)
+    yield compare(
+        f"feature extraction: batches as they are / of {_OTHER_BATCH_S:.0f} s",
+        ours,
+        partial(ours, max_batch_seconds=_OTHER_BATCH_S),
+        repetitions,
+    )
+    yield compare(
+        "feature extraction: all of it / reading alone",
+        ours,
+        lambda: list(map(read_audio, in_order)),
+        repetitions,
+    )
     seconds = sum(r["duration"] for r in rows.values())
     yield share(
         "feature extraction: audio / time it takes",
@@ -101,27 +96,6 @@ def extraction_rows(stage, rows, repetitions, ceiling):
         ceiling / 1e12,
         "TFLOP/s",
         goal=0.5 if on_gpu else None,
-    )
-
-
-def _levers(ours, paths, repetitions):
-    """What parts of the extraction are worth by themselves."""
-    yield compare(
-        f"feature extraction: batches as they are / of {_OTHER_BATCH_S:.0f} s",
-        ours,
-        partial(ours, max_batch_seconds=_OTHER_BATCH_S),
-        repetitions,
-    )
-
-    def read():
-        for path in paths:
-            read_audio(path)
-
-    yield compare(
-        "feature extraction: all of it / reading alone",
-        ours,
-        read,
-        repetitions,
     )
 
 

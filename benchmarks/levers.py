@@ -6,9 +6,7 @@ Each row is the system with a lever off, as ``reference``, and with it on, as
 ``ours``: nothing else differs. Models and lengths are those of the bench.
 """
 
-import argparse
 import sys
-import warnings
 from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
@@ -17,11 +15,15 @@ from unittest.mock import patch
 
 import torch
 from speechbrain.dataio.batch import PaddedBatch
-from transformers.utils import logging as transformers_logging
 
-from benchmarks.memory import kept_for_backward
-from benchmarks.rows import Row, compare, format_table
-from benchmarks.workload import build_stage, read_utterances, write_audio
+from benchmarks.machine import kept_for_backward
+from benchmarks.rows import compare, format_table, smaller
+from benchmarks.workload import (
+    build_stage,
+    make_parser,
+    read_utterances,
+    write_audio,
+)
 from emoq_modules.commands.options import exit_status
 
 _TRAINED = 8  # utterances in a batch
@@ -29,11 +31,7 @@ _TRAINED = 8  # utterances in a batch
 
 def main(arguments=None):
     """Measures, and prints the rows as a table."""
-    parser = argparse.ArgumentParser(
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    parser.add_argument("--data", type=Path, default=Path("../shared/data"))
+    parser = make_parser(__doc__)
     parser.add_argument(
         "--preset",
         type=Path,
@@ -45,9 +43,6 @@ def main(arguments=None):
     )
     parser.add_argument("--repetitions", type=int, default=5)
     own = parser.parse_args(arguments)
-    transformers_logging.disable_progress_bar()
-    # Between libraries; who measures can do nothing about them.
-    warnings.simplefilter("ignore", FutureWarning)
     chosen, texts = read_utterances(own.data, own.utterances)
     with TemporaryDirectory() as folder:
         folder = Path(folder)
@@ -126,19 +121,19 @@ def _decoder_rows(fusion, decoder, examples, repetitions):
     one = partial(predict, of_few[:1], alone)
     return [
         compare(
-            f"LLM, step on {_TRAINED}: prompts share rows and beginning",
+            f"LLM, step on {_TRAINED}: prompts share rows and prefix",
             partial(step, 1024),
             partial(step, 0),
             repetitions,
         ),
         compare(
-            f"LLM, prediction of {len(many)}: prompts share rows and beginning",
+            f"LLM, prediction of {len(many)}: prompts share rows and prefix",
             partial(predict, of_many, many),
             partial(predict, of_many, many, row_tokens=0),
             repetitions,
         ),
         compare(
-            "LLM, prediction of 1: beginning kept",
+            "LLM, prediction of 1: prefix kept",
             partial(one, cache_prefix=True),
             one,
             repetitions,
@@ -189,9 +184,9 @@ def _memory_rows(fusion, decoder, examples):
 
     on = kept(1024)
     return [
-        _smaller(f"kept by a step on {_TRAINED}: {what}", on, off)
+        smaller(f"kept by a step on {_TRAINED}: {what}", on, off, "MB")
         for what, off in (
-            ("prompts share rows and beginning", kept(0)),
+            ("prompts share rows and prefix", kept(0)),
             ("casts left to autocast", kept(1024, by_peft=True)),
         )
     ]
@@ -201,11 +196,6 @@ def _casts_by_peft(decoder):
     for module in decoder._adapted:
         module.cast_input_dtype_enabled = True
     return patch.object(decoder, "_leave_casts_to_autocast")
-
-
-def _smaller(name, ours, reference):
-    ratio = reference / ours
-    return Row(name, ours, reference, "MB", ratio, None, None)
 
 
 def _loss(decoder, embeddings, batch):

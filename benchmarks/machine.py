@@ -1,6 +1,7 @@
-"""What the machine does at best, and how near to it a computation comes."""
+"""What the machine does at best, and what a computation takes of it."""
 
 import time
+from contextlib import contextmanager
 
 import torch
 from torch.profiler import ProfilerActivity, profile
@@ -61,3 +62,28 @@ def peak_above(function):
     torch.cuda.reset_peak_memory_stats()
     function()
     return torch.cuda.max_memory_allocated() - before
+
+
+@contextmanager
+def kept_for_backward(modules):
+    """Counts the bytes that autograd keeps, whatever the device.
+
+    It yields a function that gives the bytes so far. What is kept twice counts
+    once, and the parameters of the modules, a dict, not at all.
+    """
+    weights = {
+        parameter.untyped_storage().data_ptr()
+        for module in modules.values()
+        for parameter in module.parameters()
+    }
+    found = {}
+
+    def keep(tensor):
+        storage = tensor.untyped_storage()
+        # What is kept of a weight may be a view of it.
+        if storage.data_ptr() not in weights:
+            found[storage.data_ptr()] = storage.nbytes()
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        yield lambda: sum(found.values())

@@ -8,7 +8,7 @@ positions but the answer's ignored, and ``generate`` answers. Attention is what
 transformers chooses.
 
 The modules are the project's, so that both compute the same thing with the
-same parameters: tests/docs/test_reference.py holds one against the other.
+same parameters: tests/benchmarks/test_reference.py holds one against the other.
 """
 
 import torch
@@ -22,45 +22,11 @@ IGNORED = -100  # transformers' mark of positions without a target
 class PlainStage2(nn.Module):
     """EmoQ-Former, projector and LLM with LoRA, put together plainly.
 
-    Arguments
-    ---------
-    encoder : emoq_modules.lobes.audio_encoder.FrozenEncoder | None
-        Computes the audio frames in every step; None if frames are given.
-    fusion : emoq_modules.EmoQFormer
-        From frames and transcript to the embedding.
-    decoder : emoq_modules.SoftPromptDecoder
-        Whose projector, LLM, prompt and weight of the word are taken; none of
-        its methods is called. Its prompt holds ``<AUDIO>``.
-
-    Raises
-    ------
-    ValueError
-        If an emotion word is more than one token: the first step of
-        ``generate`` would not tell its posterior.
-
-    Example
-    -------
-    >>> from emoq_modules import (
-    ...     MeanPooledAudio,
-    ...     PromptTemplate,
-    ...     SoftPromptDecoder,
-    ... )
-    >>> from emoq_modules.lobes.small_backbones import build_llm
-    >>> labels, texts = ["happy", "sad"], ["Good morning!"]
-    >>> decoder = SoftPromptDecoder(
-    ...     build_llm(getfixture("tmp_path"), texts, labels),
-    ...     PromptTemplate("Which of {labels}?", "{text}\\nVoice: <AUDIO>"),
-    ...     labels,
-    ...     embedding_dim=8,
-    ... )
-    >>> system = PlainStage2(None, MeanPooledAudio(8), decoder).eval()
-    >>> frames, tokens = torch.rand(1, 20, 8), torch.tensor([[5, 7]])
-    >>> one = torch.ones(1)
-    >>> posteriors, answers = system.predict(
-    ...     (frames, one), (tokens, one), decoder.prompt.encode_batch(texts)
-    ... )
-    >>> posteriors.shape, len(answers)
-    (torch.Size([1, 2]), 1)
+    The encoder computes the frames in every step; it is None where frames are
+    given. The decoder lends its projector, LLM, prompt and weight of the word;
+    none of its methods is called. Emotion words have to be one token each, or
+    ``ValueError``: the first step of ``generate`` would not tell their
+    posteriors.
     """
 
     def __init__(self, encoder, fusion, decoder):
@@ -79,24 +45,11 @@ class PlainStage2(nn.Module):
         self.word_weight = decoder.word_weight
 
     def forward(self, audio, tokens, prompts, labels):
-        """The loss of a batch, Eq. 7.
+        """The loss of a batch, Eq. 7, as a scalar.
 
-        Arguments
-        ---------
-        audio : tuple of torch.Tensor
-            Waveforms ``(B, T)``, or frames ``(B, T', audio_dim)`` if there is
-            no encoder, and their relative lengths, ``(B,)``.
-        tokens : tuple of torch.Tensor
-            What the text encoder reads, ``(B, L)``, and relative lengths.
-        prompts : list of tuple
-            What ``TokenizedPrompt.encode_batch`` gives.
-        labels : torch.Tensor
-            Class indices, ``(B,)``.
-
-        Returns
-        -------
-        torch.Tensor
-            A scalar.
+        The audio is waveforms ``(B, T)``, or frames ``(B, T', audio_dim)``, and
+        tokens ``(B, L)`` are the transcript's: both with relative lengths. The
+        prompts are ``TokenizedPrompt.encode_batch``'s, labels ``(B,)`` indices.
         """
         answers = [
             [*self.prompt.label_ids[label], self.prompt.eos_id]
@@ -135,19 +88,10 @@ class PlainStage2(nn.Module):
 
     @torch.no_grad()
     def predict(self, audio, tokens, prompts):
-        """What ``generate`` answers, and how likely each emotion was.
+        """Posteriors ``(B, C)`` of the first token, and what is answered.
 
-        It may write as many tokens as the longest right answer has: a trained
-        LLM ends its turn there.
-
-        Takes the arguments of ``forward``, without the labels.
-
-        Returns
-        -------
-        posteriors : torch.Tensor
-            ``(B, C)``, from the logits of the first token.
-        answers : list of str
-            What the LLM wrote.
+        ``generate`` may write as many tokens as the longest right answer has: a
+        trained LLM ends its turn there.
         """
         # Here padding has to be on the left: what is generated follows the end.
         inputs, mask = self._pad(

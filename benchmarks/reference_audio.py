@@ -6,7 +6,6 @@ the file, padded on the right, and each utterance's frames in a file of its own.
 The files are read in between, by the thread that computes.
 """
 
-import itertools
 from pathlib import Path
 
 import soundfile
@@ -21,29 +20,7 @@ from emoq_modules.dataio.audio import SAMPLE_RATE
 class PlainEncoder(nn.Module):
     """A model of transformers, and what prepares its input.
 
-    Arguments
-    ---------
-    encoder : emoq_modules.HuggingFaceEncoder
-        Whose weights are taken; none of its methods is called.
-
-    Example
-    -------
-    >>> from emoq_modules import HuggingFaceEncoder
-    >>> encoder = PlainEncoder(
-    ...     HuggingFaceEncoder(
-    ...         {
-    ...             "model_type": "hubert",
-    ...             "hidden_size": 32,
-    ...             "num_hidden_layers": 2,
-    ...             "num_attention_heads": 4,
-    ...             "intermediate_size": 64,
-    ...             "conv_dim": [32] * 7,
-    ...         }
-    ...     )
-    ... )
-    >>> frames, lens = encoder(torch.rand(2, 16000), torch.tensor([1.0, 0.5]))
-    >>> frames.shape
-    torch.Size([2, 49, 32])
+    Its weights are the project's encoder's, whose methods it never calls.
     """
 
     def __init__(self, encoder):
@@ -86,23 +63,14 @@ class PlainEncoder(nn.Module):
 
 
 def extract_plainly(paths, encoder, folder, batch_size):
-    """Writes the frames of each recording to a file of its own.
+    """Writes the frames of each recording, at 16 kHz, to a file of its own.
 
-    Arguments
-    ---------
-    paths : list of str
-        The recordings, at 16 kHz.
-    encoder : PlainEncoder
-        What computes.
-    folder : Path
-        Where to; is made. A file has the recording's name, and in it are
-        ``frames``, ``(T', dim)``, in half precision.
-    batch_size : int
-        Recordings in a batch.
+    A file has the recording's name, and in it are ``frames``, ``(T', dim)``, in
+    half precision.
     """
     folder.mkdir(parents=True)
     for start in range(0, len(paths), batch_size):
-        batch = list(itertools.islice(paths, start, start + batch_size))
+        batch = paths[start : start + batch_size]
         wavs = [soundfile.read(path, dtype="float32")[0] for path in batch]
         frames, counts = encoder.frames(wavs)
         for path, utterance, count in zip(batch, frames, counts, strict=True):

@@ -24,15 +24,13 @@ class Row:
     reference: float | None
     unit: str
     ratio: float | None
-    goal: float | None
-    met: bool | None
+    goal: float | None = None
+    met: bool | None = None
 
     @property
     def summary(self):
         """The row in a line.
 
-        Example
-        -------
         >>> at_most("start-up", 2.5, "s", limit=10).summary
         'start-up: 2.5 s'
         """
@@ -42,35 +40,11 @@ class Row:
 
 
 def compare(name, ours, reference, repetitions, goal=None, parts=1):
-    """Times two functions by turns.
+    """A row in seconds, of two functions that are timed by turns.
 
-    Arguments
-    ---------
-    name : str
-        What is compared.
-    ours : callable
-        Takes nothing; so does the next.
-    reference : callable
-        What does the same work.
-    repetitions : int
-        How often each is timed, after one time that does not count.
-    goal : float | None
-        The ratio that is wanted.
-    parts : int
-        Pieces of work that a call does, of which one is to be reported.
-
-    Returns
-    -------
-    Row
-        In seconds.
-
-    Example
-    -------
-    >>> row = compare(
-    ...     "a nap", lambda: None, lambda: time.sleep(0.01), 3, goal=2
-    ... )
-    >>> row.unit, row.met
-    ('s', True)
+    Each is timed as often as ``repetitions`` says, after one time that does
+    not count. A call does ``parts`` pieces of work, of which one is reported;
+    the ``goal`` is the ratio that is wanted.
     """
     times = [], []
     for _ in range(1 + repetitions):
@@ -87,55 +61,19 @@ def compare(name, ours, reference, repetitions, goal=None, parts=1):
 
 
 def share(name, ours, reference, unit, goal=None, ratio=None):
-    """A figure beside another of the same unit.
-
-    Arguments
-    ---------
-    name : str
-        What was measured.
-    ours : float
-        The figure.
-    reference : float
-        What it is compared with.
-    unit : str
-        Their unit.
-    goal : float | None
-        The ratio that is wanted.
-    ratio : float | None
-        What to compare the goal with; None is ``ours / reference``.
-
-    Returns
-    -------
-    Row
-
-    Example
-    -------
-    >>> share("of the peak", 300.0, 600.0, "TFLOP/s", goal=0.5).met
-    True
-    """
+    """A row of a figure beside another; the ratio is ours to the other's."""
     ratio = ours / reference if ratio is None else ratio
     met = None if goal is None else ratio >= goal
     return Row(name, ours, reference, unit, ratio, goal, met)
 
 
+def smaller(name, ours, reference, unit):
+    """A row of a figure that is better the smaller it is."""
+    return share(name, ours, reference, unit, ratio=reference / ours)
+
+
 def at_most(name, value, unit, limit=None):
-    """A figure that stands for itself.
-
-    Arguments
-    ---------
-    name : str
-        What was measured.
-    value : float
-        The figure.
-    unit : str
-        Its unit.
-    limit : float | None
-        What it should not be above.
-
-    Returns
-    -------
-    Row
-    """
+    """A row of a figure that stands for itself, and should be below a limit."""
     met = None if limit is None else value <= limit
     return Row(name, value, None, unit, None, limit, met)
 
@@ -143,8 +81,6 @@ def at_most(name, value, unit, limit=None):
 def format_table(rows):
     """The rows in Markdown.
 
-    Example
-    -------
     >>> step = Row("step", 0.5, 2.0, "s", ratio=4.0, goal=3.0, met=True)
     >>> print(format_table([step, at_most("start-up", 12.0, "s", limit=10)]))
     | name | ours | reference | unit | ratio | goal | met |
@@ -152,25 +88,26 @@ def format_table(rows):
     | step | 0.5 | 2 | s | 4.0 | ≥ 3 | yes |
     | start-up | 12 |  | s |  | ≤ 10 s | no |
     """
-    lines = [
-        f"| {' | '.join(_COLUMNS)} |",
-        f"| :-- |{' --: |' * (len(_COLUMNS) - 1)}",
-    ]
-    return "\n".join([*lines, *map(_line, rows)])
+    return markdown(_COLUMNS, map(_cells, rows), first=":--")
+
+
+def markdown(header, rows, first="--:"):
+    """A table in Markdown, of cells that are text."""
+    lines = [header, [first, *["--:"] * (len(header) - 1)], *rows]
+    return "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
 
 
 def _short(ratio):
     return f"{ratio:.1f}" if ratio >= 1 else f"{ratio:.2f}"
 
 
-def _line(row):
+def _cells(row):
     reference = ratio = goal = met = ""
     if row.reference is not None:
         reference, ratio = f"{row.reference:.3g}", _short(row.ratio)
     if row.goal is not None:
         met = "yes" if row.met else "no"
-        goal = f"≥ {row.goal:.3g}"
+        goal = f"≥ {row.goal:g}"
         if row.ratio is None:
-            goal = f"≤ {row.goal:.3g} {row.unit}"
-    cells = [row.name, f"{row.ours:.3g}", reference, row.unit, ratio, goal, met]
-    return f"| {' | '.join(cells)} |"
+            goal = f"≤ {row.goal:g} {row.unit}"
+    return row.name, f"{row.ours:.3g}", reference, row.unit, ratio, goal, met

@@ -15,13 +15,12 @@ CPU, with gloo: without reducing, which is t of as many processes, and with it.
 It counts the bytes that are reduced.
 """
 
-import argparse
 import statistics
 import sys
 import tempfile
 import time
 from dataclasses import dataclass
-from functools import partial
+from functools import cache, partial
 
 import torch
 import torch.distributed as dist
@@ -32,7 +31,9 @@ from torch.multiprocessing import start_processes
 from torch.nn.parallel import DistributedDataParallel
 from transformers.modeling_layers import GradientCheckpointingLayer
 
-from benchmarks.expected_cost import GPUS, SHARE_OF_PEAK, STAGES
+from benchmarks.expected_cost import GPUS, SHARE_OF_PEAK
+from benchmarks.rows import markdown
+from benchmarks.workload import STAGES, make_parser
 from emoq_modules import EmoQFormer
 from emoq_modules.commands.options import exit_status
 from emoq_modules.training.describe import build_untrained
@@ -63,10 +64,7 @@ NETWORKS = [
 
 def main(arguments=None):
     """Prints the tables."""
-    parser = argparse.ArgumentParser(
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = make_parser(__doc__)
     parser.add_argument(
         "--step_tflop",
         type=float,
@@ -103,17 +101,17 @@ def main(arguments=None):
     trained, layers = _model_bytes()
     print(f"t: {1000 * step_s:.0f} ms a batch of a GPU")
     print(f"gradients: {trained / 1e6:.0f} MB a step, in float32\n")
-    print(f"| GPUs | {' | '.join(network.name for network in NETWORKS)} |")
-    print(f"| --: |{' --: |' * len(NETWORKS)}")
+    rows = []
     for gpus in own.gpus:
-        cells = []
+        cells = [str(gpus)]
         for network in NETWORKS:
             reduce_s = all_reduce_seconds(trained, gpus, network)
             worst, best = efficiency(
                 own.grad_accumulation_factor * step_s, reduce_s
             )
             cells.append(f"{1000 * reduce_s:.1f} ms: {worst:.0%} to {best:.0%}")
-        print(f"| {gpus} | {' | '.join(cells)} |")
+        rows.append(cells)
+    print(markdown(["GPUs", *(network.name for network in NETWORKS)], rows))
     others = (_GPUS_PER_NODE - 1) / _GPUS_PER_NODE * layers
     gather_s = 2 * others / (NETWORKS[0].within * 1e9)
     print(
@@ -124,23 +122,8 @@ def main(arguments=None):
 
 
 def all_reduce_seconds(size, gpus, network):
-    """How long a ring all-reduce takes.
+    """Seconds that a ring all-reduce of so many bytes a GPU takes.
 
-    Arguments
-    ---------
-    size : int
-        Bytes that each GPU has.
-    gpus : int
-        How many.
-    network : Network
-        What joins them.
-
-    Returns
-    -------
-    float
-
-    Example
-    -------
     >>> fast = Network("fast inside", within=100, between=10)
     >>> [all_reduce_seconds(1e9, gpus, fast) for gpus in (1, 2, 16)]
     [0.0, 0.01, 0.1875]
@@ -152,17 +135,11 @@ def all_reduce_seconds(size, gpus, network):
 
 
 def efficiency(step_s, reduce_s):
-    """Of a step on several GPUs, against one that reduces nothing.
+    """Efficiency of a step on several GPUs, at worst and at best.
 
-    Returns
-    -------
-    worst : float
-        Where the gradients are reduced after the step.
-    best : float
-        Where that begins with the backward pass.
+    The gradients are reduced after the step, or begin to be with its backward
+    pass.
 
-    Example
-    -------
     >>> efficiency(1.0, 1.0)
     (0.5, 0.6666666666666666)
     """
@@ -173,6 +150,7 @@ def efficiency(step_s, reduce_s):
     )
 
 
+@cache
 def _model_bytes():
     """Bytes of the gradients of stage 2, and of the LLM's frozen layers."""
     modules = build_untrained(STAGES[2])["modules"]
@@ -193,8 +171,7 @@ def _model_bytes():
 
 
 def _print_measured(hidden_size):
-    print("| processes | t | step | gradients | reduced | all-reduce alone |")
-    print("| --: | --: | --: | --: | --: | --: |")
+    rows = []
     for processes in (1, 2):
         with tempfile.TemporaryDirectory() as folder:
             start_processes(
@@ -203,14 +180,13 @@ def _print_measured(hidden_size):
                 processes,
                 start_method="fork",
             )
-            alone_s, step_s, size, reduced, reduce_s = torch.load(
-                f"{folder}/measured"
-            )
-        print(
-            f"| {processes} | {1000 * alone_s:.0f} ms | "
-            f"{1000 * step_s:.0f} ms | {size / 1e6:.2f} MB | "
-            f"{reduced / 1e6:.2f} MB | {1000 * reduce_s:.0f} ms |"
-        )
+            measured = torch.load(f"{folder}/measured")
+        seconds = [f"{1000 * measured[k]:.0f} ms" for k in (0, 1, 4)]
+        size, reduced = (f"{measured[k] / 1e6:.2f} MB" for k in (2, 3))
+        alone, step, reduce = seconds
+        rows.append([str(processes), alone, step, size, reduced, reduce])
+    header = "processes", "t", "step", "gradients", "reduced"
+    print(markdown([*header, "all-reduce alone"], rows))
 
 
 def _measure(rank, processes, hidden_size, folder):

@@ -5,7 +5,9 @@ IEMOCAP's; their sound is not to be had freely, and noise takes as long to
 compute.
 """
 
+import argparse
 import csv
+import warnings
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,6 +15,7 @@ import numpy as np
 import soundfile
 import torch
 from speechbrain.utils.autocast import AMPConfig, TorchAutocast
+from transformers.utils import logging as transformers_logging
 
 from emoq_modules.dataio.audio import SAMPLE_RATE, read_audio
 from emoq_modules.dataio.datasets import TextInputs, build_datasets
@@ -26,10 +29,7 @@ from emoq_modules.training.checkpoints import TrainableCheckpointer
 from emoq_modules.training.configuration import change, plan_runs
 from emoq_modules.training.describe import build_untrained
 
-_EXPERIMENTS = {
-    1: "hparams/emoq_stage1.yaml",
-    2: "hparams/emoq_stage2.yaml",
-}
+STAGES = {1: "hparams/emoq_stage1.yaml", 2: "hparams/emoq_stage2.yaml"}
 _LONGEST_S = 30  # a few of MELD's clips have the length of a scene
 # MELD's names of the emotions, where the experiment's words are others.
 _WORDS = {"anger": "angry"}
@@ -38,33 +38,29 @@ _WORDS = {"anger": "angry"}
 _TEXT_VOCABULARY = 3142
 
 
+def make_parser(description):
+    """A parser of a benchmark's options, of which all have ``--data``."""
+    transformers_logging.disable_progress_bar()
+    # Between libraries; who measures can do nothing about them.
+    warnings.simplefilter("ignore", FutureWarning)
+    parser = argparse.ArgumentParser(
+        description=description,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--data", type=Path, default=Path("../shared/data"))
+    return parser
+
+
 def read_utterances(data, number):
     """Takes utterances spread evenly over MELD's training set.
 
-    Arguments
-    ---------
-    data : Path
-        The folder with ``MELD/train_sent_emo.csv``, MELD's annotation, and
-        ``MELD/clip_durations.csv``.
-    number : int
-        How many utterances.
-
-    Returns
-    -------
-    rows : list of dict
-        Rows as a manifest has them, in the order of the file and without
-        ``wav``.
-    texts : list of str
-        All transcripts there are, to train tokenizers on.
-
-    Raises
-    ------
-    ConfigurationError
-        If a file is missing, or there are fewer utterances.
+    It returns rows as a manifest has them, without ``wav``, and all
+    transcripts there are, to train tokenizers on. A ``ConfigurationError``
+    tells of a file that is missing, or of fewer utterances.
     """
     durations = {
         (row["dialogue_id"], row["utterance_id"]): float(row["seconds"])
-        for row in _rows(data / "MELD/clip_durations.csv")
+        for row in read_csv(data / "MELD/clip_durations.csv")
         if row["split"] == "train"
     }
     found = [
@@ -76,7 +72,7 @@ def read_utterances(data, number):
             "emotion": _WORDS.get(row["Emotion"], row["Emotion"]),
             "duration": min(durations[clip], _LONGEST_S),
         }
-        for row in _rows(data / "MELD/train_sent_emo.csv")
+        for row in read_csv(data / "MELD/train_sent_emo.csv")
         if (clip := (row["Dialogue_ID"], row["Utterance_ID"])) in durations
     ]
     if len(found) < number:
@@ -89,29 +85,13 @@ def read_utterances(data, number):
 
 
 def with_lengths_of_iemocap(rows, data):
-    """Gives utterances the durations that IEMOCAP's have.
+    """Gives utterances the durations that IEMOCAP's have, in the same order.
 
     The longer one of MELD is, the longer it is now.
-
-    Arguments
-    ---------
-    rows : list of dict
-        What ``read_utterances`` returned.
-    data : Path
-        The folder with ``IEMOCAP/durations.csv``.
-
-    Returns
-    -------
-    list of dict
-        The rows, in the same order.
-
-    Raises
-    ------
-    ConfigurationError
-        If the file is missing.
     """
     seconds = [
-        float(row["seconds"]) for row in _rows(data / "IEMOCAP/durations.csv")
+        float(row["seconds"])
+        for row in read_csv(data / "IEMOCAP/durations.csv")
     ]
     ranks = np.argsort(np.argsort([row["duration"] for row in rows]))
     lengths = np.quantile(seconds, (ranks + 0.5) / len(rows))
@@ -121,7 +101,8 @@ def with_lengths_of_iemocap(rows, data):
     ]
 
 
-def _rows(path):
+def read_csv(path):
+    """The rows of a table; a ConfigurationError says where it belongs."""
     try:
         with path.open(encoding="utf-8", newline="") as file:
             return list(csv.DictReader(file))
@@ -134,13 +115,7 @@ def _rows(path):
 
 
 def write_audio(rows, folder):
-    """Writes noise of each utterance's length, and puts its ``wav`` into rows.
-
-    Returns
-    -------
-    dict
-        The rows, by name.
-    """
+    """Writes noise of each utterance's length; gives rows with it, by name."""
     folder.mkdir()
     generator = torch.Generator().manual_seed(0)
     named = {}
@@ -155,26 +130,12 @@ def write_audio(rows, folder):
 
 @dataclass(frozen=True)
 class Stage:
-    """A stage of the system and what it trains on.
-
-    Arguments
-    ---------
-    hparams : dict
-        The experiment's objects; the models have random weights.
-    stored : DynamicItemDataset
-        Utterances whose ``audio`` is their frames, from a store.
-    recorded : DynamicItemDataset
-        The same, whose ``audio`` is the waveform.
-    folder : Path
-        Where the stage may write.
-    device : str
-        Where it computes.
-    """
+    """A stage of the system, of random weights, and what it trains on."""
 
     hparams: dict
-    stored: object
-    recorded: object
-    folder: Path
+    stored: object  # the data set whose ``audio`` is frames, from a store
+    recorded: object  # the same, whose ``audio`` is the waveform
+    folder: Path  # where it may write
     device: str
 
     @property
@@ -215,38 +176,14 @@ class Stage:
 def build_stage(stage, presets, data, rows, texts, folder, device="cpu"):
     """Builds a stage's models and data sets, and fills its feature store.
 
-    Arguments
-    ---------
-    stage : int
-        1 or 2.
-    presets : list of str or Path
-        The models' sizes. A ``text_encoder`` may be the values of a
-        configuration, as in benchmarks/small.yaml.
-    data : Path
-        Where ``tokenizers/`` are. If there is no ``qwen2.5`` among them, one is
-        built of the transcripts; ``roberta-base`` is needed for a text encoder
-        that is given by its name.
-    rows : dict
-        What ``write_audio`` returned.
-    texts : list of str
-        Transcripts to train tokenizers on.
-    folder : Path
-        Where backbones and features are written; is made.
-    device : str
-        Where to build the models, and to compute.
-
-    Returns
-    -------
-    Stage
-
-    Raises
-    ------
-    BackboneError
-        If a tokenizer is missing.
+    A preset's ``text_encoder`` may be the values of a configuration, as in
+    benchmarks/small.yaml; one that is given by its name needs ``roberta-base``
+    in the folder ``tokenizers`` of the data. Where there is no ``qwen2.5``
+    beside it, a tokenizer is built of the texts.
     """
     folder.mkdir()
     torch.manual_seed(1234)
-    experiment = _EXPERIMENTS[stage]
+    experiment = STAGES[stage]
     [run] = plan_runs(experiment, presets, change("", data_folder=""))
     plain = run.hparams
     options, text_tokenizer = "", data / "tokenizers/roberta-base"
@@ -279,10 +216,7 @@ def build_stage(stage, presets, data, rows, texts, folder, device="cpu"):
         folder / "store", encoder.identity, hparams["store_precision"]
     )
     extract_features(
-        rows.values(),
-        encoder,
-        store,
-        read_audio,
+        *(rows.values(), encoder, store, read_audio),
         device=device,
         progressbar=False,
     )
@@ -292,12 +226,9 @@ def build_stage(stage, presets, data, rows, texts, folder, device="cpu"):
         hparams["decoder"].prompt if stage == 2 else None,
     )
     stored, recorded = (
-        build_datasets(
-            {"train": rows},
-            hparams["labels"],
-            audio,
-            inputs,
-        )["train"]
+        build_datasets({"train": rows}, hparams["labels"], audio, inputs)[
+            "train"
+        ]
         for audio in (store.load, read_audio)
     )
     return Stage(hparams, stored, recorded, folder, device)

@@ -46,7 +46,7 @@ autosummary_context = {"public": emoq_modules._PUBLIC}
 # not looked up, which takes a network; nor is what names no class.
 nitpicky = True
 nitpick_ignore_regex = [
-    ("py:class", r"(?!emoq_modules\.)\w+\..+"),
+    ("py:(class|exc)", r"(?!emoq_modules\.)\w+\..+"),
     (
         "py:class",
         "array_like|callable|file object|iterable|iterator|optional|Path",

@@ -9,8 +9,7 @@ import torch
 from ruamel.yaml import YAML
 
 from benchmarks import bench, levers, rows as bench_rows
-from benchmarks.machine import count_operations, waiting_share
-from benchmarks.memory import kept_for_backward
+from benchmarks.machine import kept_for_backward, waiting_share
 from benchmarks.reference import PlainStage2
 from benchmarks.reference_audio import PlainEncoder
 from benchmarks.workload import (
@@ -86,13 +85,11 @@ def write(path, header, rows):
         csv.writer(file).writerows([header.split(), *rows])
 
 
-@pytest.fixture
-def arguments(data, tmp_path):
-    preset = tmp_path / "tiny.yaml"
-    preset.write_text(PRESET)
-    output = tmp_path / "bench.json"
-    given = {"data": data, "preset": preset, "output": output}
-    given |= {"utterances": 3, "repetitions": 1}
+def options(data, folder, preset=PRESET):
+    """What a benchmark is called with: three utterances, once."""
+    path = folder / "preset.yaml"
+    path.write_text(preset)
+    given = {"data": data, "preset": path, "utterances": 3, "repetitions": 1}
     return [str(part) for k, v in given.items() for part in (f"--{k}", v)]
 
 
@@ -118,16 +115,23 @@ ROWS = {
 }
 
 
-@pytest.mark.parametrize(
-    "changes",
-    [
-        ("--scale", "small"),
-        # What runs on a GPU, at a size that a CPU bears.
-        ("--scale", "paper", "--device", "cpu"),
-    ],
+# What runs on a GPU, at a size that a CPU bears.
+IN_BFLOAT16 = PRESET.replace("precision: fp32", "precision: bf16").replace(
+    "llm_dtype: float32", "llm_dtype: bfloat16"
 )
-def test_rows_are_well_formed(arguments, changes, tmp_path, capsys):
-    bench.main([*arguments, *changes])
+
+
+@pytest.mark.parametrize(
+    ("preset", "scale"),
+    [
+        (PRESET, ["--scale", "small"]),
+        (IN_BFLOAT16, ["--scale", "paper", "--device", "cpu"]),
+    ],
+    ids=["small", "paper"],
+)
+def test_rows_are_well_formed(data, preset, scale, tmp_path, capsys):
+    output = ["--output", str(tmp_path / "bench.json")]
+    bench.main([*options(data, tmp_path, preset), *scale, *output])
     rows = json.loads((tmp_path / "bench.json").read_text())
     assert {row["name"]: row["goal"] for row in rows} == ROWS
     for row in rows:
@@ -151,10 +155,7 @@ def test_rows_are_well_formed(arguments, changes, tmp_path, capsys):
 
 
 def test_levers_are_measured_one_by_one(data, tmp_path, capsys):
-    preset = tmp_path / "tiny.yaml"
-    preset.write_text(PRESET)
-    given = {"data": data, "preset": preset, "utterances": 3, "repetitions": 1}
-    levers.main([str(x) for k, v in given.items() for x in (f"--{k}", v)])
+    levers.main(options(data, tmp_path))
     printed = capsys.readouterr().out
     head, table = printed.split("\n\n")
     assert "are the same in all" in head
@@ -166,21 +167,7 @@ def test_levers_are_measured_one_by_one(data, tmp_path, capsys):
     assert len(table.splitlines()) == 2 + 8
 
 
-def test_stages_build_in_the_papers_precision(arguments, data, tmp_path):
-    """In bfloat16, with the text encoder given by its configuration."""
-    preset = tmp_path / "bf16.yaml"
-    preset.write_text(
-        PRESET.replace("precision: fp32", "precision: bf16").replace(
-            "llm_dtype: float32", "llm_dtype: bfloat16"
-        )
-        + "audio_precision: bf16\n"
-    )
-    bench.main([*arguments, "--preset", str(preset)])
-    rows = json.loads((tmp_path / "bench.json").read_text())
-    assert {row["name"] for row in rows} == set(ROWS)
-
-
-def test_different_results_are_not_compared(arguments, monkeypatch):
+def test_different_results_are_not_compared(data, tmp_path, monkeypatch):
     monkeypatch.setattr(
         PlainStage2,
         "predict",
@@ -190,7 +177,7 @@ def test_different_results_are_not_compared(arguments, monkeypatch):
         ),
     )
     with pytest.raises(AssertionError, match="not close"):
-        bench.main(arguments)
+        bench.main(options(data, tmp_path))
 
 
 def test_times_are_medians_by_turns_without_the_first(monkeypatch):
@@ -289,16 +276,6 @@ def test_what_is_kept_for_the_backward_pass_leaves_weights_out():
     with kept_for_backward({}) as kept:
         layer(torch.rand(4, 10, requires_grad=True))
         assert kept() == 4 * 10 * 4 + 10 * 3 * 4
-
-
-def test_operations_are_counted_whoever_multiplies():
-    encoder = HuggingFaceEncoder(YAML().load(PRESET)["audio_source"])
-    audio = torch.randn(1, 8000), torch.ones(1)
-    counted = count_operations(lambda: encoder(*audio))
-    for part in encoder.modules():
-        if isinstance(part, torch.nn.Linear):
-            part.__class__ = torch.nn.Linear
-    assert counted == count_operations(lambda: encoder(*audio)) > 1e6
 
 
 def test_waiting_is_the_time_in_which_a_loader_gives_nothing():

@@ -32,7 +32,8 @@ PRELUDE = "".join(
 def blocks(document, language=""):
     """The fenced blocks of a language."""
     text = document.read_text(encoding="utf-8")
-    return re.findall(rf"^```{language}\n(.*?)^```$", text, re.M | re.S)
+    found = re.findall(r"^```(\w*)\n(.*?)^```$", text, re.M | re.S)
+    return [block for name, block in found if name == language]
 
 
 def commands(document, program, folder=ROOT):

@@ -93,11 +93,18 @@ def test_paths_in_backticks_are_there(document):
         assert exists(path, document), path
 
 
-def test_modules_in_pictures_are_there():
-    modules = {path.name for path in (ROOT / "emoq_modules").rglob("*.py")}
-    for picture in (ROOT / "docs").glob("*.svg"):
-        named = set(re.findall(r"(?<![\w…])\w+\.py\b", read(picture)))
-        assert named <= modules, picture.name
+@pytest.mark.parametrize(
+    "document",
+    [*DOCUMENTS, *(ROOT / "docs").glob("*.svg")],
+    ids=lambda p: p.name,
+)
+def test_modules_that_are_named_are_there(document):
+    folders = [ROOT / folder for folder in OURS.split("|")]
+    there = [*ROOT.glob("*.py"), *(p for f in folders for p in f.rglob("*.py"))]
+    text = read(document)
+    made = re.findall(r"^```python\n# (\w+\.py)$", text, re.M)
+    named = set(re.findall(r"(?<![\w…/])\w+\.py\b", text))
+    assert named <= {path.name for path in there} | set(made)
 
 
 @each_document

@@ -4,7 +4,6 @@ import csv
 import doctest
 import importlib
 import json
-import os
 import re
 import runpy
 import shlex
@@ -113,19 +112,17 @@ def test_code_is_as_ruff_wants_it():
         assert done.returncode == 0, done.stdout
 
 
-def test_prepare_program_makes_the_manifests_of_a_fold():
-    program, *arguments = PREPARE[1:]
-    done = subprocess.run(
-        [sys.executable, program, "tones", *arguments[1:]],
-        env={**os.environ, "PYTHONPATH": str(ROOT)},
-        capture_output=True,
-        text=True,
-    )
-    assert done.returncode == 0, done.stderr
-    assert "left out, labeled 'bored': 1 (x)" in done.stderr
-    assert "left out, unusable audio file: 1 (lost)" in done.stderr
-    splits = read_splits(arguments[1])
-    assert all_rows(arguments[1])["happy11"] == {
+def test_prepare_program_makes_the_manifests_of_a_fold(monkeypatch, caplog):
+    program, _, *arguments = PREPARE[1:]
+    monkeypatch.setattr(sys, "argv", [program, "tones", *arguments])
+    caplog.set_level("INFO")
+    with pytest.raises(SystemExit) as ended:
+        runpy.run_path(program, run_name="__main__")
+    assert not ended.value.code
+    assert "left out, labeled 'bored': 1 (x)" in caplog.text
+    assert "left out, unusable audio file: 1 (lost)" in caplog.text
+    splits = read_splits(arguments[0])
+    assert all_rows(arguments[0])["happy11"] == {
         "wav": "{data_root}/wav/happy11.wav",
         "duration": 0.3,
         "speaker": "S1",
@@ -135,7 +132,7 @@ def test_prepare_program_makes_the_manifests_of_a_fold():
         "text": "oh great",
         "emotion": "happy",
     }
-    assert len(all_rows(arguments[1])) == 24
+    assert len(all_rows(arguments[0])) == 24
     assert {row["speaker"] for row in splits["test"].values()} == {"S1"}
     others = splits["train"] | splits["valid"]
     assert {row["speaker"] for row in others.values()} == {"S0", "S2", "S3"}

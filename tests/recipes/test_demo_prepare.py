@@ -1,30 +1,20 @@
 """From nothing to the demo corpus's wavs and manifests."""
 
-import importlib.util
 import json
 import logging
-from pathlib import Path
 
 import numpy as np
 import pytest
 import soundfile
 
-from emoq_modules.dataio.prepare import main, read_dialogues, read_manifest
+from emoq_modules.dataio.prepare import read_dialogues, read_manifest
 from emoq_modules.errors import CorpusError
 from recipes.demo.dialogues import plan_corpus
+from tests.corpus_folders import load_recipe, snapshot
 
-ROOT = Path(__file__).parents[2]
 SIZES = {"seed": 5, "num_speakers": 6, "num_dialogues": 3, "num_turns": 8}
 EMOTIONS = ("angry", "happy", "neutral", "sad")
-
-
-@pytest.fixture(scope="module")
-def recipe():
-    path = ROOT / "recipes" / "demo" / "demo_prepare.py"
-    spec = importlib.util.spec_from_file_location("demo_prepare", path)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+prepare = load_recipe("demo/demo_prepare.py").prepare_demo
 
 
 @pytest.fixture
@@ -33,8 +23,8 @@ def folders(tmp_path):
 
 
 @pytest.fixture
-def prepared(recipe, folders):
-    recipe.prepare_demo(*folders, **SIZES)
+def prepared(folders):
+    prepare(*folders, **SIZES)
     return folders
 
 
@@ -80,41 +70,35 @@ def test_dialogues_are_those_of_the_plan(prepared):
 
 
 def test_paths_in_the_manifests_move_with_the_data(prepared):
-    row = next(
-        iter(json.loads((prepared[1] / "test.json").read_text()).items())
-    )
-    assert row[1]["wav"].startswith("{data_root}/")
+    rows = json.loads((prepared[1] / "test.json").read_text())
+    assert all(row["wav"].startswith("{data_root}/") for row in rows.values())
 
 
-def test_a_second_run_changes_nothing(recipe, prepared):
-    before = [contents(folder) for folder in prepared]
-    stamps = [path.stat().st_mtime_ns for path in wavs_of(prepared[0])]
-    recipe.prepare_demo(*prepared, **SIZES)
-    assert [contents(folder) for folder in prepared] == before
-    assert [path.stat().st_mtime_ns for path in wavs_of(prepared[0])] == stamps
+def test_a_second_run_changes_nothing(prepared):
+    before = [snapshot(folder) for folder in prepared]
+    prepare(*prepared, **SIZES)
+    assert [snapshot(folder) for folder in prepared] == before
 
 
-def test_the_same_seed_gives_the_same_bytes_elsewhere(
-    recipe, prepared, tmp_path
-):
-    recipe.prepare_demo(tmp_path / "other", tmp_path / "save2", **SIZES)
+def test_the_same_seed_gives_the_same_bytes_elsewhere(prepared, tmp_path):
+    prepare(tmp_path / "other", tmp_path / "save2", **SIZES)
     assert contents(tmp_path / "other") == contents(prepared[0])
 
 
-def test_a_half_made_corpus_is_completed(recipe, prepared):
+def test_a_half_made_corpus_is_completed(prepared):
     data, _ = prepared
     whole = contents(data)
     next(data.rglob("corpus.json")).unlink()
     first, *_, last = wavs_of(data)
     last.unlink()
     stamp = first.stat().st_mtime_ns
-    recipe.prepare_demo(*prepared, **SIZES)
+    prepare(*prepared, **SIZES)
     assert contents(data) == whole
     assert first.stat().st_mtime_ns == stamp
 
 
 @pytest.mark.parametrize("damage", ["truncated", "missing", "record"])
-def test_a_changed_corpus_is_made_again(recipe, prepared, damage, caplog):
+def test_a_changed_corpus_is_made_again(prepared, damage, caplog):
     data, _ = prepared
     whole = contents(data)
     victim = wavs_of(data)[3]
@@ -125,39 +109,48 @@ def test_a_changed_corpus_is_made_again(recipe, prepared, damage, caplog):
     else:
         next(data.rglob("corpus.json")).write_text("{")
     with caplog.at_level(logging.WARNING):
-        recipe.prepare_demo(*prepared, **SIZES)
+        prepare(*prepared, **SIZES)
     assert contents(data) == whole
     assert "has changed since it was made" in caplog.text
 
 
-def test_another_seed_leaves_the_first_corpus_alone(recipe, prepared):
+def test_another_seed_leaves_the_first_corpus_alone(prepared):
     data, save = prepared
     before = contents(data)
     texts = (save / "train.json").read_text()
-    recipe.prepare_demo(data, save, **{**SIZES, "seed": 6})
+    prepare(data, save, **{**SIZES, "seed": 6})
     assert before.items() < contents(data).items()
     assert (save / "train.json").read_text() != texts
 
 
-def test_it_runs_as_a_program(recipe, folders, capsys):
-    arguments = [str(folder) for folder in folders]
-    for name, value in SIZES.items():
-        arguments += [f"--{name}", str(value)]
-    assert main(recipe.prepare_demo, arguments) == 0
+def test_it_runs_as_a_program(folders, run_script):
+    sizes = [word for k, v in SIZES.items() for word in (f"--{k}", v)]
+    status, said = run_script("demo/demo_prepare.py", *folders, *sizes)
+    assert status == 0, said
     assert (folders[1] / "train.json").is_file()
 
 
+@pytest.mark.parametrize(
+    "sizes, message",
+    [
+        ((0, 5, 9, 4), "num_speakers is 5; it must be even and at least 6"),
+        ((0, 4, 9, 4), "num_speakers is 4"),
+        ((0, 24, 11, 4), "24 speakers need at least 12 dialogues"),
+        ((0, 24, 12, 0), "num_turns 0"),
+        ((-1, 24, 12, 4), "seed -1"),
+    ],
+)
 def test_sizes_that_make_no_corpus_are_refused_before_anything_is_written(
-    recipe, folders
+    folders, sizes, message
 ):
-    with pytest.raises(CorpusError, match="num_speakers is 7"):
-        recipe.prepare_demo(*folders, num_speakers=7)
+    with pytest.raises(CorpusError, match=message):
+        prepare(*folders, *sizes)
     assert not folders[0].exists() and not folders[1].exists()
 
 
-def test_a_data_folder_that_is_a_file_is_named(recipe, tmp_path):
+def test_a_data_folder_that_is_a_file_is_named(tmp_path):
     file = tmp_path / "file"
     file.write_text("kept")
     with pytest.raises(CorpusError, match="Cannot make the folder .*file"):
-        recipe.prepare_demo(file, tmp_path / "save", **SIZES)
+        prepare(file, tmp_path / "save", **SIZES)
     assert file.read_text() == "kept"

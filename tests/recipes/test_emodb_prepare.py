@@ -2,8 +2,6 @@
 
 import csv
 import hashlib
-import subprocess
-import sys
 import zipfile
 from collections import Counter
 
@@ -13,7 +11,6 @@ import soundfile
 from emoq_modules.dataio.prepare import read_dialogues, read_manifest
 from emoq_modules.errors import CorpusError
 from tests.corpus_folders import (
-    ROOT,
     SHARED_DATA,
     all_rows,
     load_recipe,
@@ -183,16 +180,13 @@ def test_settings_that_cannot_be_are_refused(
         prepare(corpus, tmp_path / "save", **settings)
 
 
-def test_another_folder_is_refused_by_a_clear_message(tmp_path):
-    program = ROOT / "recipes/EMODB/emodb_prepare.py"
-    done = subprocess.run(
-        [sys.executable, program, tmp_path, tmp_path / "save"],
-        capture_output=True,
-        text=True,
+def test_another_folder_is_refused_by_a_clear_message(tmp_path, run_script):
+    status, said = run_script(
+        "EMODB/emodb_prepare.py", tmp_path, tmp_path / "save"
     )
-    assert done.returncode == 2
-    assert done.stderr.startswith(f"error: There is no EMO-DB in {tmp_path}")
-    assert "--download" in done.stderr and "Traceback" not in done.stderr
+    assert status == 2
+    assert said.startswith(f"error: There is no EMO-DB in {tmp_path}")
+    assert "--download" in said and "Traceback" not in said
 
 
 @pytest.fixture

@@ -2,11 +2,11 @@
 
 import csv
 import io
+import re
 import shutil
-import subprocess
-import sys
 import tarfile
 from collections import Counter
+from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -17,7 +17,6 @@ from emoq_modules.dataio.clips import extract_audio, parallel_map
 from emoq_modules.dataio.prepare import read_dialogues, read_manifest
 from emoq_modules.errors import AudioError, CorpusError
 from tests.corpus_folders import (
-    ROOT,
     SHARED_DATA,
     all_rows,
     clip_bytes,
@@ -27,6 +26,7 @@ from tests.corpus_folders import (
     load_recipe,
     read_splits,
     snapshot,
+    wav_bytes,
     write,
 )
 
@@ -112,6 +112,24 @@ def packed(tmp_path, raw):
     for name in ("dev_sent_emo.csv", "test_sent_emo.csv", "README.txt"):
         shutil.copy(raw / name, folder)
     return folder
+
+
+@pytest.fixture(autouse=True)
+def threads(monkeypatch):
+    """Threads in the place of processes, which take seconds to start."""
+    monkeypatch.setattr(
+        clips_module,
+        "ProcessPoolExecutor",
+        lambda workers, context: ThreadPoolExecutor(workers),
+    )
+
+
+@pytest.fixture
+def processes(threads, monkeypatch):
+    """Processes all the same."""
+    monkeypatch.setattr(
+        clips_module, "ProcessPoolExecutor", ProcessPoolExecutor
+    )
 
 
 def prepare(data_folder, save_folder, **settings):
@@ -200,29 +218,23 @@ def test_dialogues_have_every_turn_whatever_its_class_and_clip(raw, tmp_path):
     assert rows["train_dia0_utt3"]["dialogue"] == "train_dia0"
 
 
-def test_texts_are_repaired(raw, tmp_path):
-    prepare(raw, tmp_path / "save")
-    texts = {
-        id_.removeprefix("train_"): row["text"]
-        for id_, row in read_splits(tmp_path / "save")["train"].items()
-    }
-    assert texts == {
-        "dia0_utt0": '“Oh”, she said, "no"!',
-        "dia0_utt3": "Two lines, you know",
-        "dia1_utt0": "It’s me…",
-        "dia1_utt1": "You’re late",
-    }
+def in_windows_1252(table):
+    table = table.replace("Youâ€™re", "You’re")
+    return table.replace("\x92", "’").replace("\x85", "…").encode("cp1252")
 
 
-def test_a_csv_file_in_windows_1252_reads_the_same(raw, tmp_path):
-    path = raw / "train/train_sent_emo.csv"
-    table = TABLES["train"].replace("Youâ€™re", "You’re")
-    path.write_bytes(
-        table.replace("\x92", "’").replace("\x85", "…").encode("cp1252")
-    )
+@pytest.mark.parametrize("encode", [str.encode, in_windows_1252])
+def test_texts_are_repaired(raw, tmp_path, encode):
+    table = raw / "train/train_sent_emo.csv"
+    table.write_bytes(encode(TABLES["train"]))
     prepare(raw, tmp_path / "save")
-    row = read_splits(tmp_path / "save")["train"]["train_dia1_utt0"]
-    assert row["text"] == "It’s me…"
+    rows = read_splits(tmp_path / "save")["train"].values()
+    assert [row["text"] for row in rows] == [
+        '“Oh”, she said, "no"!',
+        "Two lines, you know",
+        "It’s me…",
+        "You’re late",
+    ]
 
 
 def test_the_audio_is_16_khz_mono_and_the_sound_of_the_clip(raw, tmp_path):
@@ -344,8 +356,14 @@ def test_a_stopped_extraction_goes_on_where_it_stopped(
     assert not list(tmp_path.rglob("*.partial"))
 
 
-def test_packed_archives_give_the_same(raw, packed, tmp_path):
+@pytest.mark.parametrize("outermost", [False, True])
+def test_archives_give_the_same(raw, packed, tmp_path, outermost):
     prepare(raw, tmp_path / "a")
+    if outermost:
+        archive = tmp_path / "MELD.Raw.tar.gz"
+        with tarfile.open(archive, "w:gz") as file:
+            file.add(packed, "MELD.Raw")
+        packed = archive
     prepare(packed, tmp_path / "b")
     assert read_splits(tmp_path / "a") == read_splits(tmp_path / "b")
     wavs = sorted((tmp_path / "a/audio").glob("*/*.wav"))
@@ -354,15 +372,6 @@ def test_packed_archives_give_the_same(raw, packed, tmp_path):
         other = tmp_path / "b" / wav.relative_to(tmp_path / "a")
         assert wav.read_bytes() == other.read_bytes()
     assert not list(tmp_path.joinpath("b").rglob("*.mp4"))
-
-
-def test_the_outermost_archive_will_do(raw, packed, tmp_path):
-    archive = tmp_path / "MELD.Raw.tar.gz"
-    with tarfile.open(archive, "w:gz") as file:
-        file.add(packed, "MELD.Raw")
-    prepare(archive, tmp_path / "a")
-    prepare(raw, tmp_path / "b")
-    assert read_splits(tmp_path / "a") == read_splits(tmp_path / "b")
 
 
 def test_an_archive_that_gave_all_it_has_is_not_opened_again(
@@ -399,7 +408,7 @@ def test_a_truncated_archive_is_named_and_what_came_out_is_kept(
 
 
 def test_a_killed_process_and_a_missing_library_say_what_to_do(
-    raw, tmp_path, monkeypatch
+    raw, tmp_path, monkeypatch, processes
 ):
     extract_by(monkeypatch, crash)
     with pytest.raises(CorpusError, match="killed, at dev/dia.*num_workers"):
@@ -424,34 +433,21 @@ def test_one_store_has_one_length(raw, tmp_path):
     assert snapshot(tmp_path / "save") == before
 
 
-def without_column(table):
-    return table.replace("Dialogue_ID", "Dialog")
-
-
-def with_repeated_row(table):
-    return table + table.splitlines()[-1] + "\n"
-
-
-def with_unknown_emotion(table):
-    return table.replace(",disgust,", ",boredom,")
-
-
-def cut_short(table):
-    return table[: table.rindex(",3,4,7")]
-
-
 @pytest.mark.parametrize(
-    ("change", "message"),
+    ("pattern", "replacement", "message"),
     [
-        (without_column, "has no column Dialogue_ID"),
-        (with_repeated_row, r"Row 6 .*dia125_utt3.* repeats an earlier row"),
-        (with_unknown_emotion, "Row 5 .* has an unknown emotion, 'boredom'"),
-        (cut_short, r"Row 5 .*\(train/dia125_uttNone\) is not complete"),
+        ("Dialogue_ID", "Dialog", "has no column Dialogue_ID"),
+        (r"(7,Ew\..*)", r"\1\n\1", r"Row 6 .*dia125_utt3.* repeats an earlier"),
+        ("disgust", "boredom", "Row 5 .* has an unknown emotion, 'boredom'"),
+        (r",3,4,7.*\n\Z", "", r"Row 5 .*\(train/dia125_uttNone\) is not compl"),
     ],
+    ids=["column", "repeated", "emotion", "cut short"],
 )
-def test_a_table_that_is_not_melds_is_refused(raw, tmp_path, change, message):
+def test_a_table_that_is_not_melds_is_refused(
+    raw, tmp_path, pattern, replacement, message
+):
     path = raw / "train/train_sent_emo.csv"
-    path.write_text(change(TABLES["train"]))
+    path.write_text(re.sub(pattern, replacement, TABLES["train"]))
     with pytest.raises(CorpusError, match=message):
         prepare(raw, tmp_path / "save")
 
@@ -473,20 +469,16 @@ def test_missing_parts_are_named(raw, tmp_path):
         assert not (tmp_path / name).exists()
 
 
-def test_the_script_runs_alone(raw, tmp_path):
-    program = ROOT / "recipes/MELD/meld_prepare.py"
-    command = [sys.executable, program, raw, tmp_path / "save"]
-    done = subprocess.run(
-        [*command, "--max_duration_s", "1", "--num_workers", "2"],
-        capture_output=True,
-        text=True,
-    )
-    assert done.returncode == 0, done.stderr
+def test_the_script_runs_alone(raw, tmp_path, processes, run_script):
+    command = ["MELD/meld_prepare.py", raw, tmp_path / "save"]
+    short = ["--max_duration_s", "1", "--num_workers", "2"]
+    status, said = run_script(*command, *short)
+    assert status == 0, said
     assert len(all_rows(tmp_path / "save")) == 8
-    assert "neutral  angry  sadness" in done.stderr
-    done = subprocess.run(command, capture_output=True, text=True)
-    assert done.returncode == 2
-    assert done.stderr.startswith("error: The audio in ")
+    assert "neutral  angry  sadness" in said
+    status, said = run_script(*command)
+    assert status == 2
+    assert said.startswith("error: The audio in ")
 
 
 def test_clips_with_nothing_in_them_say_so(tmp_path):
@@ -512,15 +504,28 @@ def test_a_clip_damaged_in_the_middle_is_kept_and_named(raw, tmp_path, caplog):
 
 
 MELD = SHARED_DATA / "MELD"
+# Utterances of each of recipe.LABELS.
+SEVEN_IN_TEST = [1256, 345, 208, 402, 281, 68, 50]
+
+
+def sizes(splits):
+    return {split: len(rows) for split, rows in splits.items()}
 
 
 @pytest.mark.skipif(not MELD.is_dir(), reason=f"{MELD} is not at hand")
-def test_all_of_meld_leaves_9988_1108_2610(tmp_path, caplog):
-    """The true tables, and a clip of sound alone for each that has one."""
+def test_all_of_meld_leaves_9988_1108_2610(tmp_path, monkeypatch, caplog):
+    """The true tables, and what stands for a clip for each that has one."""
     caplog.set_level("INFO")
-    clip = write(
-        tmp_path / "clip.mp4", clip_bytes(0.02, 16000, "mono", video=False)
-    )
+    clip = write(tmp_path / "clip.wav", wav_bytes(0.02))
+
+    def take(job):
+        key, clip, wav, _ = job
+        if clip.read_bytes() == b"corrupt":
+            return key, 0, "the clip is corrupt"
+        link(clip, wav)
+        return key, 0, None
+
+    extract_by(monkeypatch, take)
     raw = tmp_path / "MELD.Raw"
     with (MELD / "clip_durations.csv").open(newline="") as file:
         for row in csv.DictReader(file):
@@ -532,39 +537,21 @@ def test_all_of_meld_leaves_9988_1108_2610(tmp_path, caplog):
     for split in FOLDERS:
         shutil.copy(MELD / f"{split}_sent_emo.csv", raw)
 
-    recipe.prepare_meld(
-        raw, tmp_path / "seven", audio_folder=tmp_path / "audio"
-    )
+    audio = tmp_path / "audio"
+    recipe.prepare_meld(raw, tmp_path / "seven", audio_folder=audio)
     splits = read_splits(tmp_path / "seven")
-    assert {k: len(v) for k, v in splits.items()} == {
-        "train": 9988,
-        "valid": 1108,
-        "test": 2610,
-    }
+    assert sizes(splits) == {"train": 9988, "valid": 1108, "test": 2610}
     test = Counter(row["emotion"] for row in splits["test"].values())
-    assert test == {
-        "neutral": 1256,
-        "joy": 402,
-        "angry": 345,
-        "surprise": 281,
-        "sadness": 208,
-        "disgust": 68,
-        "fear": 50,
-    }
+    assert [test[label] for label in recipe.LABELS] == SEVEN_IN_TEST
     assert "not all of MELD" not in caplog.text
     assert "1 (train/dia125_utt3)" in caplog.text
     assert "the clip is missing: 1 (dev/dia110_utt7)" in caplog.text
     assert "clips without annotation: 3 " in caplog.text
 
     shutil.rmtree(raw / "train")  # nothing is extracted again
-    prepare_four = {"audio_folder": tmp_path / "audio", "labels": FOUR}
-    recipe.prepare_meld(raw, tmp_path / "four", **prepare_four)
+    recipe.prepare_meld(raw, tmp_path / "four", audio_folder=audio, labels=FOUR)
     four = read_splits(tmp_path / "four")
     turns = read_dialogues(tmp_path / "four/dialogues.json").values()
     assert sum(map(len, turns)) == 9989 + 1109 + 2610
     # Of the published 8245 + 897 + 2211, the two that have no audio are gone.
-    assert {k: len(v) for k, v in four.items()} == {
-        "train": 8244,
-        "valid": 896,
-        "test": 2211,
-    }
+    assert sizes(four) == {"train": 8244, "valid": 896, "test": 2211}

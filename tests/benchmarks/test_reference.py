@@ -3,6 +3,7 @@
 import pytest
 import speechbrain as sb
 import torch
+from ruamel.yaml import YAML
 from speechbrain.dataio.batch import PaddedBatch
 
 from benchmarks.reference import PlainStage2
@@ -14,23 +15,13 @@ from emoq_modules import (
 )
 from emoq_modules.lobes.backbones import load_tokenizer
 from emoq_modules.training.stages import Stage2Brain
+from tests.benchmarks.test_bench import PRESET
 from tests.small_brain import make_brain
 
 LABELS = ["angry", "happy", "neutral", "sad"]
 TEXTS = ["Leave me alone.", "I can't believe we won, at last!", "", "Oh no."]
 SPEAKERS = ["Ross", None, "Rachel Green", "Ross"]
 DIM = 16
-HUBERT = {
-    "model_type": "hubert",
-    "hidden_size": DIM,
-    "num_hidden_layers": 1,
-    "num_attention_heads": 2,
-    "intermediate_size": 32,
-    "conv_dim": [DIM] * 7,
-    "feat_extract_norm": "layer",
-    "num_conv_pos_embeddings": 8,
-    "num_conv_pos_embedding_groups": 2,
-}
 TEMPLATE = PromptTemplate(
     "Name the emotion: {labels}.",
     "Speaker: {speaker}\nTranscript: {text}\nVoice: <AUDIO>",
@@ -51,7 +42,7 @@ def modules(text_encoder, llm):
     torch.manual_seed(0)
     fusion = EmoQFormer(text_encoder, DIM, num_queries=3, pooling_heads=2)
     decoder = make_decoder(llm, fusion.output_dim)
-    encoder = HuggingFaceEncoder(HUBERT)
+    encoder = HuggingFaceEncoder(YAML().load(PRESET)["audio_source"])
     return {"encoder": encoder, "fusion": fusion, "decoder": decoder}
 
 

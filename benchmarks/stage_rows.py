@@ -1,4 +1,4 @@
-"""Rows about stage 2: a step, its memory, and prediction."""
+"""Rows about the stages: epochs, steps, their memory, and prediction."""
 
 import copy
 from functools import partial
@@ -8,11 +8,16 @@ import torch
 from speechbrain.dataio.batch import PaddedBatch
 from torch.utils.data import DataLoader
 
-from benchmarks.machine import GIB, count_operations, peak_above
-from benchmarks.memory import kept_for_backward
+from benchmarks.machine import (
+    GIB,
+    count_operations,
+    kept_for_backward,
+    peak_above,
+    waiting_share,
+)
 from benchmarks.reference import PlainStage2
 from benchmarks.reference_audio import PlainEncoder
-from benchmarks.rows import at_most, compare, share
+from benchmarks.rows import at_most, compare, share, smaller
 from emoq_modules.lobes.pipeline import decode
 
 _PREDICTED = 32  # utterances in a batch
@@ -22,21 +27,31 @@ _STEPS = {"cpu": 2, "cuda": 16}
 _TOLERANCES = {"fp32": 0.001, "bf16": 0.05}
 
 
+def stage1_rows(stage, repetitions):
+    """Measures epochs of stage 1, without the validation after them."""
+    plain = copy.deepcopy(stage.hparams["modules"])
+    plain["encoder"] = PlainEncoder(stage.encoder)
+    ours = partial(stage.train_epoch, stage.brain(), stage.stored)
+    yield compare(
+        "stage-1 epoch: from the store / encoder in the step",
+        ours,
+        partial(stage.train_epoch, stage.brain(plain), stage.recorded),
+        repetitions,
+        goal=10.0,
+    )
+    on_gpu = torch.device(stage.device).type == "cuda"
+    yield at_most(
+        "stage-1 epoch: share of it that waits for data",
+        100 * waiting_share(ours),
+        "%",
+        limit=5.0 if on_gpu else None,
+    )
+
+
 def stage2_rows(stage, repetitions, ceiling):
-    """Measures training steps and predictions of stage 2.
+    """Measures steps and predictions of stage 2.
 
-    Arguments
-    ---------
-    stage : Stage
-        Stage 2.
-    repetitions : int
-        As of ``compare``.
-    ceiling : float
-        Operations a second that the device does at best.
-
-    Yields
-    ------
-    Row
+    The ceiling is of the device: operations a second at best.
     """
     modules = stage.hparams["modules"]
     # Each side trains weights of its own, which are the same at first; those
@@ -107,11 +122,10 @@ def _steps(stage, brain, plain, on_frames, repetitions, ceiling):
         _kept(step, batches[0], stage, module) / 1e6
         for step, module in ((_our_loss(brain), brain), (_loss, on_frames))
     ]
-    yield share(
+    yield smaller(
         f"{name}: kept for the backward pass, ours / the reference",
         *kept,
         "MB",
-        ratio=kept[1] / kept[0],
     )
     operations = count_operations(
         partial(_go_back, _our_loss(brain), batches, stage)
@@ -128,7 +142,7 @@ def _steps(stage, brain, plain, on_frames, repetitions, ceiling):
 
 def _our_loss(brain):
     def loss(_, batch):
-        return brain.compute_forward(batch, sb.Stage.TRAIN)
+        return brain.compute_forward(batch, sb.Stage.TRAIN)[0]
 
     return loss
 
