@@ -275,9 +275,9 @@ def _draw(row, number):
     for stage in first.stages:
         curves = stage.folder / CURVES_FILE
         if curves.exists():
-            number = stage.hparams["stage"]
-            caption = f"training, stage {number}, {row.first_run}"
-            add(f"training-{number}", curves.read_bytes(), caption)
+            kind = f"training-{stage.hparams['stage']}"
+            caption = kind.replace("-", ", stage ") + f", {row.first_run}"
+            add(kind, curves.read_bytes(), caption)
     return pictures
 
 

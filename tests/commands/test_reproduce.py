@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -164,7 +165,7 @@ def test_the_plan_tells_time_from_finished_runs(tmp_path):
     assert "time not known yet" in unknown
     assert "The time is known when a first run has been measured." in unknown
     finish(end_to_end, epoch_seconds=20.0, train_utterances=100)
-    manifest = emoq.stages[-1].manifest
+    manifest = Path(emoq.stages[-1].hparams["manifest_folder"], "train.json")
     manifest.parent.mkdir(parents=True)
     manifest.write_text(json.dumps(dict.fromkeys(map(str, range(300)), {})))
     text = describe_plan([end_to_end, emoq])

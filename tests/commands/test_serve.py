@@ -249,7 +249,7 @@ def test_same_recording_sent_at_once_is_answered_each_time(
 ):
     path = recording(tmp_path / "hello.wav")
     running, most, lock = 0, 0, threading.Lock()
-    classify_batch = recognizer.classify_batch
+    recognize = recognizer.recognize
 
     def counted(*arguments, **options):
         nonlocal running, most
@@ -257,12 +257,12 @@ def test_same_recording_sent_at_once_is_answered_each_time(
             running += 1
             most = max(most, running)
         time.sleep(0.1)
-        found = classify_batch(*arguments, **options)
+        found = list(recognize(*arguments, **options))
         with lock:
             running -= 1
         return found
 
-    monkeypatch.setattr(recognizer, "classify_batch", counted)
+    monkeypatch.setattr(recognizer, "recognize", counted)
     jobs = [
         client.submit(handle_file(path), api_name="/recognize")
         for _ in range(8)
