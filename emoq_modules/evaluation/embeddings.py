@@ -7,6 +7,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from sklearn.manifold import TSNE
 
+from emoq_modules.errors import ResultsError
+
 EMBEDDINGS_FILE = "test_embeddings.safetensors"
 
 _PERPLEXITY = 30.0
@@ -27,17 +29,17 @@ def embeddings_as_bytes(ids, embeddings):
 def read_embeddings(path, ids):
     """Embeddings of these utterances ``(N, d_h)``, in their order.
 
-    ValueError where the file holds none, or those of other utterances.
+    ResultsError where the file holds none, or those of other utterances.
     """
     try:
         with safe_open(path, framework="numpy") as file:
             embeddings = file.get_tensor("embeddings")
             stored = json.loads((file.metadata() or {})["ids"])
     except (SafetensorError, KeyError, ValueError) as error:
-        raise ValueError(f"{path} holds no embeddings: {error}") from error
+        raise ResultsError(f"{path} holds no embeddings: {error}") from error
     place = {utterance: i for i, utterance in enumerate(stored)}
     if len(stored) != len(embeddings) or place.keys() != set(ids):
-        raise ValueError(
+        raise ResultsError(
             f"{path} holds embeddings of other utterances than the predictions "
             "beside it: were files of two runs mixed?"
         )

@@ -29,7 +29,7 @@ _WINDOW_S = 0.03
 
 
 def plot_confusion(stats, title):
-    """Draws a confusion matrix: percent of its row in each cell, and a count."""
+    """Draws a confusion matrix, each row in percent of its class."""
     labels, metrics = stats.labels, stats.summarize()
     counts = np.array(metrics["confusion"])
     members = counts.sum(axis=1)
