@@ -15,6 +15,7 @@ from emoq_modules.evaluation.metrics import (
     confusion_metrics,
 )
 
+_CONFIDENCE = 0.95
 _BATCH = 256  # resamples at a time: 20 MB where there are 10,000 dialogues
 
 
@@ -35,10 +36,8 @@ class Comparison(NamedTuple):
     p_value: float
 
 
-def bootstrap_interval(
-    stats, measure="UA", confidence=0.95, resamples=9999, seed=0
-):
-    """Percentile interval of WA, UA or WF1 over resampled dialogues.
+def bootstrap_interval(stats, measure="UA", resamples=9999):
+    """Percentile interval of 95 % of WA, UA or WF1 over resampled dialogues.
 
     The interval is that of other dialogues of the same kind, with this very
     system: what other speakers or another seed would change is not in it. A
@@ -49,16 +48,12 @@ def bootstrap_interval(
     value, resampled = _resample(
         _dialogue_confusions(stats),
         lambda confusions: confusion_metrics(confusions)[measure],
-        confidence,
         resamples,
-        seed,
     )
     return Interval(value, *map(float, resampled.confidence_interval))
 
 
-def paired_bootstrap(
-    a, b, measure="UA", confidence=0.95, resamples=9999, seed=0
-):
+def paired_bootstrap(a, b, measure="UA", resamples=9999):
     """Compares two systems on the same utterances, in any order.
 
     Both are measured on each resample of dialogues (Koehn, 2004, "Statistical
@@ -78,7 +73,7 @@ def paired_bootstrap(
         return (values[..., 0] - values[..., 1]).round(9)
 
     both = np.stack([_dialogue_confusions(a), _dialogue_confusions(b)], axis=1)
-    value, resampled = _resample(both, difference, confidence, resamples, seed)
+    value, resampled = _resample(both, difference, resamples)
     differences = resampled.bootstrap_distribution
     fewer = min((differences <= 0).sum(), (differences >= 0).sum())
     p_value = min(1.0, float(2 * (fewer + 1) / (resamples + 1)))
@@ -100,7 +95,7 @@ def _dialogue_confusions(stats):
     return counts
 
 
-def _resample(counts, statistic, confidence, resamples, seed):
+def _resample(counts, statistic, resamples):
     """The statistic of all counts ``(D, …)`` summed, and SciPy's bootstrap.
 
     ``statistic`` takes sums of R resamples, ``(R, …)``, and returns ``(R,)``.
@@ -122,9 +117,9 @@ def _resample(counts, statistic, confidence, resamples, seed):
         n_resamples=resamples,
         batch=_BATCH,
         vectorized=True,
-        confidence_level=confidence,
+        confidence_level=_CONFIDENCE,
         method="percentile",
-        rng=np.random.default_rng(seed),
+        rng=np.random.default_rng(0),
     )
     return float(statistic(counts.sum(axis=0))), resampled
 

@@ -78,10 +78,9 @@ def test_interval_of_accuracy_is_the_binomial_one():
     right = 70
     predictions = np.where(np.arange(100) < right, 0, 1)
     stats = make_stats(np.zeros(100, dtype=int), predictions)
-    for confidence in (0.5, 0.95):
-        _, low, high = bootstrap_interval(stats, "WA", confidence)
-        expected = binom(100, right / 100).interval(confidence)
-        np.testing.assert_allclose([low, high], expected, atol=1)
+    _, low, high = bootstrap_interval(stats, "WA")
+    expected = binom(100, right / 100).interval(0.95)
+    np.testing.assert_allclose([low, high], expected, atol=1)
 
 
 def test_whole_dialogues_are_resampled():
@@ -128,7 +127,6 @@ def test_interval_is_repeatable_and_hangs_on_no_order():
         [dialogues[i] for i in order],
     )
     assert bootstrap_interval(stats) == bootstrap_interval(shuffled)
-    assert bootstrap_interval(stats) != bootstrap_interval(stats, seed=1)
 
 
 def test_interval_holds_the_truth_as_often_as_it_says():
@@ -139,11 +137,9 @@ def test_interval_holds_the_truth_as_often_as_it_says():
         predictions = np.where(np.repeat(right, 4), 0, 1)
         dialogues = [f"d{i // 4}" for i in range(320)]
         stats = make_stats(np.zeros(320, dtype=int), predictions, dialogues)
-        _, low, high = bootstrap_interval(
-            stats, "WA", confidence=0.9, resamples=500
-        )
+        _, low, high = bootstrap_interval(stats, "WA", resamples=500)
         held += low <= 60.5 <= high
-    assert 0.84 < held / 200 < 0.95
+    assert 0.9 < held / 200 < 0.98
 
 
 def test_what_has_no_interval_is_refused():
