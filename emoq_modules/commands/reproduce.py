@@ -105,7 +105,9 @@ def _reproduce(own):
         print(describe_plan(runs))
         return 0
     # A report is of the whole table, whatever part of it this command runs.
-    whole = plan(table, own.preset, own.rest, "all", seeds)
+    whole = runs
+    if own.row or own.fold != "all":
+        whole = plan(table, own.preset, own.rest, "all", seeds)
     if not own.report:
         # Which run it is at, in the form that SpeechBrain gives to its lines.
         logging.basicConfig(format="%(name)s - %(message)s")

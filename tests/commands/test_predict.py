@@ -5,8 +5,8 @@ import io
 import json
 import os
 import shutil
-import subprocess
 import sys
+import threading
 
 import numpy as np
 import pytest
@@ -16,7 +16,6 @@ from emoq_modules import EmotionRecognizer
 from emoq_modules.commands.cli import main
 from emoq_modules.commands.predict_inputs import Transcripts, find_recordings
 from emoq_modules.errors import ConfigurationError
-from tests.conftest import ROOT
 
 LABELS = ["angry", "happy", "sad"]
 
@@ -225,30 +224,32 @@ def test_model_that_is_none_is_status_2(capsys, tmp_path):
     assert exit_.value.code == 2
 
 
-def test_pipe_closed_early_ends_it_quietly(recognizer_folder, folder):
-    lines = f"{folder}/a.wav\n".encode() * 8
-    with subprocess.Popen(
-        [
-            *(sys.executable, "-m", "emoq_modules", "predict", "-"),
-            *("--model", recognizer_folder, "--format", "csv"),
-            *("--batch_size", "1"),
-        ],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        cwd=ROOT,
-    ) as process:
-        process.stdin.write(lines)
-        process.stdin.flush()
-        # The first results come before the list of recordings ends.
-        header, row = process.stdout.readline(), process.stdout.readline()
-        assert header.startswith(b"path,") and b"a.wav" in row
-        process.stdout.close()
-        process.stdin.write(lines)
-        process.stdin.close()
-        messages = process.stderr.read()
-    assert messages == b""
-    assert process.returncode == 141
+def test_pipe_closed_early_ends_it_quietly(predict, folder, monkeypatch):
+    read, stdin = os.pipe()
+    stdout, written = os.pipe()
+    rows = []
+
+    def reads_two_rows():
+        lines = f"{folder}/a.wav\n" * 8
+        with open(stdin, "w") as asks, open(stdout) as reads:
+            asks.write(lines)
+            asks.flush()
+            # The first results come before the list of recordings ends.
+            rows.extend([reads.readline(), reads.readline()])
+            reads.close()
+            asks.write(lines)
+
+    reader = threading.Thread(target=reads_two_rows)
+    reader.start()
+    with open(read) as listed, open(written, "w") as printed:
+        monkeypatch.setattr(sys, "stdin", listed)
+        monkeypatch.setattr(sys, "stdout", printed)
+        options = ["--format", "csv", "--batch_size", 1]
+        status, _, messages = predict("-", *options)
+        reader.join()
+    assert rows[0].startswith("path,") and "a.wav" in rows[1]
+    assert messages == ""
+    assert status == 141
 
 
 def test_name_that_is_no_text_comes_out_as_it_went_in(

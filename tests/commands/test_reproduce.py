@@ -2,16 +2,14 @@
 
 import fcntl
 import json
-import os
-import signal
-import subprocess
-import sys
+import multiprocessing
 import time
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 
+import train
 from emoq_modules.commands import reproduce_runs as reproduce
 from emoq_modules.commands.cli import main
 from emoq_modules.commands.reproduce_runs import (
@@ -266,6 +264,10 @@ def test_the_command_names_what_failed_and_writes_a_report(
 # --- Stopped ------------------------------------------------------------------
 
 
+def train_here(run, lock):
+    return train.run(run.command[1:])
+
+
 def test_killed_it_goes_on_and_at_last_trains_nothing(
     tmp_path, monkeypatch, capfd, caplog
 ):
@@ -277,21 +279,22 @@ def test_killed_it_goes_on_and_at_last_trains_nothing(
         *("--number_of_epochs", "2", "--ckpt_interval_minutes", "0"),
         *("--ckpt_interval_steps", "2"),
     ]
-    process = subprocess.Popen(
-        [sys.executable, "-m", "emoq_modules", *command],
-        start_new_session=True,
-    )
+    fork = multiprocessing.get_context("fork")
+    process = fork.Process(target=main, args=[command])
+    with monkeypatch.context() as patch:
+        patch.setattr(reproduce, "_run", train_here)
+        process.start()
     try:
         # A checkpoint is whole once its list of files is there.
         saved = run.folder / "save"
         deadline = time.monotonic() + 200
         while not list(saved.glob("*/contents.json")):
-            assert process.poll() is None, capfd.readouterr().err
+            assert process.exitcode is None, capfd.readouterr().err
             assert time.monotonic() < deadline
             time.sleep(0.01)
     finally:
-        os.killpg(process.pid, signal.SIGKILL)  # and the run it started
-        process.wait()
+        process.kill()
+        process.join()
     assert not run.is_done
 
     capfd.readouterr()
