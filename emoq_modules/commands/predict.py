@@ -146,10 +146,7 @@ def _run(own):
         paths = list(paths)  # how many there are is for the progress bar
         total = len(paths)
     recordings = _recordings(paths, own, transcripts)
-    options = {
-        "batch_size": own.batch_size,
-        "abstain_below": own.abstain_below,
-    }
+    options = {"batch_size": own.batch_size, "abstain_below": own.abstain_below}
     try:
         if own.timeline:
             sliding_windows(own.window_s, own.hop_s)

@@ -189,7 +189,7 @@ def test_timeline_has_a_row_for_each_window(predict, tmp_path):
     error, *windows = read_csv(output)
     assert "there is no file" in error["error"]
     assert [(row["start"], row["end"]) for row in windows] == [
-        *(("0", "1"), ("1", "2"), ("2", "3")),
+        *(("0", "1"), ("1", "2"), ("2", "3"))
     ]
     assert windows[0]["label"] in LABELS
     assert windows[2]["label"] == "" and windows[2]["abstained"] == "True"
