@@ -3,11 +3,9 @@
 Every case breaks something in a copy of a good run, and starts it again.
 """
 
-import errno
 import hashlib
 import json
 import logging
-import os
 import re
 import runpy
 import shutil
@@ -106,25 +104,12 @@ def truncate_wav():
     WAV.write_bytes(WAV.read_bytes()[:5000])
 
 
-def empty_wav():
-    soundfile.write(WAV, np.zeros(0), 16000)
-
-
 def text_as_wav():
     WAV.write_text("This is no audio.")
 
 
-def nan_wav():
-    soundfile.write(WAV, np.full(8000, np.nan), 16000, subtype="FLOAT")
-
-
-def silent_wav():
-    soundfile.write(WAV, np.zeros(8000), 16000)
-
-
-def stereo_wav():
-    noise = np.random.default_rng(0).normal(0, 0.1, (22050, 2))
-    soundfile.write(WAV, noise, 44100)
+def wav(samples, rate=16000, **options):
+    return lambda: soundfile.write(WAV, samples, rate, **options)
 
 
 def own_manifest(change):
@@ -147,28 +132,6 @@ def preset(content):
         Path("preset.yaml").write_bytes(content)
 
     return damage
-
-
-def unwritten_wav_and_full_disk(monkeypatch):
-    """A feature is missing, and no more than half of its shard can go."""
-    stereo_wav()
-    write_bytes = Path.write_bytes
-
-    def write_half(path, content):
-        if not path.name.startswith(".shard-"):
-            return write_bytes(path, content)
-        write_bytes(path, content[: len(content) // 2])
-        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
-
-    monkeypatch.setattr(Path, "write_bytes", write_half)
-
-
-def full_disk_for_checkpoints(monkeypatch):
-    def save(state, path):
-        Path(path).write_bytes(b"some of it")
-        raise RuntimeError("file write failed")
-
-    monkeypatch.setattr(torch, "save", save)
 
 
 def unreachable_hub(monkeypatch):
@@ -208,15 +171,6 @@ def checkpoint_of_another_model():
         contents.write_text(json.dumps(sizes))
 
 
-def checkpoint_with_fewer_parts():
-    for checkpoint in checkpoints("stage1"):
-        (checkpoint / "head.ckpt").unlink()
-        contents = checkpoint / "contents.json"
-        sizes = json.loads(contents.read_text())
-        del sizes["head.ckpt"]
-        contents.write_text(json.dumps(sizes))
-
-
 def truncate_stage_1():
     shutil.rmtree(RUN / "stage2")
     truncate(RUN / "stage1/emoq_former.safetensors")
@@ -227,6 +181,8 @@ def truncate_stage_1():
 OWN = ("--preset", "own.yaml", *AFRESH)
 PRESET = ("--preset", "preset.yaml")
 NAME = r"train03\.wav"
+NO_NUMBERS = wav(np.full(8000, np.nan), subtype="FLOAT")
+STEREO = wav(np.random.default_rng(0).normal(0, 0.1, (22050, 2)), 44100)
 PREPARE = ".*run the prepare step"
 
 # Name, the command, what the message names and says to do, what is broken.
@@ -241,7 +197,7 @@ REFUSED = [
         for name, says, damage in [
             ("missing wav", rf" no file .*{NAME}{PREPARE}", remove_wav),
             ("truncated wav", rf"{NAME} is truncated{PREPARE}", truncate_wav),
-            ("0 samples", rf"{NAME} has 0 samples{PREPARE}", empty_wav),
+            ("0 samples", rf"{NAME} has 0 samples{PREPARE}", wav(np.zeros(0))),
             ("text as wav", rf"{NAME} cannot be read as.*Mend", text_as_wav),
         ]
     ),
@@ -249,13 +205,13 @@ REFUSED = [
         "samples that are no numbers",
         again(*AFRESH),
         r"train03\.wav holds samples that are not finite.*leave it out",
-        nan_wav,
+        NO_NUMBERS,
     ),
     (
         "samples that are no numbers, read by a worker",
         again("--feature_store", "null", "--num_workers", "1", *AFRESH),
         r"^error: \S*train03\.wav holds samples that are not finite",
-        nan_wav,
+        NO_NUMBERS,
     ),
     (
         "unknown label in a manifest",
@@ -344,12 +300,6 @@ REFUSED = [
         checkpoint_of_another_model,
     ),
     (
-        "checkpoint with fewer parts",
-        again(),
-        r"CKPT.* is a checkpoint of another model: it has no head\b",
-        checkpoint_with_fewer_parts,
-    ),
-    (
         "truncated checkpoints, no earlier one",
         again(),
         r"No checkpoint in .*stage1/save is whole \(optimizer\.ckpt has 1000 "
@@ -368,23 +318,10 @@ REFUSED = [
         r"nobody/nothing is no local folder.*hf download nobody/nothing",
         unreachable_hub,
     ),
-    (
-        "full disk while writing the store",
-        again(*AFRESH),
-        r"No space left in results/feature_store.* are free.*Make room",
-        unwritten_wav_and_full_disk,
-    ),
-    (
-        "full disk while saving a checkpoint",
-        again(*AFRESH),
-        r"No checkpoint can be saved in .*file write failed.*make room",
-        full_disk_for_checkpoints,
-    ),
 ]
 # Name, the command, what is reported, what is broken.
 HANDLED = [
-    ("silence", again(*AFRESH), r"train03\.wav is silent", silent_wav),
-    ("44.1 kHz stereo", again(*AFRESH), r"Results are in", stereo_wav),
+    ("44.1 kHz stereo", again(*AFRESH), r"Results are in", STEREO),
     (
         "truncated newest checkpoint",
         again(),

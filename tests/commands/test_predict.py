@@ -114,7 +114,9 @@ def test_bad_file_is_a_row_and_the_status_1(predict, folder, tmp_path):
     assert "there is no file" in pattern["error"]
 
 
-def test_folders_patterns_and_lists_mean_their_files(folder, monkeypatch):
+def test_folders_patterns_and_lists_mean_their_files(
+    folder, tmp_path, monkeypatch
+):
     a, b, c = (
         str(folder / name) for name in ("a.wav", "more/b.wav", "more/c.wav")
     )
@@ -123,16 +125,11 @@ def test_folders_patterns_and_lists_mean_their_files(folder, monkeypatch):
     assert list(find_recordings([f"{folder}/more/[c]*"])) == [c]
     notes = str(folder / "notes.txt")  # what is named is taken as it is
     assert list(find_recordings([notes, a])) == [notes, a]
+    pattern = shutil.copy(a, tmp_path / "a[1].wav")  # is itself, where it is
+    assert list(find_recordings([str(pattern)])) == [str(pattern)]
     lines = io.TextIOWrapper(io.BytesIO(f"{b}\r\n\n{a}\n".encode()))
     monkeypatch.setattr(sys, "stdin", lines)
     assert list(find_recordings([c, "-"])) == [c, b, a]
-
-
-def test_file_whose_name_looks_like_a_pattern_is_itself(tmp_path):
-    (tmp_path / "a[1].wav").touch()
-    assert list(find_recordings([str(tmp_path / "a[1].wav")])) == [
-        str(tmp_path / "a[1].wav")
-    ]
 
 
 def test_texts_come_from_the_option_or_a_file(
