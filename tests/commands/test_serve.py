@@ -27,7 +27,7 @@ from emoq_modules.commands.serve import ServeSettings, serving
 from emoq_modules.commands.serve_answer import answer
 
 SETTINGS = ServeSettings(
-    max_mb=0.2, max_seconds=4, max_concurrent=2, window_s=1, hop_s=0.5
+    max_mb=0.5, max_seconds=4, max_concurrent=2, window_s=1, hop_s=0.5
 )
 TEXT = "no, <b>leave</b> me alone"
 NASTY = "<img src=x onerror=alert(1)>.wav"
@@ -260,9 +260,9 @@ def test_same_recording_sent_at_once_is_answered_each_time(
 
 def test_too_large_an_upload_is_refused_and_not_kept(url, folder):
     before = kept_in(folder)
-    reply = upload(url, "large.wav", bytes(200_001))
+    reply = upload(url, "large.wav", bytes(500_001))
     assert reply.status_code == 413
-    assert "200000 bytes" in reply.text
+    assert "500000 bytes" in reply.text
     assert kept_in(folder) == before
 
 
@@ -373,7 +373,7 @@ def test_page_says_what_is_wrong_with_a_file(page, tmp_path):
 
 
 def test_page_says_that_a_file_is_too_large(page, tmp_path):
-    path = recording(tmp_path / NASTY, 7)
+    path = recording(tmp_path / NASTY, 16)
     page.set_input_files("input[type=file]", path)
     page.get_by_text("maximum allowed size").wait_for()
     assert page.dialogs == []
