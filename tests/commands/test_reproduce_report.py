@@ -290,39 +290,19 @@ def test_missing_rows_and_seeds_are_named(runs, tmp_path):
     assert "No row is complete" in markdown
 
 
-def test_without_validation_predictions_there_is_no_calibration(runs, tmp_path):
+def test_what_is_not_kept_is_neither_calibrated_nor_drawn(runs, tmp_path):
     delete(runs, "valid_predictions.csv")
+    delete(runs, "test_embeddings.safetensors")
     markdown, missing = report(TABLE, runs, tmp_path / "report")
+    assert len(missing) == 2  # a system without audio has no embeddings
     assert missing[1] == (
         f"{WHOLE}: not calibrated, as there is no valid_predictions.csv of "
         "folds 1, 2, 3 (seed 7)"
     )
     assert row_of(tables(markdown)["Confidence"], WHOLE)["ECE"] == "–"
     assert row_of(tables(markdown)["WA"], WHOLE)["mean"] != "–"
-
-
-def test_without_embeddings_there_is_no_map_and_the_report_says_so(
-    runs, tmp_path
-):
-    delete(runs, "test_embeddings.safetensors")
-    markdown, missing = report(TABLE, runs, tmp_path / "report")
-    assert missing == []  # a system without audio has none
     assert not list((tmp_path / "report").glob("*map.png"))
-    assert (
-        f"{WHOLE}: there are no embeddings of fold 1, seed 7 to map."
-        in markdown
-    )
-
-
-def test_both_stages_of_a_run_show_how_they_trained(runs, tmp_path):
-    folder = tmp_path / "first"
-    folder.mkdir()
-    (folder / "training_curves.png").write_bytes(b"stage 1")
-    first = make_stage(1, "toy", "whole", folder)
-    runs = [replace(run, stages=(first, *run.stages)) for run in runs]
-    report(TABLE, runs, tmp_path / "report")
-    drawn = tmp_path / "report/3-whole-training-1.png"
-    assert drawn.read_bytes() == b"stage 1"
+    assert f"{WHOLE}: there are no embeddings of fold 1, seed 7" in markdown
 
 
 def test_one_dialogue_gives_no_interval(runs, tmp_path):
@@ -403,7 +383,11 @@ def test_html_is_whole_and_says_what_the_markdown_says(whole):
 
 
 def test_pictures_stand_beside_the_markdown_and_old_ones_go(runs, tmp_path):
-    folder = tmp_path / "report"
+    first, folder = tmp_path / "first", tmp_path / "report"
+    first.mkdir()
+    (first / "training_curves.png").write_bytes(b"stage 1")
+    stage = make_stage(1, "toy", "whole", first)
+    runs = [replace(run, stages=(stage, *run.stages)) for run in runs]
     markdown, _ = report(TABLE, runs, folder)
     named = set(re.findall(r"!\[.*\]\((.*)\)", markdown))
     assert named == {path.name for path in folder.glob("*.png")}
@@ -411,8 +395,10 @@ def test_pictures_stand_beside_the_markdown_and_old_ones_go(runs, tmp_path):
         "confusion.png",
         "map.png",
         "reliability.png",
+        "training-1.png",
         "training-2.png",
     }
+    assert (folder / "3-whole-training-1.png").read_bytes() == b"stage 1"
     training = (folder / "3-whole-training-2.png").read_bytes()
     assert training == (runs[3].folder / "training_curves.png").read_bytes()
     delete(runs[3:], "results.json")

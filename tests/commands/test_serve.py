@@ -195,17 +195,15 @@ def test_what_cannot_be_recognized_is_refused(
     [
         ("https://example.org/hello.wav", "no address is fetched"),
         (__file__, ""),
+        ("/etc/passwd", ""),
     ],
 )
 def test_only_what_was_uploaded_is_read(url, path, message):
     events = call(url, path)
     assert events.startswith("event: error")
     assert message in events
-
-
-def test_host_gives_none_of_its_files_away(url):
-    for path in (__file__, "README.md", "/etc/passwd"):
-        assert httpx.get(f"{url}gradio_api/file={path}").status_code == 403
+    # Nor does the host give any of its files away.
+    assert httpx.get(f"{url}gradio_api/file={path}").status_code == 403
 
 
 def call(url, path, text=""):
@@ -369,11 +367,8 @@ def test_page_says_what_is_wrong_with_a_file(page, tmp_path):
     page.get_by_label("Clear").wait_for()
     page.get_by_role("button", name="Recognize").click()
     page.get_by_text("The recording cannot be read as audio").wait_for()
-    assert page.dialogs == []
-
-
-def test_page_says_that_a_file_is_too_large(page, tmp_path):
-    path = recording(tmp_path / NASTY, 16)
+    path = recording(path, 16)
+    page.get_by_label("Clear").click()
     page.set_input_files("input[type=file]", path)
     page.get_by_text("maximum allowed size").wait_for()
     assert page.dialogs == []
