@@ -17,21 +17,12 @@ from emoq_modules.errors import ConfigurationError
 
 
 def main(arguments=None):
-    """Does what a command line asks for.
+    """Does what a command line asks for; None is that of this process.
 
     Without any argument the overview goes to the standard error, as after a
-    mistake: a script that lost its arguments has not succeeded.
-
-    Arguments
-    ---------
-    arguments : list of str | None
-        The command line; None is that of this process.
-
-    Returns
-    -------
-    int
-        Exit status: 0, 1 if some of the work could not be done, 2 after an
-        error message.
+    mistake: a script that lost its arguments has not succeeded. Returns the
+    exit status: 0, 1 if some of the work could not be done, 2 after an error
+    message.
     """
     parser, commands = _make_parser()
     if "_ARGCOMPLETE" in os.environ:  # the shell asks for completions
@@ -47,13 +38,13 @@ def main(arguments=None):
 
 
 def _run(parser, arguments):
-    own, rest = parser.parse_known_args(arguments)
-    if rest and own.command != "reproduce":  # it hands them to train.py
+    own, own.rest = parser.parse_known_args(arguments)
+    if own.rest and own.command != "reproduce":  # it hands them to train.py
         raise ConfigurationError(
-            f"emoq {own.command} knows no {' '.join(rest)}; emoq {own.command} "
-            "--help lists what it knows."
+            f"emoq {own.command} knows no {' '.join(own.rest)}; emoq "
+            f"{own.command} --help lists what it knows."
         )
-    return own.function(own, rest)
+    return own.function(own)
 
 
 def _make_parser():
@@ -102,7 +93,3 @@ def _check_command(parser, commands, arguments):
     near = difflib.get_close_matches(named, commands, n=1)
     hint = f"did you mean {near[0]!r}?" if near else "see emoq --help"
     parser.error(f"there is no command {named!r}; {hint}")
-
-
-if __name__ == "__main__":
-    sys.exit(main())

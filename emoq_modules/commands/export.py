@@ -1,6 +1,5 @@
 """``emoq export``: a trained recognizer as a folder that loads anywhere."""
 
-import argparse
 import sys
 from contextlib import contextmanager
 
@@ -11,6 +10,7 @@ from huggingface_hub.errors import (
     RepositoryNotFoundError,
 )
 
+from emoq_modules.commands.options import add_command
 from emoq_modules.errors import ConfigurationError, HubError
 
 _DESCRIPTION = """\
@@ -27,20 +27,19 @@ examples:
   emoq export RUN my-emoq --push_to_hub user/my-emoq --private
 """
 
-
 # A hub that does not answer would otherwise be waited for without end.
 _PATIENCE_S = 5
 
 
 def add_export(commands):
-    """Adds the command to argparse's subparsers."""
-    command = commands.add_parser(
+    """Adds ``export`` to the commands of ``emoq``."""
+    command = add_command(
+        commands,
         "export",
-        help="make of a trained system a folder to pass on",
-        description=_DESCRIPTION,
-        epilog=_EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
+        _export,
+        "make of a trained system a folder to pass on",
+        _DESCRIPTION,
+        _EXAMPLES,
     )
     command.add_argument(
         "results_folder",
@@ -78,10 +77,9 @@ def add_export(commands):
         action="store_true",
         help="make a new repository on the hub private",
     )
-    command.set_defaults(function=_export)
 
 
-def _export(own, rest):
+def _export(own):
     # Here, as the help has no need of models.
     from transformers.utils import logging as transformers_logging
 
@@ -89,8 +87,6 @@ def _export(own, rest):
 
     if not sys.stderr.isatty():
         transformers_logging.disable_progress_bar()  # logs take lines
-    if rest:
-        raise ConfigurationError(f"emoq export knows no {' '.join(rest)}.")
     if own.private and not own.push_to_hub:
         raise ConfigurationError("--private goes with --push_to_hub NAME.")
     if own.push_to_hub:

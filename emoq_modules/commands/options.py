@@ -4,6 +4,7 @@ torch and the models' libraries are imported where they are used, since help
 and completion need not wait for them.
 """
 
+import argparse
 import logging
 import sys
 import warnings
@@ -11,13 +12,22 @@ import warnings
 from emoq_modules.errors import ConfigurationError, EmoQError
 
 
-def add_model_options(command):
-    """Adds the options that ``load_recognizer`` reads.
+def add_command(commands, name, function, summary, description, epilog):
+    """Adds a command, of which ``function`` does what its options ask for."""
+    command = commands.add_parser(
+        name,
+        help=summary,
+        description=description,
+        epilog=epilog,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    command.set_defaults(function=function)
+    return command
 
-    Arguments
-    ---------
-    command : argparse.ArgumentParser
-    """
+
+def add_model_options(command):
+    """Adds the options that ``load_recognizer`` reads."""
     command.add_argument(
         "--model",
         required=True,
@@ -37,23 +47,10 @@ def add_model_options(command):
 
 
 def load_recognizer(own, **options):
-    """Loads a trained system for a program: without bars and warnings.
+    """Loads a trained system for a program, without bars and warnings.
 
-    Arguments
-    ---------
-    own : argparse.Namespace
-        With the options of ``add_model_options``.
-    **options : dict
-        As of ``EmotionRecognizer.from_hparams``.
-
-    Returns
-    -------
-    EmotionRecognizer
-
-    Raises
-    ------
-    ConfigurationError
-        If the device is not to be had.
+    ``options`` go to ``EmotionRecognizer.from_hparams``. ConfigurationError if
+    the device is not to be had.
     """
     import torch
     from transformers.utils import logging as transformers_logging
@@ -79,20 +76,10 @@ def load_recognizer(own, **options):
 
 
 def exit_status(main, arguments):
-    """Calls ``main``, and prints an error for the person as a message.
+    """Calls a program, and prints an error for the person as a message.
 
-    Arguments
-    ---------
-    main : callable
-        The program.
-    arguments : list of str
-        What it is called with.
-
-    Returns
-    -------
-    int
-        What ``main`` returns, 0 for None, 2 after an error message, or 130
-        where the person stopped it.
+    Returns what ``main`` returns, 0 for None, 2 after an error message, or 130
+    where the person stopped it.
     """
     # Where it is installed it says, whenever peft is imported, that it found no
     # kernel for 4 bits on a CPU.

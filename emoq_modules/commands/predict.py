@@ -1,6 +1,5 @@
 """``emoq predict``: the emotion in audio files, as a table, CSV or JSON."""
 
-import argparse
 import csv
 import json
 import os
@@ -8,7 +7,11 @@ import signal
 import sys
 from dataclasses import asdict
 
-from emoq_modules.commands.options import add_model_options, load_recognizer
+from emoq_modules.commands.options import (
+    add_command,
+    add_model_options,
+    load_recognizer,
+)
 from emoq_modules.commands.predict_inputs import Transcripts, find_recordings
 from emoq_modules.errors import AudioError, ConfigurationError
 
@@ -32,19 +35,14 @@ error; 2 if the command is wrong.
 
 
 def add_predict(commands):
-    """Adds ``predict`` to the subcommands of ``emoq``.
-
-    Arguments
-    ---------
-    commands : argparse._SubParsersAction
-    """
-    command = commands.add_parser(
+    """Adds ``predict`` to the commands of ``emoq``."""
+    command = add_command(
+        commands,
         "predict",
-        help="recognize the emotion in audio files",
-        description=_DESCRIPTION,
-        epilog=_EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
+        _predict,
+        "recognize the emotion in audio files",
+        _DESCRIPTION,
+        _EXAMPLES,
     )
     command.add_argument(
         "sources",
@@ -114,10 +112,9 @@ def add_predict(commands):
         metavar="N",
         help="recordings that are recognized together (8)",
     )
-    command.set_defaults(function=_predict)
 
 
-def _predict(own, rest):
+def _predict(own):
     try:
         return _run(own)
     except BrokenPipeError:
@@ -149,10 +146,7 @@ def _run(own):
         paths = list(paths)  # how many there are is for the progress bar
         total = len(paths)
     recordings = _recordings(paths, own, transcripts)
-    options = {
-        "batch_size": own.batch_size,
-        "abstain_below": own.abstain_below,
-    }
+    options = {"batch_size": own.batch_size, "abstain_below": own.abstain_below}
     try:
         if own.timeline:
             sliding_windows(own.window_s, own.hop_s)

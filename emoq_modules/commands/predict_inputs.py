@@ -17,26 +17,10 @@ _PATH_COLUMNS = ("path", "file", "filename", "wav", "id")
 
 
 def find_recordings(sources):
-    """Names the audio files that some sources mean.
+    """Paths of the audio files that the sources of ``emoq predict`` mean.
 
-    Arguments
-    ---------
-    sources : list of str
-        As of ``emoq predict``.
-
-    Yields
-    ------
-    str
-        A path. A source that stands for nothing is passed on as it is, for
-        whoever reads it to say what is wrong.
-
-    Example
-    -------
-    >>> folder = getfixture("tmp_path")
-    >>> for name in ("b.wav", "a.FLAC", "notes.txt", ".hidden.wav"):
-    ...     _ = (folder / name).write_bytes(b"")
-    >>> [Path(path).name for path in find_recordings([str(folder)])]
-    ['a.FLAC', 'b.wav']
+    A source that stands for nothing is passed on as it is, for whoever reads it
+    to say what is wrong.
     """
     for source in sources:
         if source == "-":
@@ -57,26 +41,12 @@ def find_recordings(sources):
 class Transcripts:
     """What is said in recordings, from a CSV file.
 
-    A recording is looked for by its path, as it is given or in full, by its
-    file's name, and by that without its ending.
-
-    Arguments
-    ---------
-    file : str
-        With a header: a column ``path`` (or ``file``, ``filename``, ``wav``,
-        ``id``), ``text`` and, where the speakers are known, ``speaker``. A
-        relative path may be so from the folder of this file too.
-
-    Attributes
-    ----------
-    missing : list of str
-        The recordings asked for that have no row.
-
-    Raises
-    ------
-    ConfigurationError
-        If it cannot be read, a column is missing, or two rows of the same
-        recording differ.
+    The file has a column ``path`` (or ``file``, ``filename``, ``wav``, ``id``),
+    ``text`` and, where the speakers are known, ``speaker``. A recording is
+    looked for by its path, as it is given, in full or from the folder of this
+    file, by its file's name, and by that without its ending; ``missing`` are
+    those asked for that have no row. ConfigurationError if the file cannot be
+    read, lacks a column, or has two rows of a recording that differ.
     """
 
     def __init__(self, file):

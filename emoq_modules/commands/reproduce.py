@@ -1,21 +1,21 @@
 """``emoq reproduce``: repeats a table of the paper."""
 
-import argparse
 import logging
 import sys
 
+from emoq_modules.commands.options import add_command
 from emoq_modules.errors import ConfigurationError
 
 _DESCRIPTION = """\
 Trains each row of a table of the paper that is the paper's own, on all folds,
-and writes a report with the figures that were measured beside the printed ones.
+and writes a report with the metrics that were measured beside the printed ones.
 What is done is not run again, and stopped, the same command goes on. Processes
 that share a results folder share the work.
 
 Any other option goes to train.py, in all runs: --data_folder, --results_folder,
 --device, or any key of the experiment (--number_of_epochs 10).
 """
-_EPILOG = """\
+_EXAMPLES = """\
 examples:
   emoq reproduce table4 --data_folder /data/MELD.Raw
       run what is not done yet, then write the report
@@ -33,20 +33,14 @@ wrong.
 
 
 def add_reproduce(commands):
-    """Adds ``reproduce`` to the commands of ``emoq``.
-
-    Arguments
-    ---------
-    commands : argparse._SubParsersAction
-        What ``add_subparsers`` returned.
-    """
-    command = commands.add_parser(
+    """Adds ``reproduce`` to the commands of ``emoq``."""
+    command = add_command(
+        commands,
         "reproduce",
-        help="repeat a table of the paper",
-        description=_DESCRIPTION,
-        epilog=_EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
+        _reproduce,
+        "repeat a table of the paper",
+        _DESCRIPTION,
+        _EXAMPLES,
     )
     command.add_argument(
         "table",
@@ -93,10 +87,9 @@ def add_reproduce(commands):
         action="store_true",
         help="run nothing, and write the report of what is there",
     )
-    command.set_defaults(function=_reproduce)
 
 
-def _reproduce(own, rest):
+def _reproduce(own):
     # Imports of seconds, which help and completion need not wait for.
     from emoq_modules.commands.reproduce_runs import (
         describe_plan,
@@ -107,12 +100,14 @@ def _reproduce(own, rest):
 
     table = read_table(int(own.table.removeprefix("table")))
     seeds = _seeds(own.seed)
-    runs = plan(table, own.preset, rest, own.fold, seeds, own.row)
+    runs = plan(table, own.preset, own.rest, own.fold, seeds, own.row)
     if own.dry_run:
         print(describe_plan(runs))
         return 0
     # A report is of the whole table, whatever part of it this command runs.
-    whole = plan(table, own.preset, rest, "all", seeds)
+    whole = runs
+    if own.row or own.fold != "all":
+        whole = plan(table, own.preset, own.rest, "all", seeds)
     if not own.report:
         # Which run it is at, in the form that SpeechBrain gives to its lines.
         logging.basicConfig(format="%(name)s - %(message)s")

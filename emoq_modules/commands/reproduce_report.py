@@ -30,27 +30,11 @@ from emoq_modules.evaluation.results import CURVES_FILE, read_predictions
 
 
 def write_report(table, rows, folder):
-    """Writes the report of a table.
+    """Writes the report of a table, and returns what is missing, in lines.
 
-    Arguments
-    ---------
-    table : dict
-        What ``reproduce.read_table`` returned.
-    rows : list of Row
-        What ``read_rows`` returned.
-    folder : str or Path
-        Made if it is not there. Receives ``report.md`` with its pictures, and
-        ``report.html``, which holds them; pictures of an earlier report go.
-
-    Returns
-    -------
-    list of str
-        What is missing.
-
-    Raises
-    ------
-    ResultsError
-        If rows were not measured on the same utterances.
+    The folder, made if it is not there, receives ``report.md`` with its
+    pictures, and ``report.html``, which holds them; pictures of an earlier
+    report go. ResultsError if rows were not measured on the same utterances.
     """
     values = _opening(table, rows)
     whole = [row for row in rows if row.stats is not None]
@@ -75,39 +59,14 @@ def write_report(table, rows, folder):
 
 
 def report_folder(table, runs):
-    """Where the report of a table belongs, beside the runs' results.
-
-    Arguments
-    ---------
-    table : dict
-        What ``reproduce.read_table`` returned.
-    runs : list of Run
-        What ``reproduce.plan`` returned.
-
-    Returns
-    -------
-    Path
-    """
+    """Where the report of a table belongs, beside the runs' results."""
     results_folder = runs[0].folder.parents[3]
     corpus = runs[0].stages[-1].hparams["corpus"]
     return results_folder / "reports" / corpus / f"table{table['table']}"
 
 
 def format_rows(table, rows):
-    """The paper's figures and those measured, for a terminal.
-
-    Arguments
-    ---------
-    table : dict
-        What ``reproduce.read_table`` returned.
-    rows : list of Row
-        What ``read_rows`` returned.
-
-    Returns
-    -------
-    str
-        A line for each row, without a final newline.
-    """
+    """The paper's metrics and those measured, a line for each row."""
     measures = table["measures"]
     width = max(len(row.name) for row in rows)
     across = 8 * len(measures)
@@ -120,8 +79,8 @@ def format_rows(table, rows):
     for row in rows:
         cells = [_percent(row.paper[measure]) for measure in measures]
         cells += [_percent(row.mean(measure)) for measure in measures]
-        figures = "".join(f"{cell:>8}" for cell in cells)
-        lines.append(f"{row.name:<{width}}{figures}  {row.state}")
+        metrics = "".join(f"{cell:>8}" for cell in cells)
+        lines.append(f"{row.name:<{width}}{metrics}  {row.state}")
     return "\n".join(lines)
 
 
@@ -135,12 +94,12 @@ def _opening(table, rows):
     for measure in table["measures"]:
         header += [f"{measure}, {name}" for name in _columns(table, rows)]
     for row in rows:
-        figures = [
+        metrics = [
             _percent(value)
             for measure in table["measures"]
             for value in (row.paper[measure], row.mean(measure))
         ]
-        cells.append([row.name, row.source, *figures, row.state])
+        cells.append([row.name, row.source, *metrics, row.state])
     return {
         "table": table,
         "own": own,
@@ -244,15 +203,16 @@ def _confidence(row):
 def _draw(row, number):
     """Name, PNG and caption: confusion, reliability, embeddings, training."""
     slug = re.sub(r"\W+", "-", row.name.lower(), flags=re.ASCII).strip("-")
-    pictures = []
+    return [
+        (f"{number}-{slug}-{kind}.png", png, f"{row.name}: {caption}.")
+        for kind, png, caption in _pictures(row)
+    ]
 
-    def add(kind, png, caption):
-        name = f"{number}-{slug}-{kind}.png"
-        pictures.append((name, png, f"{row.name}: {caption}."))
 
+def _pictures(row):
     stats, first = row.stats, row.runs[0]
     figure = plot_confusion(stats, row.name)
-    add("confusion", as_png(figure), f"confusion{row.scope}")
+    yield "confusion", as_png(figure), f"confusion{row.scope}"
     if row.temperatures:
         ends = sorted({min(row.temperatures), max(row.temperatures)})
         span = " to ".join(f"{value:.2f}" for value in ends)
@@ -262,7 +222,7 @@ def _draw(row, number):
             row.name,
         )
         caption = f"accuracy over confidence{row.scope}"
-        add("reliability", as_png(figure), caption)
+        yield "reliability", as_png(figure), caption
     if row.points is not None:
         # Embeddings of two folds are of two models, and share no map.
         tested = read_predictions(first.folder)
@@ -271,14 +231,13 @@ def _draw(row, number):
             f"embeddings of the test utterances, {row.first_run}, by t-SNE: "
             "only what is near says something"
         )
-        add("map", as_png(figure), caption)
+        yield "map", as_png(figure), caption
     for stage in first.stages:
         curves = stage.folder / CURVES_FILE
         if curves.exists():
-            number = stage.hparams["stage"]
-            caption = f"training, stage {number}, {row.first_run}"
-            add(f"training-{number}", curves.read_bytes(), caption)
-    return pictures
+            kind = f"training-{stage.hparams['stage']}"
+            caption = kind.replace("-", ", stage ") + f", {row.first_run}"
+            yield kind, curves.read_bytes(), caption
 
 
 def _corpora(table, rows):
@@ -290,7 +249,7 @@ def _corpora(table, rows):
 
 
 def _columns(table, rows):
-    """How the paper's figures and those measured are headed."""
+    """How the paper's metrics and those measured are headed."""
     own, measured = _corpora(table, rows)
     if own == measured:
         return "paper", "here"

@@ -1,7 +1,7 @@
 """What the runs of a table measured, beside what the paper prints.
 
-Every figure comes from the runs' predictions, and the map of embeddings from
-those kept beside them: no model is needed.
+All of it comes from the runs' predictions, and the map of embeddings from those
+kept beside them: no model is needed.
 """
 
 import json
@@ -27,50 +27,32 @@ from emoq_modules.evaluation.results import (
     read_predictions,
 )
 
-NOTHING = "–"  # where there is no figure
+NOTHING = "–"  # where nothing was measured
 
 
 @dataclass(frozen=True)
 class Row:
-    """A row of a table: the paper's figures, and what its runs measured.
+    """A row of a table: the paper's metrics, and what its runs measured."""
 
-    Attributes
-    ----------
-    name : str
-        As in the paper.
-    source : str
-        Whose figures they are.
-    paper : dict
-        Figures by measure, None where the paper has none.
-    runs : list of Run
-        Those that the row is made of; none where the paper quotes another.
-    metrics : list of dict
-        ``EmotionStats.summarize()`` of each run, if all are done.
-    pooled : dict
-        All folds together, ``EmotionStats`` by seed, if all runs are done.
-    temperatures : list of float
-        Of each fold of the first seed, fitted on its validation set; none
-        where a run is missing, or its validation predictions.
-    scaled : np.ndarray | None
-        The posteriors of ``stats`` by these temperatures, (N, C).
-    points : np.ndarray | None
-        A map of the embeddings of the first run's test set, (N, 2), in the
-        order of its predictions; None where there are none.
-    """
-
-    name: str
-    source: str
-    paper: dict
-    runs: list
+    name: str  # as in the paper
+    source: str  # whose metrics they are
+    paper: dict  # by measure, None where the paper has none
+    runs: list  # none where the paper quotes another
+    # Where all runs are done: EmotionStats.summarize() of each, and of each
+    # seed the EmotionStats of all folds together.
     metrics: list = ()
     pooled: dict = field(default_factory=dict)
+    # Of each fold of the first seed, where there are validation predictions;
+    # and the posteriors of ``stats`` by these temperatures, (N, C).
     temperatures: list = ()
     scaled: np.ndarray | None = None
+    # A map of the embeddings of the first run's test set, if they are kept:
+    # (N, 2), in the order of its predictions.
     points: np.ndarray | None = None
 
     @property
     def stats(self):
-        """Of the first seed, or None where a run is missing."""
+        """Those of the first seed, or None where a run is missing."""
         return next(iter(self.pooled.values()), None)
 
     @property
@@ -129,26 +111,11 @@ class Row:
 
 
 def read_rows(table, runs):
-    """Reads what the runs of a table have left.
+    """Reads what the runs of a table have left, as its ``Row``s, in its order.
 
-    Arguments
-    ---------
-    table : dict
-        What ``reproduce.read_table`` returned.
-    runs : list of Run
-        What ``reproduce.plan`` returned, of all its folds. What is not done
-        yet leaves its row without figures.
-
-    Returns
-    -------
-    list of Row
-        All rows of the table, in its order.
-
-    Raises
-    ------
-    ResultsError
-        If predictions cannot be read, contradict each other, or are not those
-        of the run whose folder they are in.
+    ``runs`` are those of all folds; one that is not done leaves its row without
+    metrics. ResultsError if predictions cannot be read, contradict each other,
+    or are not those of the run whose folder they are in.
     """
     stats = {run: _read_run(run) for run in runs if run.is_done}
     if stats:
@@ -219,10 +186,7 @@ def _map(run, stats):
     path = run.folder / EMBEDDINGS_FILE
     if not path.exists():
         return None
-    try:
-        return to_plane(read_embeddings(path, stats.ids))
-    except ValueError as error:
-        raise ResultsError(str(error)) from error
+    return to_plane(read_embeddings(path, stats.ids))
 
 
 def _calibrate(stats):

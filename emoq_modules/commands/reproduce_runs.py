@@ -70,18 +70,7 @@ def is_done(folder):
 
 
 def read_table(number):
-    """A table of the paper, as ``paper_tables.yaml`` describes it.
-
-    Raises
-    ------
-    ConfigurationError
-        If the paper has no such table.
-
-    Example
-    -------
-    >>> [row["name"] for row in read_table(6)["rows"]]
-    ['end-to-end training', 'two-stage training']
-    """
+    """A table of the paper, as ``paper_tables.yaml`` describes it."""
     tables = {t["table"]: t for t in YAML(typ="safe").load(_TABLES)["tables"]}
     if number not in tables:
         raise ConfigurationError(
@@ -92,35 +81,16 @@ def read_table(number):
 
 
 def plan(table, presets=(), arguments=(), folds="all", seeds=None, rows=None):
-    """Lists the runs that a table is made of.
+    """Lists the runs that a table is made of, row by row.
 
-    Arguments
-    ---------
-    table : dict
-        What ``read_table`` returned.
-    presets : list of str
-        Presets to lay over the table's corpus, below those of a row.
-    arguments : list of str
-        More arguments for ``train.py``. A run gets those that its stages
-        have a key for.
-    folds : str
-        A fold, several (``1,2``) or ``all``.
-    seeds : list of int | None
-        None is the experiment's own.
-    rows : list of str | None
-        Names of rows; None are all that can be run.
+    ``presets`` are laid over the table's corpus, below those of a row.
+    ``arguments`` go to ``train.py``: a run gets those that its stages have a
+    key for. ``folds`` are as of ``plan_runs``; without ``seeds`` it is the
+    experiment's own, without ``rows`` all that can be run.
 
-    Returns
-    -------
-    list of Run
-        Row by row.
-
-    Raises
-    ------
-    ConfigurationError
-        If this is no clone, a row, a fold, a key or a preset does not exist,
-        no run has a key for an argument, two runs would share a folder, or
-        what is there was made with other settings.
+    ConfigurationError if this is no clone, a row, a fold, a key or a preset
+    does not exist, no run has a key for an argument, two runs would share a
+    folder, or what is there was made with other settings.
     """
     if not (PROJECT / "train.py").is_file():
         raise ConfigurationError(
@@ -156,16 +126,6 @@ def describe_plan(runs):
 
     Times are those of epochs measured in finished runs of the same results
     folder: of the same corpus and variant, or else of the same stage of any.
-
-    Arguments
-    ---------
-    runs : list of Run
-        What ``plan`` returned.
-
-    Returns
-    -------
-    str
-        A line for each run and one for all, and the commands.
     """
     rates = _measured_rates(runs[0].folder.parents[3])  # all results
     seconds = {}  # by folder: what several rows share is run once
@@ -198,19 +158,9 @@ def describe_plan(runs):
 
 
 def run_all(runs, wait=True):
-    """Runs what is left of a list, and waits for what others are running.
+    """Runs what is left, and waits for what others are running, if it is to.
 
-    Arguments
-    ---------
-    runs : list of Run
-        What ``plan`` returned.
-    wait : bool
-        False leaves without those that others are running.
-
-    Returns
-    -------
-    list of Run
-        Those that failed, or that are left to others.
+    Returns the runs that failed, or that are left to others.
     """
     left, failed = [run for run in runs if not run.is_done], []
     done = len(runs) - len(left)

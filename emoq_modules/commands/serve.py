@@ -1,6 +1,5 @@
 """``emoq serve``: a trained model as a web page, and as a service."""
 
-import argparse
 import os
 import signal
 import socket
@@ -12,7 +11,11 @@ from dataclasses import asdict, dataclass
 from importlib.util import find_spec
 from pathlib import Path
 
-from emoq_modules.commands.options import add_model_options, load_recognizer
+from emoq_modules.commands.options import (
+    add_command,
+    add_model_options,
+    load_recognizer,
+)
 from emoq_modules.errors import ConfigurationError
 
 _LOOPBACK = ("127.0.0.1", "localhost", "::1")
@@ -22,7 +25,7 @@ emotion that a trained model recognizes in it. Programs get the same as JSON
 from its endpoint /recognize. What is sent is removed within minutes. Ctrl-C
 stops it.
 """
-_EPILOG = """\
+_EXAMPLES = """\
 examples:
   emoq serve --model RUN/recognizer
       for this machine alone, at http://127.0.0.1:7860/
@@ -47,40 +50,14 @@ _HELP = {
 
 @dataclass(frozen=True)
 class ServeSettings:
-    """What a server takes, and how it answers.
+    """What a server takes, and how it answers."""
 
-    Attributes
-    ----------
-    max_mb : float
-        Size of an upload, in MB of 10^6 bytes.
-    max_seconds : float
-        Length of a recording.
-    max_concurrent : int
-        How many are recognized at a time; the others wait in a queue.
-    abstain_below : float | None
-        A confidence below is no answer; None leaves it to the model.
-    window_s : float
-        A longer recording gets a time line too, of windows this long.
-    hop_s : float
-        From the start of one window to the start of the next.
-
-    Raises
-    ------
-    ConfigurationError
-        If one of them is out of range.
-
-    Example
-    -------
-    >>> ServeSettings(max_seconds=30.0).max_mb
-    25.0
-    """
-
-    max_mb: float = 25.0
-    max_seconds: float = 60.0
-    max_concurrent: int = 1
-    abstain_below: float | None = None
-    window_s: float = 2.0
-    hop_s: float = 0.5
+    max_mb: float = 25.0  # size of an upload, in MB of 10^6 bytes
+    max_seconds: float = 60.0  # length of a recording
+    max_concurrent: int = 1  # recognized at a time; others wait in a queue
+    abstain_below: float | None = None  # None leaves it to the model
+    window_s: float = 2.0  # a longer recording gets a time line too
+    hop_s: float = 0.5  # from the start of one window to that of the next
 
     def __post_init__(self):
         for name, value in asdict(self).items():
@@ -96,20 +73,14 @@ class ServeSettings:
 
 
 def add_serve(commands):
-    """Adds ``serve`` to the commands of ``emoq``.
-
-    Arguments
-    ---------
-    commands : argparse._SubParsersAction
-        What ``add_subparsers`` returned.
-    """
-    command = commands.add_parser(
+    """Adds ``serve`` to the commands of ``emoq``."""
+    command = add_command(
+        commands,
         "serve",
-        help="show a trained model as a web page",
-        description=_DESCRIPTION,
-        epilog=_EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
+        _serve,
+        "show a trained model as a web page",
+        _DESCRIPTION,
+        _EXAMPLES,
     )
     add_model_options(command)
     command.add_argument(
@@ -129,10 +100,9 @@ def add_serve(commands):
             metavar="N",
             help=text,
         )
-    command.set_defaults(function=_serve)
 
 
-def _serve(own, rest):
+def _serve(own):
     if find_spec("gradio") is None:
         raise ConfigurationError(
             "The page is made with Gradio, which is not installed: "
@@ -169,38 +139,11 @@ def _check_address(host, port):
 
 @contextmanager
 def serving(recognizer, settings, host="127.0.0.1", port=7860, kept_s=300.0):
-    """Serves the page of a recognizer while the context lasts.
+    """Serves a recognizer's page while the context lasts; yields its address.
 
-    Uploads lie in a folder of its own, for this user alone; the folder goes
-    with the server.
-
-    Arguments
-    ---------
-    recognizer : EmotionRecognizer
-        The trained system.
-    settings : ServeSettings
-        What it may take.
-    host : str
-        The address to listen at.
-    port : int
-        The port, which must be free.
-    kept_s : float
-        After so many seconds an upload is not there any more.
-
-    Yields
-    ------
-    str
-        The page's address.
-
-    Raises
-    ------
-    OSError
-        If the port is taken.
-
-    Example
-    -------
-    >>> with serving(recognizer, ServeSettings()) as url:  # doctest: +SKIP
-    ...     input(f"Look at {url}, then press Enter")
+    Uploads lie in a folder of its own, for this user alone; each goes after
+    ``kept_s`` seconds, and the folder with the server. OSError if the port is
+    taken.
     """
     from emoq_modules.commands.serve_page import CSS, THEME, build_page
 

@@ -16,35 +16,13 @@ _TOLD = "start", "end", "posteriors", "label", "confidence", "abstained"
 def answer(recognizer, settings, path, text="", speaker=""):
     """Recognizes the emotion in an upload, if there is nothing against it.
 
-    The upload is decoded once.
-
-    Arguments
-    ---------
-    recognizer : EmotionRecognizer
-        The trained system.
-    settings : ServeSettings
-        What it may take.
-    path : str | None
-        The uploaded file.
-    text : str | None
-        What was said, if it is known.
-    speaker : str | None
-        Who said it, likewise.
-
-    Returns
-    -------
-    dict
-        Of plain values: ``start``, ``end`` (in seconds), ``posteriors`` (a
-        dict), ``label``, ``confidence`` and ``abstained`` of the recording, as
-        of ``Recognition``; ``windows``, a list of the same for its time line,
-        by the voice alone, empty if the recording is no longer than one; and
-        ``prompt``, what the LLM was asked, with the voice's place in it.
-
-    Raises
-    ------
-    UploadError
-        If there is no recording, if it is no audio, damaged, empty or too
-        long, or if the transcript or the name is too long.
+    The upload is decoded once. Returns plain values: ``start``, ``end``
+    (seconds), ``posteriors``, ``label``, ``confidence`` and ``abstained`` of
+    the recording, as of ``Recognition``; ``windows``, a list of the same for
+    its time line, by the voice alone, empty if the recording is no longer than
+    one; and ``prompt``, what the LLM was asked, with the voice's place in it.
+    UploadError if there is no recording, if it is no audio, damaged, empty or
+    too long, or if the transcript or the name is too long.
     """
     text, speaker = (text or "").strip(), (speaker or "").strip()
     _check_length("transcript", text, _MAX_TEXT)

@@ -32,22 +32,10 @@ _API_DESCRIPTION = (
 
 
 def build_page(recognizer, settings, kept_s):
-    """The page, not yet served.
+    """The page, to be launched with ``THEME`` and ``CSS``.
 
-    Arguments
-    ---------
-    recognizer : EmotionRecognizer
-        The trained system.
-    settings : ServeSettings
-        What it may take.
-    kept_s : float
-        How long a recording stays, in seconds.
-
-    Returns
-    -------
-    gradio.Blocks
-        To be launched with ``THEME`` and ``CSS``. Its endpoint ``/recognize``
-        answers programs with JSON.
+    Its endpoint ``/recognize`` answers programs with JSON. ``kept_s`` is how
+    long a recording stays, in seconds.
     """
 
     def recognize(recording, text="", speaker=""):

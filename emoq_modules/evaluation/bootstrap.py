@@ -15,6 +15,7 @@ from emoq_modules.evaluation.metrics import (
     confusion_metrics,
 )
 
+_CONFIDENCE = 0.95
 _BATCH = 256  # resamples at a time: 20 MB where there are 10,000 dialogues
 
 
@@ -35,104 +36,33 @@ class Comparison(NamedTuple):
     p_value: float
 
 
-def bootstrap_interval(
-    stats, measure="UA", confidence=0.95, resamples=9999, seed=0
-):
-    """Percentile interval of a measure over resampled dialogues.
+def bootstrap_interval(stats, measure="UA", resamples=9999):
+    """Percentile interval of 95 % of WA, UA or WF1 over resampled dialogues.
 
     The interval is that of other dialogues of the same kind, with this very
-    system: what other speakers or another seed would change is not in it.
-
-    Arguments
-    ---------
-    stats : EmotionStats
-        Such as ``read_predictions`` returns. A class that a resample lacks has
-        no part in its UA.
-    measure : str
-        ``WA``, ``UA`` or ``WF1``.
-    confidence : float
-        The share of resamples inside the interval.
-    resamples : int
-        How many are drawn.
-    seed : int
-        Of the draw.
-
-    Returns
-    -------
-    Interval
-        ``value``, that of all utterances, ``low`` and ``high``.
-
-    Raises
-    ------
-    ValueError
-        If there is no such measure, or fewer than two dialogues.
-
-    Example
-    -------
-    >>> import torch
-    >>> from emoq_modules import EmotionStats
-    >>> stats = EmotionStats(["no", "yes"])
-    >>> ids, targets = map(str, range(100)), torch.arange(100) % 2
-    >>> stats.append(ids, torch.eye(2)[[0, 1, 0, 1, 1] * 20], targets)
-    >>> value, low, high = bootstrap_interval(stats, "WA")
-    >>> round(value), round(low), round(high)
-    (50, 40, 60)
+    system: what other speakers or another seed would change is not in it. A
+    class that a resample lacks has no part in its UA. ValueError where there is
+    no such measure, or fewer than two dialogues.
     """
     _check_measure(measure)
     value, resampled = _resample(
         _dialogue_confusions(stats),
         lambda confusions: confusion_metrics(confusions)[measure],
-        confidence,
         resamples,
-        seed,
     )
     return Interval(value, *map(float, resampled.confidence_interval))
 
 
-def paired_bootstrap(
-    a, b, measure="UA", confidence=0.95, resamples=9999, seed=0
-):
-    """Compares two systems on the same utterances, by resampled dialogues.
+def paired_bootstrap(a, b, measure="UA", resamples=9999):
+    """Compares two systems on the same utterances, in any order.
 
-    Both are measured on each resample (Koehn, 2004, "Statistical significance
-    tests for machine translation evaluation"). The p-value inverts the
-    percentile interval (Efron and Tibshirani, 1993, "An introduction to the
-    bootstrap"), so that it is below 0.05 where the interval of 95 % leaves out
-    0: of the share of resamples in which ``a`` is not better and that in which
-    ``b`` is not, it is twice the smaller. A share is (k + 1) / (n + 1): no
-    number of resamples proves that a probability is 0.
-
-    Arguments
-    ---------
-    a, b : EmotionStats
-        The systems, in any order of the utterances.
-    measure, confidence, resamples, seed
-        As of :func:`bootstrap_interval`.
-
-    Returns
-    -------
-    Comparison
-        ``difference``, of ``a`` minus ``b``, its ``low`` and ``high``, and
-        ``p_value``, two-sided.
-
-    Raises
-    ------
-    ValueError
-        If the systems were not measured on the same utterances with the same
-        labels, there is no such measure, or there are fewer than two dialogues.
-
-    Example
-    -------
-    >>> import torch
-    >>> from emoq_modules import EmotionStats
-    >>> systems = EmotionStats(["no", "yes"]), EmotionStats(["no", "yes"])
-    >>> targets = torch.arange(100) % 2
-    >>> for stats, right in zip(systems, (90, 60)):
-    ...     answers = torch.where(torch.arange(100) < right, targets, 0)
-    ...     stats.append(map(str, range(100)), torch.eye(2)[answers], targets)
-    >>> found = paired_bootstrap(*systems, "WA")
-    >>> found.difference, found.p_value < 0.01
-    (15.0, True)
+    Both are measured on each resample of dialogues (Koehn, 2004, "Statistical
+    significance tests for machine translation evaluation"). The two-sided
+    p-value inverts the percentile interval (Efron and Tibshirani, 1993, "An
+    introduction to the bootstrap"): it is twice the share of resamples in which
+    ``a`` is not better, or ``b`` is not, whichever is smaller. A share is
+    (k + 1) / (n + 1): no number of resamples proves that a probability is 0.
+    ValueError as of an interval, or where utterances or labels differ.
     """
     _check_measure(measure)
     _check_same_utterances(a, b)
@@ -143,7 +73,7 @@ def paired_bootstrap(
         return (values[..., 0] - values[..., 1]).round(9)
 
     both = np.stack([_dialogue_confusions(a), _dialogue_confusions(b)], axis=1)
-    value, resampled = _resample(both, difference, confidence, resamples, seed)
+    value, resampled = _resample(both, difference, resamples)
     differences = resampled.bootstrap_distribution
     fewer = min((differences <= 0).sum(), (differences >= 0).sum())
     p_value = min(1.0, float(2 * (fewer + 1) / (resamples + 1)))
@@ -165,7 +95,7 @@ def _dialogue_confusions(stats):
     return counts
 
 
-def _resample(counts, statistic, confidence, resamples, seed):
+def _resample(counts, statistic, resamples):
     """The statistic of all counts ``(D, …)`` summed, and SciPy's bootstrap.
 
     ``statistic`` takes sums of R resamples, ``(R, …)``, and returns ``(R,)``.
@@ -187,9 +117,9 @@ def _resample(counts, statistic, confidence, resamples, seed):
         n_resamples=resamples,
         batch=_BATCH,
         vectorized=True,
-        confidence_level=confidence,
+        confidence_level=_CONFIDENCE,
         method="percentile",
-        rng=np.random.default_rng(seed),
+        rng=np.random.default_rng(0),
     )
     return float(statistic(counts.sum(axis=0))), resampled
 

@@ -1,10 +1,9 @@
 """Whether a system is as often right as its posteriors say.
 
-``reliability`` and ``expected_calibration_error`` measure it. Temperature
-scaling improves it: ``fit_temperature`` on the validation set, then
-``apply_temperature`` to the test set; ``calibrate`` does both. All
-after Guo et al., 2017, "On calibration of modern neural networks". Confidences,
-and with them calibration errors, are between 0 and 1, as posteriors are.
+``reliability`` and ``expected_calibration_error`` measure it, temperature
+scaling improves it, all after Guo et al., 2017, "On calibration of modern
+neural networks". Confidences and calibration errors are between 0 and 1, as
+posteriors are.
 """
 
 from dataclasses import dataclass
@@ -29,58 +28,21 @@ class Reliability(NamedTuple):
 
 @dataclass(frozen=True)
 class Calibration:
-    """How a system's confidence is corrected.
+    """How a system's confidence is corrected."""
 
-    Attributes
-    ----------
-    temperature : float
-        What the logits are divided by; 1 where nothing is corrected.
-    utterances : int
-        Validation utterances that it was fitted on; 0 if it was not fitted.
-    errors : tuple of float | None
-        Expected calibration error on test, before and after.
-    note : str
-        Why it was not fitted, or empty.
-    """
-
-    temperature: float = 1.0
-    utterances: int = 0
-    errors: tuple | None = None
-    note: str = ""
+    temperature: float = 1.0  # what logits are divided by
+    utterances: int = 0  # of the validation set that it was fitted on
+    errors: tuple | None = None  # calibration errors on test, before and after
+    note: str = ""  # why it was not fitted
 
 
 def reliability(posteriors, targets, bins=15):
     """Confidence against accuracy, in bins of equal width.
 
-    The confidence of an utterance is its highest posterior. A bin holds its
-    upper edge and not its lower one.
-
-    Arguments
-    ---------
-    posteriors : array_like
-        Probabilities of the classes, (N, C).
-    targets : array_like
-        Class indices of the reference, (N,).
-    bins : int
-        Into how many the confidences from 0 to 1 are put.
-
-    Returns
-    -------
-    Reliability
-        ``confidence`` and ``accuracy``, means over the utterances in each bin,
-        and their ``count``, each (bins,).
-
-    Raises
-    ------
-    ValueError
-        If the posteriors are no probabilities, or do not fit the targets.
-
-    Example
-    -------
-    >>> posteriors = [[0.9, 0.1], [0.8, 0.2], [0.3, 0.7]]
-    >>> found = reliability(posteriors, [0, 1, 1], bins=2)
-    >>> found.confidence.round(3), found.accuracy.round(3), found.count
-    (array([nan, 0.8]), array([  nan, 0.667]), array([0, 3]))
+    ``posteriors`` are ``(N, C)``, ``targets`` class indices, ``(N,)``. The
+    confidence of an utterance is its highest posterior. A bin holds its upper
+    edge and not its lower one. ValueError where the posteriors are no
+    probabilities, or do not fit the targets; so do the functions below.
     """
     posteriors, targets = _checked(posteriors, targets)
     confidence = posteriors.max(axis=1)
@@ -97,63 +59,19 @@ def reliability(posteriors, targets, bins=15):
 
 
 def expected_calibration_error(posteriors, targets, bins=15):
-    """How far confidence is from accuracy: the mean over utterances of the gap.
-
-    Arguments
-    ---------
-    posteriors, targets, bins
-        As of :func:`reliability`.
-
-    Returns
-    -------
-    float
-        Between 0 and 1.
-
-    Raises
-    ------
-    ValueError
-        As :func:`reliability` does.
-
-    Example
-    -------
-    >>> posteriors = [[0.9, 0.1], [0.9, 0.1], [0.3, 0.7], [0.3, 0.7]]
-    >>> round(expected_calibration_error(posteriors, [0, 0, 1, 0]), 3)
-    0.15
-    """
+    """How far confidence is from accuracy, in the mean over utterances."""
     confidence, accuracy, count = reliability(posteriors, targets, bins)
     gaps = np.nan_to_num(np.abs(accuracy - confidence))
     return float(np.average(gaps, weights=count))
 
 
 def fit_temperature(posteriors, targets):
-    """The temperature that makes the reference most likely.
+    """The temperature that makes the reference most likely, from 0.05 to 20.
 
     Fit it on a validation set: on the test set it would make the calibration
-    look better than it is.
-
-    Arguments
-    ---------
-    posteriors, targets
-        As of :func:`reliability`.
-
-    Returns
-    -------
-    float
-        From 0.05 to 20; above 1 where the system is too sure of itself. Where
-        it recognizes every utterance no temperature is low enough, and what
-        is returned says nothing more than that.
-
-    Raises
-    ------
-    ValueError
-        As :func:`reliability` does.
-
-    Example
-    -------
-    >>> sure = [[0.99, 0.01]] * 10  # and right in 8 of 10
-    >>> temperature = fit_temperature(sure, [0] * 8 + [1] * 2)
-    >>> apply_temperature(sure, temperature)[0].round(3)
-    array([0.8, 0.2])
+    look better than it is. It is above 1 where the system is too sure of
+    itself. Where every utterance is recognized no temperature is low enough,
+    and what is returned says nothing more than that.
     """
     posteriors, targets = _checked(posteriors, targets)
     logits = _logits(posteriors)
@@ -162,7 +80,7 @@ def fit_temperature(posteriors, targets):
         scaled = log_softmax(logits / np.exp(log_temperature), axis=1)
         return -scaled[np.arange(len(targets)), targets].mean()
 
-    # Of 1 / T it is convex, hence of log T it has one minimum.
+    # It is convex in 1 / T, and so has one minimum in log T.
     found = minimize_scalar(
         negative_log_likelihood,
         bounds=np.log(_TEMPERATURES),
@@ -173,34 +91,10 @@ def fit_temperature(posteriors, targets):
 
 
 def apply_temperature(posteriors, temperature):
-    """Posteriors as they would be with all logits divided by a temperature.
+    """Posteriors ``(N, C)`` with all logits divided by a positive temperature.
 
     The prediction stays the same. A posterior of exactly 0 counts as the
     smallest that a float32 holds.
-
-    Arguments
-    ---------
-    posteriors : array_like
-        Probabilities of the classes, (N, C).
-    temperature : float
-        Above 1 confidence goes down, below 1 up.
-
-    Returns
-    -------
-    np.ndarray
-        Probabilities, (N, C), float64.
-
-    Raises
-    ------
-    ValueError
-        If the temperature is not positive, or the posteriors are no
-        probabilities.
-
-    Example
-    -------
-    >>> apply_temperature([[0.8, 0.2], [1.0, 0.0]], 2).round(3)
-    array([[0.667, 0.333],
-           [1.   , 0.   ]])
     """
     if not 0 < temperature < np.inf:
         raise ValueError(
@@ -212,15 +106,8 @@ def apply_temperature(posteriors, temperature):
 def calibrate(valid, test):
     """Fits a system's temperature on its validation set, and on nothing else.
 
-    Arguments
-    ---------
-    valid, test : EmotionStats
-        The system's posteriors on the two sets.
-
-    Returns
-    -------
-    Calibration
-        Not fitted where all of the validation set is recognized.
+    Takes ``EmotionStats``. Where all of the validation set is recognized, the
+    temperature stays 1.
     """
     if valid.predictions == valid.targets:
         return Calibration(

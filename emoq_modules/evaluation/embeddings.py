@@ -7,6 +7,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from sklearn.manifold import TSNE
 
+from emoq_modules.errors import ResultsError
+
 EMBEDDINGS_FILE = "test_embeddings.safetensors"
 
 _PERPLEXITY = 30.0
@@ -14,25 +16,7 @@ _FEWEST = 5  # utterances; of fewer there is no neighborhood to speak of
 
 
 def embeddings_as_bytes(ids, embeddings):
-    """Embeddings as the bytes of a safetensors file.
-
-    Arguments
-    ---------
-    ids : list of str
-        Names of the utterances, N of them.
-    embeddings : torch.Tensor
-        e'_q of each, ``(N, d_h)``.
-
-    Returns
-    -------
-    bytes
-        With the tensor ``embeddings``, and the ids in the metadata.
-
-    Raises
-    ------
-    ValueError
-        If there is not one embedding an utterance.
-    """
+    """Embeddings e'_q ``(N, d_h)`` and their N ids, as a safetensors file."""
     if embeddings.ndim != 2 or len(ids) != len(embeddings):
         raise ValueError(
             f"{len(ids)} utterances need embeddings of shape ({len(ids)}, d), "
@@ -43,43 +27,19 @@ def embeddings_as_bytes(ids, embeddings):
 
 
 def read_embeddings(path, ids):
-    """Reads the embeddings of a test set.
+    """Embeddings of these utterances ``(N, d_h)``, in their order.
 
-    Arguments
-    ---------
-    path : str or Path
-        The file.
-    ids : list of str
-        The utterances that are expected, in the order that is wanted.
-
-    Returns
-    -------
-    np.ndarray
-        ``(N, d_h)``
-
-    Raises
-    ------
-    ValueError
-        If the file is no file of embeddings, or one of other utterances.
-
-    Example
-    -------
-    >>> import torch
-    >>> path = getfixture("tmp_path") / EMBEDDINGS_FILE
-    >>> _ = path.write_bytes(embeddings_as_bytes(["a", "b"], torch.eye(2)))
-    >>> read_embeddings(path, ["b", "a"])
-    array([[0., 1.],
-           [1., 0.]], dtype=float32)
+    ResultsError where the file holds none, or those of other utterances.
     """
     try:
         with safe_open(path, framework="numpy") as file:
             embeddings = file.get_tensor("embeddings")
             stored = json.loads((file.metadata() or {})["ids"])
     except (SafetensorError, KeyError, ValueError) as error:
-        raise ValueError(f"{path} holds no embeddings: {error}") from error
+        raise ResultsError(f"{path} holds no embeddings: {error}") from error
     place = {utterance: i for i, utterance in enumerate(stored)}
     if len(stored) != len(embeddings) or place.keys() != set(ids):
-        raise ValueError(
+        raise ResultsError(
             f"{path} holds embeddings of other utterances than the predictions "
             "beside it: were files of two runs mixed?"
         )
@@ -89,20 +49,10 @@ def read_embeddings(path, ids):
 def to_plane(embeddings):
     """Places embeddings in a plane, neighbors beside each other (t-SNE).
 
-    By scikit-learn's implementation, cosine distance, started from the
-    principal components: the same embeddings, the same map. Only what is near
-    says something; distances between groups and their sizes do not (van der
-    Maaten and Hinton, 2008).
-
-    Arguments
-    ---------
-    embeddings : np.ndarray
-        ``(N, d_h)``
-
-    Returns
-    -------
-    np.ndarray | None
-        ``(N, 2)``; None for fewer than five utterances.
+    By cosine distance, started from the principal components: the same
+    embeddings, the same map, ``(N, 2)``; None of fewer than five. Only what is
+    near says something; distances between groups and their sizes do not (van
+    der Maaten and Hinton, 2008).
     """
     if len(embeddings) < _FEWEST:
         return None

@@ -1,8 +1,4 @@
-"""Metrics of emotion recognition: WA, UA and WF1.
-
-``EmotionStats`` collects posteriors over a data set, as a SpeechBrain metric;
-``confusion_metrics`` measures counts, of many sets at once.
-"""
+"""Metrics of emotion recognition: WA, UA and WF1."""
 
 from collections import Counter
 
@@ -198,25 +194,11 @@ class EmotionStats(MetricStats):
 
 
 def confusion_metrics(confusion):
-    """WA, UA, WF1 and recalls from confusion counts.
+    """WA, UA, WF1 ``(...)`` and recalls ``(..., C)`` in percent, from counts.
 
-    Arguments
-    ---------
-    confusion : np.ndarray
-        Counts by reference (row) and prediction (column), of any number of
-        sets at once, (..., C, C); none of them is empty.
-
-    Returns
-    -------
-    dict
-        ``WA``, ``UA`` and ``WF1``, (...), and ``recall``, (..., C), in percent.
-        The recall of a class that does not occur in the reference is NaN, and
-        has no part in UA.
-
-    Example
-    -------
-    >>> confusion_metrics(np.array([[[2, 1], [0, 1]], [[4, 0], [0, 0]]]))["UA"]
-    array([ 83.33333333, 100.        ])
+    The counts are by reference (row) and prediction (column), of any number
+    of sets at once, ``(..., C, C)``, none of them empty. The recall of a class
+    that does not occur in the reference is NaN, and has no part in UA.
     """
     hits = np.diagonal(confusion, axis1=-2, axis2=-1)
     members, recognized = confusion.sum(axis=-1), confusion.sum(axis=-2)
@@ -247,20 +229,8 @@ def check_labels(systems):
 
 
 def format_confusion(stats):
-    """A table of confusion counts and recalls, for a terminal or a log.
+    """A table of confusion counts and recalls, one line a class.
 
-    Arguments
-    ---------
-    stats : EmotionStats
-        What was measured.
-
-    Returns
-    -------
-    str
-        One line a class under a header, without a final newline.
-
-    Example
-    -------
     >>> stats = EmotionStats(["no", "yes"])
     >>> posteriors = torch.eye(2)[[0, 0, 1, 1]]
     >>> stats.append(list("abcd"), posteriors, torch.tensor([0, 0, 0, 1]))
@@ -275,7 +245,6 @@ def format_confusion(stats):
     widths = [max(len(label) + 2, 7) for label in labels]
 
     def line(*cells):
-        """Cells in the columns."""
         pairs = zip(cells, [first, *widths, 8], strict=True)
         return "".join(f"{cell:>{width}}" for cell, width in pairs)
 

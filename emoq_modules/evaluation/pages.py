@@ -15,25 +15,10 @@ from markupsafe import Markup
 
 
 def render(template, form, **values):
-    """A page that a template makes of some values.
+    """A page that a template, by its path in ``emoq_modules``, makes of values.
 
-    Arguments
-    ---------
-    template : str
-        The template's path in ``emoq_modules``.
-    form : str
-        ``markdown`` or ``html``.
-    **values : dict
-        What the template names. A ``markupsafe.Markup`` stays as it is.
-
-    Returns
-    -------
-    str
-
-    Raises
-    ------
-    jinja2.UndefinedError
-        If the template names what is not given.
+    ``form`` is ``markdown`` or ``html``. A ``markupsafe.Markup`` among the
+    values stays as it is; what the template names and is not given is an error.
     """
     environment = Environment(
         loader=FileSystemLoader(Path(__file__).parents[1]),

@@ -29,30 +29,7 @@ _WINDOW_S = 0.03
 
 
 def plot_confusion(stats, title):
-    """Draws a confusion matrix, each row in percent of its class.
-
-    Arguments
-    ---------
-    stats : EmotionStats
-        What was measured.
-    title : str
-        Of what; the measures stand below it.
-
-    Returns
-    -------
-    matplotlib.figure.Figure
-        One cell a pair of classes, with percent and count.
-
-    Example
-    -------
-    >>> import torch
-    >>> from emoq_modules import EmotionStats
-    >>> stats = EmotionStats(["no", "yes"])
-    >>> stats.append("abc", torch.eye(2)[[0, 1, 1]], torch.tensor([0, 0, 1]))
-    >>> figure = plot_confusion(stats, "toy corpus")
-    >>> [text.get_text() for text in figure.axes[0].texts]
-    ['50 %\\n1', '50 %\\n1', '0 %\\n0', '100 %\\n1']
-    """
+    """Draws a confusion matrix, each row in percent of its class."""
     labels, metrics = stats.labels, stats.summarize()
     counts = np.array(metrics["confusion"])
     members = counts.sum(axis=1)
@@ -86,27 +63,8 @@ def plot_confusion(stats, title):
 def plot_training_curves(history, best_epoch, title):
     """Draws losses, validation measures and learning rate over epochs.
 
-    Arguments
-    ---------
-    history : list of dict
-        As ``results.write_results`` takes it. A value that an epoch lacks
-        leaves a gap.
-    best_epoch : int
-        The epoch to mark, if any.
-    title : str
-        What was trained.
-
-    Returns
-    -------
-    matplotlib.figure.Figure
-        Three panels over a common axis.
-
-    Example
-    -------
-    >>> history = [{"epoch": 1, "train_loss": 2.0}, {"epoch": 2}]
-    >>> figure = plot_training_curves(history, 2, "toy corpus")
-    >>> [axes.get_ylabel() for axes in figure.axes]
-    ['loss', 'validation (%)', 'learning rate']
+    ``history`` is that of ``write_results``; a value that an epoch lacks leaves
+    a gap. The best epoch is marked, if there is any.
     """
     figure = Figure(figsize=(7, 6.5), layout="constrained")
     loss, measures, rate = figure.subplots(
@@ -134,13 +92,9 @@ def plot_training_curves(history, best_epoch, title):
             label = f"best epoch ({best_epoch})"
             dashed = {"color": _GRAY, "linestyle": (0, (4, 3)), "linewidth": 1}
             axes.axvline(best_epoch, label=label, **dashed)
-    beside = {
-        "loc": "center left",
-        "bbox_to_anchor": (1, 0.5),
-        "frameon": False,
-    }
     for axes in (loss, measures):
-        axes.legend(fontsize=8, **beside)
+        beside = {"loc": "center left", "bbox_to_anchor": (1, 0.5)}
+        axes.legend(fontsize=8, frameon=False, **beside)
     rate.set_xlim(min(epochs) - 0.5, max(epochs) + 0.5)
     rate.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
     rate.set_ylim(bottom=0)
@@ -148,48 +102,28 @@ def plot_training_curves(history, best_epoch, title):
     return figure
 
 
-def plot_reliability(systems, targets, title, bins=15):
+def plot_reliability(systems, targets, title):
     """Draws a reliability diagram, say before and after temperature scaling.
 
-    Arguments
-    ---------
-    systems : dict
-        One or two posteriors of the test set, each (N, C), by name.
-    targets : array_like
-        Class indices of the reference, (N,).
-    title : str
-        What was measured.
-    bins : int
-        Into how many the confidences from 0 to 1 are put.
-
-    Returns
-    -------
-    matplotlib.figure.Figure
-        Accuracy over confidence, with the expected calibration error (ECE) of
-        each, and below it how the utterances spread over the confidences.
-
-    Example
-    -------
-    >>> posteriors = [[0.95, 0.05], [0.85, 0.15], [0.3, 0.7]]
-    >>> figure = plot_reliability({"T = 1": posteriors}, [0, 1, 1], "toy")
-    >>> [text.get_text() for text in figure.axes[0].get_legend().get_texts()]
-    ['perfect', 'T = 1, ECE 0.400']
+    ``systems`` are one or two posteriors of the test set, each ``(N, C)``, by
+    name. Below accuracy over confidence, with the expected calibration error
+    (ECE) of each, is how the utterances spread over the confidences.
     """
     figure = Figure(figsize=(5.5, 6.5), layout="constrained")
     diagram, spread = figure.subplots(2, sharex=True, height_ratios=[3, 1])
     diagram.plot([0, 1], [0, 1], "--", color=_GRAY, lw=1, label="perfect")
-    edges = np.linspace(0, 1, bins + 1)
     styles = [(_BLUE, "o-"), (_ORANGE, "s-")][: len(systems)]
     for (name, values), (color, style) in zip(
         systems.items(), styles, strict=True
     ):
-        confidence, accuracy, count = reliability(values, targets, bins)
-        error = expected_calibration_error(values, targets, bins)
+        confidence, accuracy, count = reliability(values, targets)
+        error = expected_calibration_error(values, targets)
         filled = count > 0  # the line goes on over a bin without utterances
         points = confidence[filled], accuracy[filled]
         label = f"{name}, ECE {error:.3f}"
         diagram.plot(*points, style, color=color, label=label, ms=5)
         share = 100 * count / count.sum()
+        edges = np.linspace(0, 1, len(count) + 1)
         spread.stairs(share, edges, color=color, fill=True, alpha=0.2)
         spread.stairs(share, edges, color=color, lw=1.5)
     diagram.set_ylabel("accuracy")
@@ -206,30 +140,10 @@ def plot_reliability(systems, targets, title, bins=15):
 
 
 def plot_map(points, targets, labels, title):
-    """Draws where utterances lie in a plane, colored by emotion.
+    """Draws where utterances lie in a plane, ``(N, 2)``, colored by emotion.
 
-    Arguments
-    ---------
-    points : np.ndarray
-        ``(N, 2)``, as ``embeddings.to_plane`` returns.
-    targets : array_like
-        Class indices of the reference, ``(N,)``.
-    labels : list of str
-        Names of the classes. Colors repeat after the eighth, in another size.
-    title : str
-        What was measured.
-
-    Returns
-    -------
-    matplotlib.figure.Figure
-        A class has a color and a marker of its own; axes have no units.
-
-    Example
-    -------
-    >>> points = np.array([[0.0, 0.0], [1.0, 2.0], [1.5, 2.0]])
-    >>> figure = plot_map(points, [0, 1, 1], ["no", "yes"], "toy corpus")
-    >>> [text.get_text() for text in figure.legends[0].get_texts()]
-    ['no (1)', 'yes (2)']
+    A class has a color and a marker of its own; colors repeat after the eighth,
+    in another size. Axes have no units.
     """
     points, targets = np.asarray(points), np.asarray(targets)
     figure = Figure(figsize=(6.5, 5), layout="constrained")
@@ -262,9 +176,8 @@ def plot_attention(weights, wav, hop_s, title, sample_rate=16000):
     Arguments
     ---------
     weights : array_like
-        Of one recording, ``(N_q, T)``: of what
-        :meth:`emoq_modules.EmoQFormer.record_attention` yields, a layer and a
-        head, or a mean over them.
+        Those of one recording, ``(N_q, T)``: a layer and a head of what
+        :meth:`emoq_modules.EmoQFormer.record_attention` yields, or a mean.
     wav : array_like
         The waveform, ``(samples,)``.
     hop_s : float
@@ -272,7 +185,7 @@ def plot_attention(weights, wav, hop_s, title, sample_rate=16000):
     title : str
         What is heard.
     sample_rate : int
-        Of the waveform, in Hz.
+        The waveform's, in Hz.
 
     Returns
     -------
@@ -336,17 +249,7 @@ def plot_attention(weights, wav, hop_s, title, sample_rate=16000):
 
 
 def as_png(figure):
-    """A figure as the bytes of a PNG file; the same figure, the same bytes.
-
-    Arguments
-    ---------
-    figure : matplotlib.figure.Figure
-        Such as the others here return.
-
-    Returns
-    -------
-    bytes
-    """
+    """A figure as the bytes of a PNG file; the same figure, the same bytes."""
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", dpi=150)
     return buffer.getvalue()

@@ -1,10 +1,7 @@
 """A run's results: files, plots, and a summary for the terminal.
 
-``write_results`` puts ``results.json``, predictions and two plots into a run's
-folder. ``predictions.csv`` is enough to measure again, and
-``valid_predictions.csv`` to calibrate, which is never done on the test set:
-``read_predictions`` takes it back, and ``pool_results`` joins the folds of a
-cross-validation, whose test sets are disjoint.
+``predictions.csv`` is enough to measure again, and ``valid_predictions.csv`` to
+calibrate, which is never done on the test set.
 """
 
 import csv
@@ -54,56 +51,18 @@ def write_results(
     valid_stats=None,
     embeddings=None,
 ):
-    """Writes everything that is known of a run's performance.
+    """Writes a run's results into its folder, made if it is not there.
+
+    ``stats`` and ``valid_stats`` are ``EmotionStats`` of the test and the
+    validation set, with the weights of ``best_epoch``. ``run_info`` is for
+    JSON, and has at least ``corpus``, ``fold`` (None where the corpus has
+    none), ``stage``, ``seed`` and ``seconds``. ``history`` has a dict an epoch,
+    with ``epoch`` and any of ``lr``, ``train_loss``, ``valid_loss``,
+    ``valid_WA``, ``valid_UA``, ``valid_WF1``. ``embeddings`` are e'_q of the
+    test utterances, ``(N, d_h)``. Returns what ``results.json`` holds.
 
     Everything is made before anything is written, and each file is replaced
     in one step, so a failure leaves earlier results as they were.
-
-    Arguments
-    ---------
-    folder : str or Path
-        Made if it is not there. Receives ``results.json``,
-        ``predictions.csv``, ``confusion_matrix.png``, if there is a history
-        ``training_curves.png``, with ``valid_stats``
-        ``valid_predictions.csv``, and with ``embeddings``
-        ``test_embeddings.safetensors``.
-    stats : EmotionStats
-        The metric after a pass over the test set.
-    run_info : dict
-        ``corpus``, ``fold`` (None where the corpus has none), ``stage``,
-        ``seed`` and ``seconds``; whatever else it holds is kept too. Values
-        are for JSON.
-    history : list of dict
-        One dict an epoch, with ``epoch`` and any of ``lr``, ``train_loss``,
-        ``valid_loss``, ``valid_WA``, ``valid_UA``, ``valid_WF1``.
-    best_epoch : int
-        The epoch whose weights were measured.
-    valid_stats : EmotionStats | None
-        The metric after a pass over the validation set with these weights.
-    embeddings : torch.Tensor | None
-        e'_q of the test utterances, ``(N, d_h)``, in the order of ``stats``.
-
-    Returns
-    -------
-    dict
-        What ``results.json`` holds.
-
-    Raises
-    ------
-    ValueError
-        If ``run_info`` lacks a key, nothing was measured, or there is not one
-        embedding an utterance.
-
-    Example
-    -------
-    >>> stats = EmotionStats(["no", "yes"])
-    >>> stats.append(["a", "b"], torch.eye(2), torch.tensor([0, 1]))
-    >>> run_info = dict(corpus="toy", fold=1, stage=2, seed=0, seconds=0.5)
-    >>> folder = getfixture("tmp_path")
-    >>> write_results(folder, stats, run_info)["UA"]
-    100.0
-    >>> sorted(path.name for path in folder.iterdir())
-    ['confusion_matrix.png', 'predictions.csv', 'results.json']
     """
     missing = [key for key in _RUN_INFO if key not in run_info]
     if missing:
@@ -113,7 +72,8 @@ def write_results(
         "best_epoch": best_epoch,
         "labels": stats.labels,
         **stats.summarize(),
-        "versions": _versions(),
+        "versions": {"python": platform.python_version()}
+        | {name: importlib.metadata.version(name) for name in _PACKAGES},
     }
     title = _title(run_info)
     content = {
@@ -129,7 +89,8 @@ def write_results(
         content[VALID_PREDICTIONS_FILE] = _predictions_csv(valid_stats)
     if embeddings is not None:
         content[EMBEDDINGS_FILE] = embeddings_as_bytes(stats.ids, embeddings)
-    content[RESULTS_FILE] = _json(results)
+    text = json.dumps(results, indent=2, ensure_ascii=False, allow_nan=False)
+    content[RESULTS_FILE] = f"{text}\n".encode()
 
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
@@ -139,26 +100,12 @@ def write_results(
 
 
 def read_predictions(path):
-    """Reads a ``predictions.csv`` back into the metric it was written from.
+    """The ``EmotionStats`` that a ``predictions.csv`` was written from.
 
-    Of a file of an earlier version, which has no column ``dialogue``, each
-    utterance is a dialogue of its own.
-
-    Arguments
-    ---------
-    path : str or Path
-        The file, or the folder of the run that holds it.
-
-    Returns
-    -------
-    EmotionStats
-        With the ids, dialogues, posteriors and targets of the file, in its
-        order.
-
-    Raises
-    ------
-    ResultsError
-        If the file is missing, is no predictions file, or contradicts itself.
+    ``path`` is the file, or the folder of the run that holds it. Each utterance
+    of a file without a column ``dialogue``, as earlier versions wrote it, is a
+    dialogue of its own. ResultsError where the file is missing, is no
+    predictions file, or contradicts itself.
     """
     path = Path(path)
     if path.is_dir():
@@ -192,35 +139,9 @@ def read_predictions(path):
 def pool_results(runs):
     """Joins the predictions of several runs, such as the folds of a corpus.
 
-    Pooled measures are those of the joint set of utterances, not a mean of
-    the runs' measures.
-
-    Arguments
-    ---------
-    runs : list of str or Path
-        Folders of the runs, or their ``predictions.csv`` files.
-
-    Returns
-    -------
-    EmotionStats
-        Over all utterances; ``summarize()`` gives the pooled measures.
-
-    Raises
-    ------
-    ResultsError
-        If there are no runs, a file is missing or faulty, the label sets
-        differ, or two runs share an utterance.
-
-    Example
-    -------
-    >>> for fold, utterance in enumerate(["a", "b"]):
-    ...     stats = EmotionStats(["no", "yes"])
-    ...     stats.append([utterance], torch.eye(2)[:1], torch.tensor([fold]))
-    ...     folder = getfixture("tmp_path") / str(fold)
-    ...     run_info = dict.fromkeys(["corpus", "stage", "seed", "seconds"])
-    ...     _ = write_results(folder, stats, {**run_info, "fold": fold})
-    >>> pool_results(getfixture("tmp_path").iterdir()).summarize("WA")
-    50.0
+    ``runs`` are folders or files as of ``read_predictions``. Pooled measures
+    are those of the joint set of utterances, not a mean of the runs' measures.
+    ResultsError where the label sets differ, or two runs share an utterance.
     """
     pooled, first, run_of = None, None, {}
     for run in runs:
@@ -248,35 +169,10 @@ def pool_results(runs):
 
 
 def format_summary(results, plots=()):
-    """Measures of several runs and the last one's confusion, as plain text.
+    """Measures of several runs, and the confusion of the last, as plain text.
 
-    Arguments
-    ---------
-    results : dict
-        ``EmotionStats`` by the name of the row, such as "stage 1".
-    plots : list of str or Path
-        Pictures to point to.
-
-    Returns
-    -------
-    str
-        The text, without a final newline.
-
-    Example
-    -------
-    >>> stats = EmotionStats(["no", "yes"])
-    >>> stats.append(["a", "b"], torch.eye(2), torch.tensor([0, 1]))
-    >>> print(format_summary({"stage 1": stats}, ["confusion_matrix.png"]))
-                 WA      UA     WF1       n
-    stage 1   100.0   100.0   100.0       2
-    <BLANKLINE>
-    Confusion of stage 1 (rows: reference, columns: recognized)
-            no    yes  recall
-     no      1      0   100.0
-    yes      0      1   100.0
-    <BLANKLINE>
-    Plots
-      confusion_matrix.png
+    ``results`` are ``EmotionStats`` by the name of the row, such as "stage 1";
+    ``plots`` are pictures to point to.
     """
     metrics = {name: stats.summarize() for name, stats in results.items()}
     width = max(len(name) for name in metrics)
@@ -296,12 +192,6 @@ def format_summary(results, plots=()):
     return "\n".join(lines)
 
 
-def _versions():
-    return {"python": platform.python_version()} | {
-        package: importlib.metadata.version(package) for package in _PACKAGES
-    }
-
-
 def _title(run_info):
     parts = [str(run_info["corpus"])]
     parts += [
@@ -310,11 +200,6 @@ def _title(run_info):
         if run_info[key] is not None
     ]
     return ", ".join(parts)
-
-
-def _json(values):
-    text = json.dumps(values, indent=2, ensure_ascii=False, allow_nan=False)
-    return f"{text}\n".encode()
 
 
 def _predictions_csv(stats):
@@ -333,10 +218,7 @@ def _predictions_csv(stats):
 
 
 def _stats_from_rows(columns, labels, rows):
-    """The metric of a predictions file; ValueError without the file's name.
-
-    So many ``columns`` stand before those of the posteriors.
-    """
+    """The metric of rows with so many ``columns`` before the posteriors."""
     width = columns + len(labels)
     for number, row in enumerate(rows, start=1):
         if len(row) != width:

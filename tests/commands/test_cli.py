@@ -134,12 +134,10 @@ def completions(line, file):
     ("line", "expected"),
     [
         ("emoq ", list(COMMANDS)),
-        ("emoq repr", ["reproduce"]),
         ("emoq --ver", ["--version"]),
         ("emoq reproduce ", [f"table{number}" for number in range(1, 7)]),
-        ("emoq reproduce table4 --no", ["--no_wait"]),
         ("emoq reproduce table4 --preset tests/tiny.", ["tests/tiny.yaml"]),
-        ("emoq reproduce table4 --dry", ["--dry_run"]),
+        ("emoq reproduce table4 --preset tests/tiny.yaml --dry", ["--dry_run"]),
     ],
 )
 def test_the_shell_completes(tmp_path, line, expected):

@@ -76,24 +76,25 @@ def test_without_a_network_nothing_is_exported(run, tmp_path, no_hub, capsys):
     assert not out.exists()
 
 
-def test_nobody_who_is_not_logged_in_exports_for_the_hub(
-    api, run, tmp_path, capsys
+@pytest.mark.parametrize(
+    ("hub", "message"),
+    [
+        ({"whoami.side_effect": LocalTokenNotFoundError()}, "Nobody is logged"),
+        (
+            {"model_info.return_value": Mock(private=False)},
+            "and is public",
+        ),
+    ],
+)
+def test_what_the_hub_would_not_take_is_not_exported(
+    hub, message, api, run, tmp_path, capsys
 ):
-    api.whoami.side_effect = LocalTokenNotFoundError("no token")
-    out = tmp_path / "export"
-    assert main(["export", str(run), str(out), "--push_to_hub", "me/x"]) == 2
-    assert "Nobody is logged in to the hub" in capsys.readouterr().err
-    assert not out.exists()
-
-
-def test_public_repository_is_not_taken_for_a_private_one(
-    api, run, tmp_path, capsys
-):
-    api.model_info.return_value = Mock(private=False)
-    options = ["--push_to_hub", "me/emoq", "--private"]
+    api.configure_mock(**hub)
+    options = ["--push_to_hub", "me/x", "--private"]
     assert main(["export", str(run), str(tmp_path / "x"), *options]) == 2
-    assert "is public" in capsys.readouterr().err
-    assert asked(api) == ["model_info"]
+    assert message in capsys.readouterr().err
+    assert not (tmp_path / "x").exists()
+    assert not {"create_repo", "upload_folder"} & {*asked(api)}
 
 
 def test_upload_that_fails_leaves_the_export(api, run, tmp_path, capsys):

@@ -37,17 +37,13 @@ BY_HAND = [
 TARGETS = [0, 2, 2, 0, 1]
 
 
-def test_reliability_by_hand():
+def test_reliability_and_calibration_error_by_hand():
     found = reliability(BY_HAND, TARGETS, bins=4)
     assert found.count.tolist() == [0, 1, 2, 2]
     np.testing.assert_allclose(found.confidence, [np.nan, 0.5, 0.65, 0.95])
     np.testing.assert_allclose(found.accuracy, [np.nan, 0, 1, 0.5])
-
-
-def test_calibration_error_by_hand():
-    expected = (1 * 0.5 + 2 * 0.35 + 2 * 0.45) / 5
-    found = expected_calibration_error(BY_HAND, TARGETS, bins=4)
-    assert found == pytest.approx(expected)
+    error = expected_calibration_error(BY_HAND, TARGETS, bins=4)
+    assert error == pytest.approx((1 * 0.5 + 2 * 0.35 + 2 * 0.45) / 5)
 
 
 @pytest.mark.parametrize("bins", [1, 10, 15])

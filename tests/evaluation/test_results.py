@@ -74,8 +74,8 @@ def contents(folder):
 def test_results_json_holds_the_measures_and_what_was_run(tmp_path):
     stats = random_stats()
     run_info = {**RUN_INFO, "preset": ["meld7.yaml"]}
-    returned = write_results(tmp_path / "a" / "b", stats, run_info, history(2))
     path = tmp_path / "a" / "b" / "results.json"
+    returned = write_results(path.parent, stats, run_info, history(2))
     found = json.loads(path.read_text(encoding="utf-8"))
     assert found == returned
     expected = {**run_info, **stats.summarize(), "labels": LABELS}
@@ -99,6 +99,9 @@ def test_validation_is_reported_beside_the_test_set(tmp_path):
 def test_predictions_csv_has_one_row_an_utterance(tmp_path):
     stats = random_stats()
     write_results(tmp_path, stats, RUN_INFO)
+    # No training, no curves.
+    names = {path.name for path in tmp_path.iterdir()}
+    assert names == FILES - {"training_curves.png"}
     with (tmp_path / "predictions.csv").open(newline="") as file:
         rows = list(csv.DictReader(file))
     columns = ["id", "label", "prediction", "dialogue"]
@@ -265,13 +268,6 @@ def test_plots_are_pictures(tmp_path, epochs):
         assert len(np.unique(pixels[..., 0])) > 9  # shades of red
 
 
-def test_no_training_no_curves(tmp_path):
-    write_results(tmp_path, random_stats(), RUN_INFO)
-    assert {p.name for p in tmp_path.iterdir()} == FILES - {
-        "training_curves.png"
-    }
-
-
 def overlap(texts, renderer):
     boxes = [text.get_window_extent(renderer) for text in texts]
     return any(
@@ -295,21 +291,23 @@ def test_confusion_matrix_names_everything_without_overlap(labels):
     assert f"UA {stats.summarize('UA'):.1f} %" in axes.get_title()
 
     cells = list(axes.texts)
-    assert len(cells) == len(labels) ** 2
+    counts = np.array(stats.summarize("confusion"))
+    percent = 100 * counts / counts.sum(axis=1, keepdims=True)
+    assert [text.get_text() for text in cells] == [
+        f"{share:.0f} %\n{count}"
+        for share, count in zip(percent.flat, counts.flat, strict=True)
+    ]
     assert not overlap(cells, renderer) and not overlap(rows, renderer)
     if max(map(len, labels)) < 10:  # longer names stand at a slant
         assert not overlap(columns, renderer)
 
 
-def test_rows_of_the_confusion_matrix_are_percent_of_the_class():
-    stats = EmotionStats(["no", "yes", "never"])
-    posteriors = torch.eye(3)[[0, 0, 0, 1, 1]]
-    stats.append(list("abcde"), posteriors, torch.tensor([0, 0, 0, 0, 1]))
-    figure = plot_confusion(stats, "toy")
-    cells = [text.get_text() for text in figure.axes[0].texts]
-    assert cells[:3] == ["75 %\n3", "25 %\n1", "0 %\n0"]
-    assert cells[3:6] == ["0 %\n0", "100 %\n1", "0 %\n0"]
-    assert cells[6:] == ["–"] * 3
+def test_class_without_utterances_has_no_percentages():
+    stats = EmotionStats(["no", "never"])
+    stats.append(["a"], torch.eye(2)[:1], torch.tensor([0]))
+    cells = plot_confusion(stats, "toy").axes[0].texts
+    texts = [text.get_text() for text in cells]
+    assert texts == ["100 %\n1", "0 %\n0", "–", "–"]
 
 
 def test_curves_show_every_value_and_mark_the_best_epoch():
