@@ -15,7 +15,7 @@ from transformers import DynamicCache
 
 from emoq_modules.lobes.backbones import load_tokenizer
 from emoq_modules.lobes.llm import check_output_layer, load_llm
-from emoq_modules.lobes.packing import pack
+from emoq_modules.lobes.packing import Packed, pack
 from emoq_modules.lobes.projector import Projector
 
 # LoRA of the paper; on which layers and with which alpha, it does not say.
@@ -36,9 +36,8 @@ class SoftPromptDecoder(nn.Module):
     Arguments
     ---------
     source : str | Path | dict | transformers.PretrainedConfig
-        Any causal LM: its name on the Hugging Face hub or a local folder, whose
-        weights are loaded; or a configuration (its values in a dict, with
-        ``model_type``), which gives random weights and needs ``tokenizer``.
+        Any causal LM, as ``load_llm`` takes it; a configuration needs
+        ``tokenizer`` too.
     prompt : PromptTemplate
         The chat around the soft prompt.
     labels : list of str
@@ -52,7 +51,7 @@ class SoftPromptDecoder(nn.Module):
     tokenizer : str | None
         Name or folder of the tokenizer, if it is not ``source``.
     revision : str | None
-        Git revision of a source on the hub.
+        Branch, tag or commit on the hub.
     dtype : str
         Precision of the frozen weights, for instance ``bfloat16``.
     gradient_checkpointing : bool
@@ -68,8 +67,7 @@ class SoftPromptDecoder(nn.Module):
     Raises
     ------
     BackboneError
-        If a source is neither a folder, nor cached, nor reachable; if
-        bitsandbytes is needed and not installed.
+        If the LLM, its tokenizer or bitsandbytes is not to be had.
     ValueError
         If prompt and ``embedding_dim`` do not fit, or the LLM changes its
         logits after the output layer, so that rows of it are not enough.
@@ -180,15 +178,15 @@ class SoftPromptDecoder(nn.Module):
     def loss(self, embeddings, prompts, labels):
         """Token-weighted cross-entropy of the answers, Eq. 7.
 
-        Divided by the sum of the weights. Only the hidden states before the
-        answer's tokens are projected to the vocabulary.
+        It is divided by the sum of the weights. Only the hidden states before
+        the answer's tokens are projected to the vocabulary.
 
         Arguments
         ---------
         embeddings : torch.Tensor | None
-            ``(B, embedding_dim)``; None if the prompt has no ``<AUDIO>``.
+            As ``forward`` takes them.
         prompts : list of tuple
-            What ``prompt.encode_batch`` gives.
+            Likewise.
         labels : torch.Tensor
             Class indices, ``(B,)``.
 
@@ -210,9 +208,9 @@ class SoftPromptDecoder(nn.Module):
         Arguments
         ---------
         embeddings : torch.Tensor | None
-            ``(B, embedding_dim)``; None if the prompt has no ``<AUDIO>``.
+            As ``forward`` takes them.
         prompts : list of tuple
-            What ``prompt.encode_batch`` gives.
+            Likewise.
 
         Returns
         -------
@@ -226,8 +224,6 @@ class SoftPromptDecoder(nn.Module):
 
     def answer_weight(self, labels):
         """The sum of the weights w of Eq. 7 over a batch's answers.
-
-        Batches of different weight are averaged by it.
 
         Arguments
         ---------
@@ -271,7 +267,8 @@ class SoftPromptDecoder(nn.Module):
         embed = self.llm.get_input_embeddings()
         packed = pack(
             sequences, len(self.prompt.prefix_ids), self.row_tokens, pad_id
-        ).to(embed.weight.device)
+        )
+        packed = Packed(*(part.to(embed.weight.device) for part in packed))
         inputs = embed(packed.tokens)  # (R, S, d_l)
         if soft:
             places = packed.shifts + torch.tensor(

@@ -31,7 +31,7 @@ def load_llm(source, revision=None, dtype=torch.float32, quantization=None):
         weights are loaded; or a configuration (its values in a dict, with
         ``model_type``), which gives random weights.
     revision : str | None
-        Git revision of a source on the hub.
+        Branch, tag or commit on the hub.
     dtype : torch.dtype
         Precision of the weights.
     quantization : str | None
@@ -46,8 +46,7 @@ def load_llm(source, revision=None, dtype=torch.float32, quantization=None):
     Raises
     ------
     BackboneError
-        If the source is neither a folder, nor cached, nor reachable; if
-        bitsandbytes is needed and not installed.
+        If the source or bitsandbytes is not to be had.
     ValueError
         If there is no such quantization.
 

@@ -59,11 +59,8 @@ class PromptTemplate:
 
     Example
     -------
-    >>> template = PromptTemplate(
-    ...     system="Name the emotion: {labels}.",
-    ...     user="Speaker: {speaker}\\nTranscript: {text}\\nVoice: <AUDIO>",
-    ... )
-    >>> template.has_audio
+    >>> user = "Speaker: {speaker}\\nTranscript: {text}\\nVoice: <AUDIO>"
+    >>> PromptTemplate("Name the emotion: {labels}.", user).has_audio
     True
     """
 
@@ -114,18 +111,16 @@ class PromptTemplate:
         -------
         TokenizedPrompt
             The prompt in token ids.
-
-        Raises
-        ------
-        ValueError
-            If an emotion word occurs twice, or the tokenizer names no
-            end-of-turn token.
         """
         return TokenizedPrompt(self, tokenizer, labels)
 
 
 class TokenizedPrompt:
     """A prompt template in the token ids of one LLM.
+
+    Attributes: ``label_ids``, a list of token ids for each emotion word, with
+    the space before it; ``eos_id``, the token that ends the assistant's turn;
+    ``prefix_ids``, those that every prompt begins with, and goes on after.
 
     Arguments
     ---------
@@ -136,15 +131,6 @@ class TokenizedPrompt:
         turns as paragraphs.
     labels : list of str
         The emotion words, in the order of the classes.
-
-    Attributes
-    ----------
-    label_ids : list of list of int
-        The token ids of each emotion word, with the space before it.
-    eos_id : int
-        The token that ends the assistant's turn.
-    prefix_ids : list of int
-        Token ids that every prompt begins with, and goes on after.
 
     Raises
     ------
@@ -193,8 +179,7 @@ class TokenizedPrompt:
         speaker : str | None
             The speaker's name, likewise.
         context : list of tuple
-            Speaker and text of the turns before, oldest first; a speaker or
-            text may be None or empty.
+            Speaker and text, likewise, of the turns before, oldest first.
 
         Returns
         -------
@@ -246,7 +231,7 @@ class TokenizedPrompt:
         speakers : list of str | None
             The speakers' names, where they are known.
         contexts : list of list of tuple | None
-            Speaker and text of the turns before each, oldest first.
+            The turns before each.
 
         Returns
         -------

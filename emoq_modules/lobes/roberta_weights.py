@@ -35,10 +35,9 @@ def load_roberta(source, revision):
     Arguments
     ---------
     source : str | Path | dict | transformers.RobertaConfig
-        A RoBERTa name on the Hugging Face hub or a local folder; or a
-        configuration (its values in a dict), for which there are no weights.
+        As ``EmoQFormer`` takes it.
     revision : str | None
-        Git revision of a source on the hub.
+        Branch, tag or commit on the hub.
 
     Returns
     -------
@@ -88,8 +87,7 @@ def roberta_names(names):
     Returns
     -------
     dict
-        RoBERTa's name of each parameter that starts from a weight of
-        RoBERTa; the others are left out.
+        RoBERTa's names of those that start from a weight of RoBERTa.
 
     Example
     -------

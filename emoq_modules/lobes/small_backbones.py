@@ -1,9 +1,9 @@
 """Backbones built on the spot: small, of random weights, with nothing to fetch.
 
-They have the real architectures and the real file formats, so everything that
-loads RoBERTa or Qwen2.5 loads them; tokenizers are trained on the transcripts
-of the training split. They serve trials without a network, tests and
-examples. What they know of language is what EmoQ's own training teaches them.
+They have the real architectures and file formats, so everything that loads
+RoBERTa or Qwen2.5 loads them; tokenizers are trained on the transcripts of the
+training split. They serve trials without a network, tests and examples, and
+know of language what EmoQ's own training teaches them.
 """
 
 import json
@@ -51,8 +51,7 @@ def build_text_encoder(folder, texts, vocab_size=2000, seed=1234, **config):
     seed : int
         Seed of the random weights.
     **config : dict
-        Values of ``transformers.RobertaConfig`` that differ from the small
-        ones here.
+        Values of ``transformers.RobertaConfig`` in place of those here.
 
     Returns
     -------
@@ -128,10 +127,10 @@ def build_llm(
     seed : int
         Seed of the random weights.
     model_type : str
-        The architecture, as transformers calls it: that of any causal LM whose
+        The architecture, as transformers calls it: any causal LM whose
         configuration has the values that Qwen2's has, for instance ``llama``.
     **config : dict
-        Values of its configuration that differ from the small ones here.
+        Values of its configuration in place of those here.
 
     Returns
     -------
@@ -141,8 +140,8 @@ def build_llm(
     Example
     -------
     >>> folder = getfixture("tmp_path") / "llm"
-    >>> build_llm(folder, ["Oh no!", "Oh yes!"], ["happy", "sad"])[-3:]
-    'llm'
+    >>> build_llm(folder, ["Oh no!"], ["happy", "sad"]) == str(folder)
+    True
     """
     special = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
     # Merges are learned by frequency: what is seen often is one token.

@@ -31,7 +31,7 @@ from emoq_modules.dataio.feature_extraction import extract_features
 from emoq_modules.dataio.manifest import Utterance
 from emoq_modules.errors import FeatureStoreError
 from emoq_modules.lobes.audio_encoder import FrozenEncoder
-from emoq_modules.lobes.pipeline import round_trip
+from emoq_modules.lobes.pipeline import to_precision
 
 DIM = 4
 SHARD_BYTES = 2 * DIM * 50  # a few utterances
@@ -119,7 +119,9 @@ def assert_holds(store, rows, scale=100.0):
     """Whether a store has the frames of all rows."""
     assert store.missing([row["wav"] for row in rows]) == []
     for row in rows:
-        expected = round_trip(frames_of(row["wav"], scale), store.precision)
+        expected = to_precision(
+            frames_of(row["wav"], scale), store.precision
+        ).float()
         assert torch.equal(store.load(row["wav"]), expected)
 
 
@@ -142,7 +144,7 @@ def test_fbank_from_the_store_equals_fbank_on_the_fly(folder, rows):
     fill(rows, store, encoder)
     for row in rows:
         frames, _ = encoder(read_audio(row["wav"])[None], torch.ones(1))
-        expected = round_trip(frames[0], "fp16")
+        expected = to_precision(frames[0], "fp16").float()
         assert torch.equal(store.load(row["wav"]), expected)
 
 
@@ -294,7 +296,7 @@ def test_values_that_do_not_fit_the_precision_are_refused(folder, rows):
     with pytest.raises(ValueError, match="do not fit fp16.* bf16"):
         fill(rows, store, CountingEncoder(1e6))
     with pytest.raises(ValueError, match="do not fit fp16"):
-        round_trip(torch.tensor([float("nan")]), "fp16")
+        to_precision(torch.tensor([float("nan")]), "fp16")
     with pytest.raises(ValueError, match="one of fp16, bf16, fp32.* 'half'"):
         store_of(folder, precision="half")
 
