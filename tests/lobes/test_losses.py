@@ -6,7 +6,6 @@ from io import StringIO
 import numpy as np
 import pytest
 import torch
-import torch.multiprocessing as mp
 from ruamel.yaml import YAML
 from torch.nn.functional import cross_entropy, normalize
 from torch.nn.parallel import DistributedDataParallel
@@ -22,6 +21,7 @@ from emoq_modules.training.configuration import (
     load_hparams,
     merge_presets,
 )
+from emoq_modules.training.distributed import own_rank
 
 BATCHES = {
     "random": [0, 2, 1, 0, 1, 2, 0, 2],
@@ -307,40 +307,30 @@ class Embedder(torch.nn.Linear):
         return normalize(super().forward(x), dim=-1)
 
 
-def _run_rank(rank, folder):
-    torch.set_num_threads(1)
-    torch.distributed.init_process_group(
-        "gloo",
-        init_method=f"file://{folder}/rendezvous",
-        rank=rank,
-        world_size=len(RANKS),
-    )
-    inputs, labels = INPUTS[RANKS[rank]], LABELS[RANKS[rank]]
-    model = DistributedDataParallel(Embedder())
-    loss = SupConLoss(gather=True)(model(inputs), labels)
-    loss.backward()
-
-    # As in validation: ranks need not call equally often.
-    if rank == 0:
-        with torch.no_grad():
-            alone = SupConLoss(gather=True)(model(inputs), labels)
-            assert alone == SupConLoss()(model(inputs), labels)
-    gradients = [p.grad for p in model.parameters()]
-    torch.save([loss.detach(), *gradients], f"{folder}/rank{rank}.pt")
-    torch.distributed.destroy_process_group()
-
-
 def test_gathering_over_ranks_equals_one_process_with_the_joint_batch(
-    tmp_path,
+    start_ranks, tmp_path
 ):
-    mp.spawn(_run_rank, args=(str(tmp_path),), nprocs=len(RANKS))
+    def work():
+        rank = own_rank()
+        inputs, labels = INPUTS[RANKS[rank]], LABELS[RANKS[rank]]
+        model = DistributedDataParallel(Embedder())
+        loss = SupConLoss(gather=True)(model(inputs), labels)
+        loss.backward()
+        # As in validation: ranks need not call equally often.
+        if rank == 0:
+            with torch.no_grad():
+                alone = SupConLoss(gather=True)(model(inputs), labels)
+                assert alone == SupConLoss()(model(inputs), labels)
+        gradients = [p.grad for p in model.parameters()]
+        torch.save([loss.detach(), *gradients], tmp_path / f"rank{rank}.pt")
 
+    assert start_ranks(2, work) == [0, 0]
     model = Embedder()
     loss = SupConLoss()(model(INPUTS), LABELS)
     loss.backward()
     expected = [loss.detach(), *(p.grad for p in model.parameters())]
     assert expected[1].abs().max() > 0.1
-    for rank in range(len(RANKS)):
+    for rank in range(2):
         found = torch.load(tmp_path / f"rank{rank}.pt", weights_only=True)
         torch.testing.assert_close(found, expected)
 
