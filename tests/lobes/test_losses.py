@@ -1,12 +1,10 @@
 """The losses against the equations, written out as loops in float64."""
 
 import math
-from io import StringIO
 
 import numpy as np
 import pytest
 import torch
-from ruamel.yaml import YAML
 from torch.nn.functional import cross_entropy, normalize
 from torch.nn.parallel import DistributedDataParallel
 
@@ -16,12 +14,9 @@ from emoq_modules.lobes.losses import (
     SupConLoss,
     inverse_frequency_weights,
 )
-from emoq_modules.training.configuration import (
-    change,
-    load_hparams,
-    merge_presets,
-)
+from emoq_modules.training.configuration import change, merge_presets
 from emoq_modules.training.distributed import own_rank
+from tests.conftest import load_keys
 
 BATCHES = {
     "random": [0, 2, 1, 0, 1, 2, 0, 2],
@@ -135,10 +130,7 @@ def test_presets_leave_of_the_loss_what_table_5_names(preset):
             balance=0.7,
         ),
     )
-    tree, of_loss = YAML().load(resolved), StringIO()
-    keys = ("class_weights", "num_classes", "mal")
-    YAML().dump({key: tree[key] for key in keys}, of_loss)
-    mal = load_hparams(of_loss.getvalue())["mal"]
+    mal = load_keys(resolved, "class_weights", "num_classes", "mal")["mal"]
 
     labels = BATCHES["random"]
     embeddings, logits = random_embeddings(8), random_logits(8)

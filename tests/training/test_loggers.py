@@ -13,8 +13,9 @@ from hyperpyyaml import load_hyperpyyaml
 
 import train
 from emoq_modules.errors import ConfigurationError
-from emoq_modules.training.configuration import change, compose, load
+from emoq_modules.training.configuration import change, merge_presets
 from emoq_modules.training.describe import describe
+from tests.conftest import load_keys
 
 TENSORBOARD = "torch.utils.tensorboard"
 STAGE1 = "hparams/emoq_stage1.yaml"
@@ -87,10 +88,10 @@ def preset(name):
 def make_logger(results, name):
     """The logger of a run with a preset, and the run's folder."""
     options = change("", data_folder="here", results_folder=str(results))
-    hparams = load(compose(STAGE1, preset(name), options), ["train_logger"])
+    hparams_yaml = merge_presets(STAGE1, preset(name), options)
     folder = results / RUN
     folder.mkdir(parents=True, exist_ok=True)
-    return hparams["train_logger"], folder
+    return load_keys(hparams_yaml, "train_logger")["train_logger"], folder
 
 
 def log_in_two_starts(results, name):
