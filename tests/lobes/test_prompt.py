@@ -264,8 +264,8 @@ def test_repeated_emotion_word_is_refused(qwen):
         ),
         # The day's date is the same every day.
         (
-            "Today is {{ strftime_now('%d %b %Y') }}. {{ messages[1].content }}",
-            "Today is 26 Jul 2024.",
+            "It is {{ strftime_now('%d %b %Y') }}. {{ messages[1].content }}",
+            "It is 26 Jul 2024.",
         ),
     ],
     ids=["none", "without a system turn", "with the date"],
