@@ -3,7 +3,6 @@
 import numpy as np
 import pytest
 import torch
-from hyperpyyaml import load_hyperpyyaml
 from test_audio_encoder import (
     FAMILIES,
     LAYERS,
@@ -66,23 +65,6 @@ def test_rows_are_not_taken_for_the_frames_of_the_same_model(hubert):
     # Rows of layers are not in time.
     assert (means.num_layers, means.hop_s) == (LAYERS + 1, None)
     assert frames.num_layers is FbankEncoder().num_layers is None
-
-
-def test_encoders_are_made_by_yaml(hubert):
-    hparams = load_hyperpyyaml(
-        f"""
-        fbank: !new:emoq_modules.FbankEncoder
-            n_mels: 40
-            stack: 4
-        hubert: !new:emoq_modules.HuggingFaceEncoder
-            source: {hubert}
-            layer: 2
-        dim: !ref <hubert.dim>
-        """
-    )
-    assert hparams["fbank"].dim == 160
-    assert hparams["dim"] == 32
-    assert hparams["hubert"].sample_rate == 16000
 
 
 def test_mean_pooled_audio_leaves_padding_out():

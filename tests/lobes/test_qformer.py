@@ -50,17 +50,7 @@ def test_queries_start_with_the_feed_forward_of_roberta(fusion, text_encoder):
         assert torch.equal(layer.query_output.intermediate.weight, expected)
 
 
-def test_cross_attention_is_in_every_second_layer(fusion):
-    has = [layer.cross_attention is not None for layer in fusion.layers]
-    assert has == [True, False, True]
-
-
-def test_embedding_has_unit_norm(fusion):
-    norms = fusion.eval()(*batch()).norm(dim=-1)
-    torch.testing.assert_close(norms, torch.ones(2))
-
-
-def test_embedding_is_the_same_alone_and_padded_in_a_batch(fusion):
+def test_embedding_is_the_same_alone_and_padded_and_of_unit_norm(fusion):
     fusion.eval()
     audio, audio_lens, tokens, token_lens = batch()
     one = torch.ones(1)
@@ -68,6 +58,7 @@ def test_embedding_is_the_same_alone_and_padded_in_a_batch(fusion):
         together = fusion(audio, audio_lens, tokens, token_lens)
         alone = fusion(audio[1:, :17], one, tokens[1:, :4], one)
     torch.testing.assert_close(together[1:], alone, atol=1e-5, rtol=0)
+    torch.testing.assert_close(together.norm(dim=-1), torch.ones(2))
 
 
 def test_utterance_without_text_is_finite(fusion):

@@ -58,31 +58,23 @@ def hparams_of(experiment, presets=(), options="data_folder: here"):
 # --- What wins ----------------------------------------------------------------
 
 
-def test_a_preset_wins_over_the_experiment_and_leaves_the_rest(
-    experiment, write
-):
-    values = hparams_of(experiment, [write("a.yaml", "size: 5")])
-    assert (values["size"], values["rate"]) == (5, 0.1)
-
-
 @pytest.mark.parametrize(
-    ("options", "size"),
-    [("data_folder: here", 6), ("data_folder: here\nsize: 7", 7)],
+    ("presets", "options", "wanted"),
+    [
+        (["size: 5"], "", {"size": 5, "rate": 0.1}),
+        (["size: 5\nrate: 1.0", "size: 6"], "", {"size": 6, "rate": 1.0}),
+        (["size: 5", "size: 6"], "size: 7", {"size": 7}),
+        (["rates: {one: 5}"], "", {"rates": {"one": 5}}),  # replaced whole
+        (["stage1: {size: 10}\nsize: 5"], "", {"size": 10}),
+        (["stage1:\nsize: 5"], "", {"size": 5}),  # an empty section
+    ],
 )
-def test_a_later_preset_wins_and_options_over_all(
-    experiment, write, options, size
+def test_presets_and_options_win_in_their_order(
+    experiment, write, presets, options, wanted
 ):
-    presets = [
-        write("a.yaml", "size: 5\nrate: 1.0"),
-        write("b.yaml", "size: 6"),
-    ]
-    values = hparams_of(experiment, presets, options)
-    assert (values["size"], values["rate"]) == (size, 1.0)
-
-
-def test_a_preset_replaces_a_key_whole(experiment, write):
-    values = hparams_of(experiment, [write("a.yaml", "rates: {one: 5}")])
-    assert values["rates"] == {"one": 5}
+    files = [write(f"{k}.yaml", preset) for k, preset in enumerate(presets)]
+    values = hparams_of(experiment, files, f"data_folder: here\n{options}")
+    assert {key: values[key] for key in wanted} == wanted
 
 
 @pytest.mark.parametrize(("stage", "size"), [(1, 10), (2, 20)])
@@ -94,17 +86,6 @@ def test_a_section_is_for_its_stage_alone(write, stage, size):
         "size": size,
         "rate": 3,
     }
-
-
-def test_a_section_wins_over_the_keys_outside_it(write):
-    experiment = write("e.yaml", "stage: 1\nsize: 1")
-    preset = write("p.yaml", "stage1: {size: 10}\nsize: 5")
-    assert hparams_of(experiment, [preset], "")["size"] == 10
-
-
-def test_an_empty_section_changes_nothing(experiment, write):
-    values = hparams_of(experiment, [write("a.yaml", "stage1:\nsize: 5")])
-    assert values["size"] == 5
 
 
 # --- References and objects ---------------------------------------------------
