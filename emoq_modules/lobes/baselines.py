@@ -102,7 +102,8 @@ class LayerWeightedMean(nn.Module):
         Arguments
         ---------
         audio : torch.Tensor
-            Rows of ``LayerMeanEncoder``, ``(B, num_layers, dim)``.
+            Rows of ``LayerMeanEncoder``, ``(B, num_layers, dim)``; a
+            ``ValueError`` if there are more or fewer.
         audio_lens : torch.Tensor
             Unused; every utterance has a row for each layer.
         tokens : torch.Tensor | None
@@ -114,11 +115,6 @@ class LayerWeightedMean(nn.Module):
         -------
         torch.Tensor
             Embeddings, ``(B, dim)``.
-
-        Raises
-        ------
-        ValueError
-            If there are more rows or fewer.
         """
         if audio.shape[1] != len(self.scores):
             raise ValueError(
@@ -140,16 +136,11 @@ class LayerMeanEncoder(HuggingFaceEncoder):
     Arguments
     ---------
     source : str | dict
-        As of ``HuggingFaceEncoder``.
+        As of ``HuggingFaceEncoder``, which raises the same errors.
     revision : str | None
         Branch, tag or commit on the hub.
     save_path : str | None
         Where downloads are kept; None is Hugging Face's own cache.
-
-    Raises
-    ------
-    BackboneError
-        As ``HuggingFaceEncoder`` does.
 
     Example
     -------

@@ -255,7 +255,8 @@ def inverse_frequency_weights(labels, num_classes):
     Arguments
     ---------
     labels : list or torch.Tensor
-        Class index of every training utterance, (N,).
+        Class index of every training utterance, (N,); a ``ValueError`` if there
+        are none, or one is out of range.
     num_classes : int
         C, the number of classes.
 
@@ -263,11 +264,6 @@ def inverse_frequency_weights(labels, num_classes):
     -------
     torch.Tensor
         Weights in (0, 1], (C,), float32.
-
-    Raises
-    ------
-    ValueError
-        If there are no labels, or one is out of range.
 
     Example
     -------

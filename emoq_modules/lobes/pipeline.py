@@ -108,21 +108,12 @@ def to_precision(frames, precision):
     Returns
     -------
     torch.Tensor
-        Frames of that type.
-
-    Raises
-    ------
-    ValueError
-        If there is no such precision, or a value does not fit it.
+        Frames of that type; a ``ValueError`` if a value does not fit it.
 
     Example
     -------
     >>> to_precision(torch.tensor([1 / 3]), "fp16").float()
     tensor([0.3333])
-    >>> to_precision(torch.tensor([1e6]), "fp16")
-    Traceback (most recent call last):
-    ...
-    ValueError: Frames of the audio encoder do not fit fp16...
     """
     frames = frames.to(dtype_of(precision))
     if not torch.isfinite(frames).all():
@@ -144,12 +135,7 @@ def dtype_of(precision):
     Returns
     -------
     torch.dtype
-        The type.
-
-    Raises
-    ------
-    ValueError
-        If there is no such precision.
+        The type; a ``ValueError`` if there is no such precision.
     """
     if precision not in DTYPES:
         raise ValueError(

@@ -1,10 +1,9 @@
 """The prompt: a chat with places for the speaker, the words and the voice.
 
 A transcript is data. Only the template is read for special tokens, and each
-field is tokenized on its own, as plain text: whatever a transcript holds, the
-token ids of the template around it stay the same. So it is with what was said
-before, which is one field on one line: no turn of it can begin a line of the
-prompt, and pass for the transcript or the speaker.
+field is tokenized on its own, as plain text on one line: whatever it holds, the
+token ids of the template around it stay the same, and no turn of what was said
+before can pass for the transcript or the speaker.
 """
 
 from itertools import combinations
@@ -179,7 +178,8 @@ class TokenizedPrompt:
         speaker : str | None
             The speaker's name, likewise.
         context : list of tuple
-            Speaker and text, likewise, of the turns before, oldest first.
+            Speaker and text, likewise, of the turns before, oldest first; a
+            ``ValueError`` if the template has no place for them.
 
         Returns
         -------
@@ -187,11 +187,6 @@ class TokenizedPrompt:
             Token ids before the soft prompt.
         after : list of int
             Token ids after it; empty if the template has no ``<AUDIO>``.
-
-        Raises
-        ------
-        ValueError
-            If there are turns before and the template has no ``{context}``.
         """
         values = {
             "{text}": _one_line(text),

@@ -133,7 +133,8 @@ class EmoQFormer(nn.Module):
         audio_lens : torch.Tensor
             Relative lengths of the audio, ``(B,)``.
         tokens : torch.Tensor
-            RoBERTa token ids of the transcript, ``(B, L)``.
+            RoBERTa token ids of the transcript, ``(B, L)``; a ``ValueError`` if
+            they are more than the text encoder has positions.
         token_lens : torch.Tensor
             Relative lengths of the transcript, ``(B,)``; 0 where there is none.
 
@@ -167,11 +168,6 @@ class EmoQFormer(nn.Module):
         text : torch.Tensor
             Those of the transcript, ``(B, L, d_h)``: after the last layer's
             self-attention, and with no queries after its feed-forward too.
-
-        Raises
-        ------
-        ValueError
-            If a transcript is longer than the text encoder's positions.
         """
         batch, num_queries = len(tokens), len(self.queries)
         text_mask = _mask(tokens, token_lens)

@@ -35,7 +35,7 @@ def load_roberta(source, revision):
     Arguments
     ---------
     source : str | Path | dict | transformers.RobertaConfig
-        As ``EmoQFormer`` takes it.
+        As ``EmoQFormer`` takes it, which raises the same errors.
     revision : str | None
         Branch, tag or commit on the hub.
 
@@ -44,15 +44,7 @@ def load_roberta(source, revision):
     config : transformers.RobertaConfig
         The configuration.
     weights : dict | None
-        RoBERTa's tensors by its own names; None where the source is a
-        configuration.
-
-    Raises
-    ------
-    BackboneError
-        If the source is neither a folder, nor cached, nor reachable.
-    ValueError
-        If the source is no RoBERTa, or some of its weights are missing.
+        RoBERTa's tensors by its own names; None for a configuration.
     """
     if not isinstance(source, str | Path):
         values = source if isinstance(source, dict) else source.to_dict()

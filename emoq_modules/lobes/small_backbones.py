@@ -28,6 +28,12 @@ from transformers import (
 
 from emoq_modules.errors import BackboneError
 
+_SIZES = {
+    "hidden_size": 96,
+    "num_attention_heads": 4,
+    "intermediate_size": 192,
+    "initializer_range": 0.1,
+}
 _CHAT_TEMPLATE = (
     "{% for message in messages %}"
     "{{ '<|im_start|>' + message['role'] + '\n' }}"
@@ -69,16 +75,8 @@ def build_text_encoder(folder, texts, vocab_size=2000, seed=1234, **config):
     tokenizer.post_processor = processors.TemplateProcessing(
         single="<s> $A </s>", special_tokens=[("<s>", 0), ("</s>", 2)]
     )
-    values = {
-        "hidden_size": 96,
-        "num_hidden_layers": 3,
-        "num_attention_heads": 4,
-        "intermediate_size": 192,
-        "max_position_embeddings": 258,
-        "type_vocab_size": 1,
-        "initializer_range": 0.1,
-        **config,
-    }
+    values = {"max_position_embeddings": 258, "type_vocab_size": 1}
+    values |= {**_SIZES, "num_hidden_layers": 3, **config}
     config = RobertaConfig(
         vocab_size=tokenizer.get_vocab_size(),
         bos_token_id=0,
@@ -149,22 +147,14 @@ def build_llm(
     tokenizer = _train_tokenizer(
         _transcripts(texts) + often, vocab_size, special
     )
-    values = {
-        "hidden_size": 96,
-        "num_hidden_layers": 2,
-        "num_attention_heads": 4,
-        "num_key_value_heads": 2,
-        "intermediate_size": 192,
-        "initializer_range": 0.1,
-        **config,
-    }
+    values = {**_SIZES, "num_hidden_layers": 2, "num_key_value_heads": 2}
     config = AutoConfig.for_model(
         model_type,
         vocab_size=tokenizer.get_vocab_size(),
         bos_token_id=0,
         pad_token_id=0,
         eos_token_id=2,
-        **values,
+        **{**values, **config},
     )
     return _save(
         folder,
