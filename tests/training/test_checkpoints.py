@@ -285,7 +285,7 @@ def test_full_disk_leaves_the_checkpoint_before(run, monkeypatch):
 # --- Earlier checkpoints ------------------------------------------------------
 
 
-def test_only_the_newest_checkpoint_keeps_the_optimizers_moments(run):
+def test_only_the_newest_checkpoint_keeps_the_optimizers_moments(run, caplog):
     run.step()
     first = run.save()
     full = (first / "optimizer.ckpt").stat().st_size
@@ -295,6 +295,8 @@ def test_only_the_newest_checkpoint_keeps_the_optimizers_moments(run):
     assert (first / "optimizer.ckpt").stat().st_size < full
     assert torch.load(first / "optimizer.ckpt")["state"] == {}
     assert load_file(first / "model.ckpt").keys() == {"1.weight", "1.bias"}
+    assert resumed(run).has_moments()
+    assert "anew" not in caplog.text
 
 
 def test_a_run_that_falls_back_starts_its_optimizer_anew(run, caplog):
@@ -312,14 +314,6 @@ def test_a_run_that_falls_back_starts_its_optimizer_anew(run, caplog):
     assert "the optimizer starts anew" in caplog.text
     other.step()
     assert other.has_moments()
-
-
-def test_a_run_that_goes_on_from_the_newest_is_not_warned(run, caplog):
-    for _ in range(3):
-        run.step()
-        run.save()
-    assert resumed(run).has_moments()
-    assert "anew" not in caplog.text
 
 
 @pytest.mark.parametrize("name", ["write_atomically", "torch.save"])

@@ -35,7 +35,6 @@ def evaluate(batches):
 @pytest.mark.parametrize(
     ("ranks", "size", "batch_size"),
     [
-        (2, 8, 2),
         (2, 9, 2),  # five batches, the last of one utterance
         (3, 8, 2),  # four batches
         (3, 2, 2),  # one batch
