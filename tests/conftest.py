@@ -4,15 +4,18 @@ import multiprocessing
 import os
 import socket
 import time
+from io import StringIO
 from pathlib import Path
 
 import pytest
 import torch
 import torch.distributed as dist
 from huggingface_hub import constants
+from ruamel.yaml import YAML
 
 import train
 from emoq_modules.lobes.small_backbones import build_llm, build_text_encoder
+from emoq_modules.training.configuration import load_hparams
 from emoq_modules.training.distributed import init_ranks
 
 # The models are tiny: more threads would only get in each other's way.
@@ -98,39 +101,57 @@ def no_hub(use_hub):
     use_hub(f"http://127.0.0.1:{free_port()}")
 
 
-def _run_rank(rank, size, port, work):
+def load_keys(hparams_yaml, *keys):
+    """Makes the objects of some keys of a composed experiment."""
+    tree, text = YAML().load(hparams_yaml), StringIO()
+    YAML().dump({key: tree[key] for key in keys}, text)
+    return load_hparams(text.getvalue())
+
+
+def fork(work, *args):
+    """Starts a process that does some work with what there is here."""
+    context = multiprocessing.get_context("fork")
+    process = context.Process(target=work, args=args)
+    process.start()
+    return process
+
+
+def _run_rank(rank, size, port, work, joined):
     os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank)}
     os.environ |= {"WORLD_SIZE": str(size)}
     os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
-    init_ranks({"distributed_backend": "gloo"})
+    if joined:
+        init_ranks({"distributed_backend": "gloo"})
     work()
-    dist.destroy_process_group()
+    if joined:
+        dist.destroy_process_group()
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def start_ranks():
     """Starts ranks that do some work, and gives their exit codes.
 
-    Without torchrun's agents: so it is with a rank on each of several nodes. A
-    rank that fails is not waited for by others, whose code may then be None.
+    Without torchrun's agents: so it is with a rank on each of several nodes.
+    Where one fails the others are killed. Ranks whose work it is to join each
+    other, as ``train.main`` does, are started with ``joined=False``.
     """
-    context = multiprocessing.get_context("fork")
-    processes = []
 
-    def start(size, work):
+    def start(size, work, joined=True):
         port = free_port()
-        for rank in range(size):
-            args = (rank, size, port, work)
-            processes.append(context.Process(target=_run_rank, args=args))
-            processes[-1].start()
-        deadline = time.monotonic() + 60
+        processes = [
+            fork(_run_rank, rank, size, port, work, joined)
+            for rank in range(size)
+        ]
+        deadline = time.monotonic() + 180
         codes = [None]
-        while None in codes and not any(codes):
-            assert time.monotonic() < deadline, codes
-            time.sleep(0.02)
-            codes = [process.exitcode for process in processes]
+        try:
+            while None in codes and not any(codes):
+                assert time.monotonic() < deadline, codes
+                time.sleep(0.02)
+                codes = [process.exitcode for process in processes]
+        finally:
+            for process in processes:
+                process.kill()
         return codes
 
-    yield start
-    for process in processes:
-        process.kill()
+    return start

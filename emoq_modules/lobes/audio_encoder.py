@@ -31,8 +31,8 @@ class FrozenEncoder(nn.Module):
     dim : int
         Size of a frame.
     identity : dict
-        Plain values that determine the frames: with the same identity the
-        same audio gives the same frames. A feature store is keyed by it.
+        Plain values, of which a feature store makes its key: with the same
+        identity the same audio gives the same frames.
     """
 
     sample_rate = 16000
@@ -161,23 +161,16 @@ class HuggingFaceEncoder(FrozenEncoder):
     Raises
     ------
     BackboneError
-        If the source is neither a folder, nor cached, nor reachable; if it is
-        of another family; if weights are missing in it.
+        If the source is not to be had, of another family, or lacks weights.
     ValueError
         If there is no such layer or precision.
 
     Example
     -------
-    >>> encoder = HuggingFaceEncoder(
-    ...     {
-    ...         "model_type": "hubert",
-    ...         "hidden_size": 32,
-    ...         "num_hidden_layers": 2,
-    ...         "num_attention_heads": 4,
-    ...         "intermediate_size": 64,
-    ...         "conv_dim": [32] * 7,
-    ...     }
-    ... )
+    >>> hubert = {"model_type": "hubert", "hidden_size": 32}
+    >>> hubert |= {"num_hidden_layers": 2, "num_attention_heads": 4}
+    >>> hubert |= {"intermediate_size": 64, "conv_dim": [32] * 7}
+    >>> encoder = HuggingFaceEncoder(hubert)
     >>> frames, lens = encoder(torch.rand(2, 16000), torch.tensor([1.0, 0.5]))
     >>> frames.shape
     torch.Size([2, 49, 32])

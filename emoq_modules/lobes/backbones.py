@@ -1,9 +1,8 @@
 """Finds pre-trained models in a folder, in the cache or on the hub.
 
 transformers, asked for a model it cannot reach, retries for half a minute and
-ends with an error about connections. Here a name becomes a folder first: in
-milliseconds where it is cached, and in seconds to a message that says what to
-do where it is not.
+ends with an error about connections. Here a name becomes a folder first, in
+milliseconds where it is cached, or in seconds a message that says what to do.
 """
 
 import hashlib
@@ -24,11 +23,6 @@ from emoq_modules.errors import BackboneError
 # A hub that does not answer would otherwise be waited for without end.
 _PATIENCE_S = 5
 _WEIGHTS = ("model.safetensors", "pytorch_model.bin")
-# A single file, or shards such as model-00001-of-00004.safetensors.
-_WEIGHT_PATTERNS = (
-    ("model.safetensors", "model-*.safetensors"),
-    ("pytorch_model.bin", "pytorch_model-*.bin"),
-)
 _DETERMINING = ("config.json", "preprocessor_config.json")
 TEXT_FILES = (".json", ".txt", ".model", ".jinja")
 
@@ -43,18 +37,16 @@ def local_folder(
 ):
     """Finds, or downloads, what ``from_pretrained`` loads.
 
-    What is in the cache is taken as it is, without asking the hub whether
-    there is something newer. Of the weights only safetensors are downloaded,
-    or where there are none PyTorch's files, which transformers reads with
-    ``weights_only=True``.
+    What is in the cache is taken as it is. Only safetensors are downloaded of
+    the weights, or where there are none PyTorch's files, which transformers
+    reads with ``weights_only=True``.
 
     Arguments
     ---------
     source : str or Path
         A local folder, or a name on the Hugging Face hub.
     revision : str | None
-        Branch, tag or commit on the hub; None is the default branch. It says
-        nothing of a local folder.
+        Branch, tag or commit on the hub; None is the default branch.
     weights : bool
         Whether the weights must be there.
     needs : tuple of str
@@ -63,8 +55,8 @@ def local_folder(
         Where downloads are kept; None is Hugging Face's own cache.
     whole : bool
         Whether all that is on the hub is wanted, as of SpeechBrain's models,
-        whose files only their YAML names. Then the cache is taken as it is
-        only if the hub does not answer: part of it may be missing.
+        whose files only their YAML names. Then the cache, of which part may be
+        missing, is taken only if the hub does not answer.
 
     Returns
     -------
@@ -74,8 +66,7 @@ def local_folder(
     Raises
     ------
     BackboneError
-        If the files are neither in the folder, nor in the cache, nor on a hub
-        that answers.
+        If they are not to be had.
 
     Example
     -------
@@ -83,10 +74,6 @@ def local_folder(
     >>> _ = (folder / "config.json").write_text("{}")
     >>> local_folder(folder, weights=False) == str(folder)
     True
-    >>> local_folder(folder)
-    Traceback (most recent call last):
-    ...
-    emoq_modules.errors.BackboneError: ... lacks model.safetensors...
     """
     folder = Path(source).expanduser()
     if folder.is_dir():
@@ -119,7 +106,7 @@ def local_folder(
 
 
 def load_tokenizer(source, revision=None):
-    """Loads a tokenizer from a folder or the hub.
+    """Loads a tokenizer, with its chat template, from a folder or the hub.
 
     Arguments
     ---------
@@ -131,12 +118,7 @@ def load_tokenizer(source, revision=None):
     Returns
     -------
     transformers.PreTrainedTokenizerBase
-        The tokenizer, with the chat template if it has one.
-
-    Raises
-    ------
-    BackboneError
-        If there is no such tokenizer to be had.
+        The tokenizer; a ``BackboneError`` if it is not to be had.
 
     Example
     -------
@@ -167,19 +149,14 @@ def load_configuration(source, revision=None):
     Returns
     -------
     transformers.PretrainedConfig
-        The configuration, of the model's own class.
-
-    Raises
-    ------
-    BackboneError
-        If there is no such configuration to be had.
+        Of the model's own class; a ``BackboneError`` if it is not to be had.
 
     Example
     -------
-    >>> from emoq_modules.lobes.small_backbones import build_text_encoder
-    >>> folder = build_text_encoder(getfixture("tmp_path"), ["Oh no!"])
-    >>> load_configuration(folder).model_type
-    'roberta'
+    >>> folder = getfixture("tmp_path")
+    >>> _ = (folder / "config.json").write_text('{"model_type": "bert"}')
+    >>> load_configuration(folder).hidden_size
+    768
     """
     return AutoConfig.from_pretrained(
         local_folder(source, revision, weights=False), trust_remote_code=False
@@ -196,8 +173,7 @@ def download(
     name : str
         The repository's name.
     patterns : list of str | None
-        Patterns of the files to download, as ``snapshot_download`` has them;
-        None downloads all.
+        As ``allow_patterns`` of ``snapshot_download``; None downloads all.
     revision : str | None
         Branch, tag or commit.
     cache_dir : str | None
@@ -210,12 +186,8 @@ def download(
     Returns
     -------
     str
-        The folder that holds them.
-
-    Raises
-    ------
-    BackboneError
-        If the hub does not answer, or has no such repository.
+        Their folder; a ``BackboneError`` if the hub does not answer or has
+        no such repository.
     """
     try:
         # snapshot_download alone would wait for ever for a silent hub.
@@ -255,11 +227,6 @@ def weight_files(folder):
     -------
     list of Path
         One file, or the shards; empty if there are none.
-
-    Example
-    -------
-    >>> weight_files(getfixture("tmp_path"))
-    []
     """
     folder = Path(folder)
     for name in _WEIGHTS:
@@ -278,13 +245,12 @@ def fingerprint(folder):
     Arguments
     ---------
     folder : str or Path
-        A folder written by ``save_pretrained``.
+        A folder written by ``save_pretrained``; its name has no part in it.
 
     Returns
     -------
     str
-        32 hexadecimal digits, of the weights, ``config.json`` and
-        ``preprocessor_config.json``; names of folders have no part in it.
+        32 hexadecimal digits.
     """
     texts = [Path(folder) / name for name in _DETERMINING]
     digest = hashlib.blake2b(digest_size=16)
@@ -320,7 +286,10 @@ def _downloaded(name, revision, weights, needs, cache_dir, whole):
     texts = [f"*{suffix}" for suffix in TEXT_FILES]
     choices = [None] if whole else [texts]
     if weights and not whole:
-        choices = [[*texts, *of_weights] for of_weights in _WEIGHT_PATTERNS]
+        # A single file, or shards such as model-00001-of-00004.safetensors.
+        choices = [
+            [*texts, name, name.replace(".", "-*.")] for name in _WEIGHTS
+        ]
     for patterns in choices:
         folder = download(
             name,

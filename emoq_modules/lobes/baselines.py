@@ -15,8 +15,7 @@ from emoq_modules.lobes.audio_encoder import HuggingFaceEncoder
 class MeanPooledAudio(nn.Module):
     """The mean of the audio frames, in the place of the EmoQ-Former.
 
-    It is the fusion of the rows "audio only" and "without EmoQ-Former" of the
-    paper's Table 4.
+    It is the fusion of "audio only" and "without EmoQ-Former" in Table 4.
 
     Arguments
     ---------
@@ -46,7 +45,7 @@ class MeanPooledAudio(nn.Module):
         tokens : torch.Tensor | None
             Unused; part of the interface of ``EmoQFormer``.
         token_lens : torch.Tensor | None
-            Unused; part of the interface of ``EmoQFormer``.
+            Likewise.
 
         Returns
         -------
@@ -70,8 +69,7 @@ class LayerWeightedMean(nn.Module):
     Arguments
     ---------
     num_layers : int
-        Rows of the input, ``LayerMeanEncoder.num_layers``: the layers of the
-        encoder and one more.
+        Rows of the input: ``LayerMeanEncoder.num_layers``.
     dim : int
         Size of a row, and of the embedding.
 
@@ -104,23 +102,19 @@ class LayerWeightedMean(nn.Module):
         Arguments
         ---------
         audio : torch.Tensor
-            Rows of ``LayerMeanEncoder``, ``(B, num_layers, dim)``.
+            Rows of ``LayerMeanEncoder``, ``(B, num_layers, dim)``; a
+            ``ValueError`` if there are more or fewer.
         audio_lens : torch.Tensor
             Unused; every utterance has a row for each layer.
         tokens : torch.Tensor | None
             Unused; part of the interface of ``EmoQFormer``.
         token_lens : torch.Tensor | None
-            Unused; part of the interface of ``EmoQFormer``.
+            Likewise.
 
         Returns
         -------
         torch.Tensor
             Embeddings, ``(B, dim)``.
-
-        Raises
-        ------
-        ValueError
-            If there are more rows or fewer.
         """
         if audio.shape[1] != len(self.scores):
             raise ValueError(
@@ -136,36 +130,24 @@ class LayerMeanEncoder(HuggingFaceEncoder):
 
     In the place of frames each utterance has a row for what the first layer
     gets and one for the output of each layer, as transformers'
-    ``output_hidden_states`` has them. That is all that a weighting of layers
-    followed by a mean over time needs, both being linear: see
-    ``LayerWeightedMean``.
+    ``output_hidden_states`` has them. A weighting of layers followed by a mean
+    over time needs no more, both being linear: see ``LayerWeightedMean``.
 
     Arguments
     ---------
     source : str | dict
-        As of ``HuggingFaceEncoder``.
+        As of ``HuggingFaceEncoder``, which raises the same errors.
     revision : str | None
         Branch, tag or commit on the hub.
     save_path : str | None
         Where downloads are kept; None is Hugging Face's own cache.
 
-    Raises
-    ------
-    BackboneError
-        As ``HuggingFaceEncoder`` does.
-
     Example
     -------
-    >>> encoder = LayerMeanEncoder(
-    ...     {
-    ...         "model_type": "hubert",
-    ...         "hidden_size": 32,
-    ...         "num_hidden_layers": 2,
-    ...         "num_attention_heads": 4,
-    ...         "intermediate_size": 64,
-    ...         "conv_dim": [32] * 7,
-    ...     }
-    ... )
+    >>> hubert = {"model_type": "hubert", "hidden_size": 32}
+    >>> hubert |= {"num_hidden_layers": 2, "num_attention_heads": 4}
+    >>> hubert |= {"intermediate_size": 64, "conv_dim": [32] * 7}
+    >>> encoder = LayerMeanEncoder(hubert)
     >>> rows, lens = encoder(torch.rand(2, 16000), torch.tensor([1.0, 0.5]))
     >>> rows.shape, encoder.num_layers, lens
     (torch.Size([2, 3, 32]), 3, tensor([1., 1.]))

@@ -14,8 +14,8 @@ from torch.nn import functional as F
 from transformers import DynamicCache
 
 from emoq_modules.lobes.backbones import load_tokenizer
-from emoq_modules.lobes.llm import check_output_layer, load_llm
-from emoq_modules.lobes.packing import pack
+from emoq_modules.lobes.llm import load_llm
+from emoq_modules.lobes.packing import Packed, pack
 from emoq_modules.lobes.projector import Projector
 
 # LoRA of the paper; on which layers and with which alpha, it does not say.
@@ -36,9 +36,8 @@ class SoftPromptDecoder(nn.Module):
     Arguments
     ---------
     source : str | Path | dict | transformers.PretrainedConfig
-        Any causal LM: its name on the Hugging Face hub or a local folder, whose
-        weights are loaded; or a configuration (its values in a dict, with
-        ``model_type``), which gives random weights and needs ``tokenizer``.
+        Any causal LM, as ``load_llm`` takes it; a configuration needs
+        ``tokenizer`` too.
     prompt : PromptTemplate
         The chat around the soft prompt.
     labels : list of str
@@ -52,14 +51,13 @@ class SoftPromptDecoder(nn.Module):
     tokenizer : str | None
         Name or folder of the tokenizer, if it is not ``source``.
     revision : str | None
-        Git revision of a source on the hub.
+        Branch, tag or commit on the hub.
     dtype : str
         Precision of the frozen weights, for instance ``bfloat16``.
     gradient_checkpointing : bool
         Trades a second forward pass for memory while training.
     quantization : str | None
-        ``nf4`` keeps the frozen weights in 4 bits and computes in ``dtype``;
-        needs bitsandbytes.
+        ``nf4`` keeps the frozen weights in 4 bits and computes in ``dtype``.
     row_tokens : int
         The prompts of a batch lie side by side in rows of about this many
         tokens, with what all of them begin with once a row; 0 gives each a row
@@ -68,11 +66,10 @@ class SoftPromptDecoder(nn.Module):
     Raises
     ------
     BackboneError
-        If a source is neither a folder, nor cached, nor reachable; if
-        bitsandbytes is needed and not installed.
+        If the LLM, its tokenizer or bitsandbytes is not to be had.
     ValueError
-        If prompt and ``embedding_dim`` do not fit, or the LLM changes its
-        logits after the output layer, so that rows of it are not enough.
+        If prompt and ``embedding_dim``, or tokenizer and LLM do not fit, or
+        as ``load_llm`` does.
 
     Example
     -------
@@ -120,7 +117,13 @@ class SoftPromptDecoder(nn.Module):
         self.prompt = prompt.bind(
             load_tokenizer(tokenizer or source, revision), labels
         )
-        check_output_layer(llm, len(self.prompt.tokenizer))
+        word_embeddings = llm.get_input_embeddings().weight
+        tokens, rows = len(self.prompt.tokenizer), len(word_embeddings)
+        if tokens > rows:
+            raise ValueError(
+                f"The tokenizer has {tokens} tokens and the LLM {rows}: they "
+                "do not belong together."
+            )
         if gradient_checkpointing:
             llm.gradient_checkpointing_enable(
                 gradient_checkpointing_kwargs={"use_reentrant": False}
@@ -137,8 +140,9 @@ class SoftPromptDecoder(nn.Module):
             for module in llm.modules()
             if hasattr(module, "cast_input_dtype_enabled")
         ]
-        words = llm.get_input_embeddings().weight
-        self.projector = embedding_dim and Projector(embedding_dim, words)
+        self.projector = None
+        if embedding_dim is not None:
+            self.projector = Projector(embedding_dim, word_embeddings)
 
     def forward(self, embeddings, prompts, labels=None, with_posteriors=True):
         """Computes loss and posteriors, in one pass where labels are one token.
@@ -180,15 +184,15 @@ class SoftPromptDecoder(nn.Module):
     def loss(self, embeddings, prompts, labels):
         """Token-weighted cross-entropy of the answers, Eq. 7.
 
-        Divided by the sum of the weights. Only the hidden states before the
-        answer's tokens are projected to the vocabulary.
+        It is divided by the sum of the weights. Only the hidden states before
+        the answer's tokens are projected to the vocabulary.
 
         Arguments
         ---------
         embeddings : torch.Tensor | None
-            ``(B, embedding_dim)``; None if the prompt has no ``<AUDIO>``.
+            As ``forward`` takes them.
         prompts : list of tuple
-            What ``prompt.encode_batch`` gives.
+            Likewise.
         labels : torch.Tensor
             Class indices, ``(B,)``.
 
@@ -210,9 +214,9 @@ class SoftPromptDecoder(nn.Module):
         Arguments
         ---------
         embeddings : torch.Tensor | None
-            ``(B, embedding_dim)``; None if the prompt has no ``<AUDIO>``.
+            As ``forward`` takes them.
         prompts : list of tuple
-            What ``prompt.encode_batch`` gives.
+            Likewise.
 
         Returns
         -------
@@ -226,8 +230,6 @@ class SoftPromptDecoder(nn.Module):
 
     def answer_weight(self, labels):
         """The sum of the weights w of Eq. 7 over a batch's answers.
-
-        Batches of different weight are averaged by it.
 
         Arguments
         ---------
@@ -254,13 +256,7 @@ class SoftPromptDecoder(nn.Module):
         return self._last_states(embeddings, continued, map(len, answers))
 
     def _last_states(self, embeddings, prompts, counts):
-        """Runs the LLM, and takes the last positions of each prompt.
-
-        Returns
-        -------
-        torch.Tensor
-            ``(sum of counts, d_l)``, prompt after prompt.
-        """
+        """The last hidden states, ``(sum of counts, d_l)``, of the prompts."""
         self._leave_casts_to_autocast()
         soft = int(self.projector is not None)
         # Any token does for padding and for the soft prompt: neither is read.
@@ -271,7 +267,8 @@ class SoftPromptDecoder(nn.Module):
         embed = self.llm.get_input_embeddings()
         packed = pack(
             sequences, len(self.prompt.prefix_ids), self.row_tokens, pad_id
-        ).to(embed.weight.device)
+        )
+        packed = Packed(*(part.to(embed.weight.device) for part in packed))
         inputs = embed(packed.tokens)  # (R, S, d_l)
         if soft:
             places = packed.shifts + torch.tensor(
@@ -354,28 +351,30 @@ class SoftPromptDecoder(nn.Module):
         return mask.masked_fill(~attention_mask, torch.finfo(dtype).min)
 
     def _answers(self, labels):
-        words = self.prompt.labels
-        for label in labels.tolist():
-            if label >= len(words):
-                raise ValueError(
-                    f"There is a label {label}, but there are {len(words)} "
-                    f"emotion words, {', '.join(words)}: the classes are "
-                    "counted from 0, in this order."
-                )
-        ids = self.prompt.label_ids
+        words, ids = self.prompt.labels, self.prompt.label_ids
+        if (labels >= len(words)).any():
+            raise ValueError(
+                f"There is a label {labels.max()}, but there are {len(words)} "
+                f"emotion words, {', '.join(words)}: the classes are counted "
+                "from 0, in this order."
+            )
         return [[*ids[x], self.prompt.eos_id] for x in labels.tolist()]
 
     def _weights(self, answer):
         return [self.word_weight] * (len(answer) - 1) + [1.0]
 
     def _weighted_cross_entropy(self, hidden, answers):
-        targets = torch.tensor(sum(answers, []), device=hidden.device)
         weights = torch.tensor(
             sum(map(self._weights, answers), []), device=hidden.device
         )
-        logits = self.llm.get_output_embeddings()(hidden).float()
-        losses = F.cross_entropy(logits, targets, reduction="none")
+        losses = self._token_losses(hidden, answers)
         return (weights * losses).sum() / weights.sum()
+
+    def _token_losses(self, hidden, answers):
+        """Cross-entropy of each token of the answers, one after another."""
+        targets = torch.tensor(sum(answers, []), device=hidden.device)
+        logits = self.llm.get_output_embeddings()(hidden).float()
+        return F.cross_entropy(logits, targets, reduction="none")
 
     def _label_posteriors(self, hidden):
         """From the hidden states before the word, ``(B, d_l)``."""
@@ -390,11 +389,8 @@ class SoftPromptDecoder(nn.Module):
     def _whole_label_posteriors(self, embeddings, prompts):
         scores = []
         for ids in self.prompt.label_ids:
-            hidden = self._teacher_forced(
-                embeddings, prompts, [ids] * len(prompts)
-            )
-            logits = self.llm.get_output_embeddings()(hidden).float()
-            targets = torch.tensor(ids * len(prompts), device=hidden.device)
-            losses = F.cross_entropy(logits, targets, reduction="none")
+            answers = [ids] * len(prompts)
+            hidden = self._teacher_forced(embeddings, prompts, answers)
+            losses = self._token_losses(hidden, answers)
             scores.append(-losses.view(len(prompts), -1).mean(dim=1))
         return torch.stack(scores, dim=1).softmax(dim=-1)

@@ -22,8 +22,7 @@ class FbankEncoder(FrozenEncoder):
     context_frames : int
         Neighbors to append on either side.
     stack : int
-        Consecutive frames to join into one, which makes the sequence that
-        many times shorter: 4 gives 25 frames a second.
+        Consecutive frames to join into one: 4 gives 25 frames a second.
     window : int
         Where above 0, a frame is not joined from its neighbors but describes
         so many of them: mean, deviation and mean absolute change of each
@@ -44,10 +43,8 @@ class FbankEncoder(FrozenEncoder):
     -------
     >>> encoder = FbankEncoder(n_mels=40, stack=4)
     >>> frames, lens = encoder(torch.rand(2, 16000), torch.tensor([1.0, 0.5]))
-    >>> frames.shape
-    torch.Size([2, 26, 160])
-    >>> lens
-    tensor([1.0000, 0.5000])
+    >>> frames.shape, lens
+    (torch.Size([2, 26, 160]), tensor([1.0000, 0.5000]))
     """
 
     # Mean and deviations in dB of read speech (EMO-DB), of the filters'

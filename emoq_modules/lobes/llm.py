@@ -27,16 +27,15 @@ def load_llm(source, revision=None, dtype=torch.float32, quantization=None):
     Arguments
     ---------
     source : str | Path | dict | transformers.PretrainedConfig
-        Any causal LM: its name on the Hugging Face hub or a local folder, whose
-        weights are loaded; or a configuration (its values in a dict, with
-        ``model_type``), which gives random weights.
+        Any causal LM: its name on the Hugging Face hub or a local folder; or a
+        configuration (its values in a dict, with ``model_type``), which gives
+        random weights.
     revision : str | None
-        Git revision of a source on the hub.
+        Branch, tag or commit on the hub.
     dtype : torch.dtype
         Precision of the weights.
     quantization : str | None
-        ``nf4`` for linear layers of 4 bits, which needs bitsandbytes; None
-        for weights as they are.
+        ``nf4`` for linear layers of 4 bits; None for weights as they are.
 
     Returns
     -------
@@ -46,10 +45,10 @@ def load_llm(source, revision=None, dtype=torch.float32, quantization=None):
     Raises
     ------
     BackboneError
-        If the source is neither a folder, nor cached, nor reachable; if
-        bitsandbytes is needed and not installed.
+        If the source, or bitsandbytes for ``nf4``, is not to be had.
     ValueError
-        If there is no such quantization.
+        If there is no such quantization, or the LLM changes its logits after
+        the output layer, so that rows of it are not enough.
 
     Example
     -------
@@ -72,31 +71,12 @@ def load_llm(source, revision=None, dtype=torch.float32, quantization=None):
             values = dict(source)
             source = AutoConfig.for_model(values.pop("model_type"), **values)
         llm = AutoModelForCausalLM.from_config(source, dtype=dtype)
+    _check_logits(llm)
     return llm if config is None else _quantize(llm, config)
 
 
-def check_output_layer(llm, vocabulary):
-    """Refuses an LLM whose logits are not those of its output layer alone.
-
-    Arguments
-    ---------
-    llm : transformers.PreTrainedModel
-        The LLM.
-    vocabulary : int
-        Number of tokens that its tokenizer has.
-
-    Raises
-    ------
-    ValueError
-        If the tokenizer is of another LLM, or logits are changed after the
-        output layer.
-    """
-    rows = llm.get_input_embeddings().weight.shape[0]
-    if vocabulary > rows:
-        raise ValueError(
-            f"The tokenizer has {vocabulary} tokens and the LLM {rows}: they "
-            "do not belong together."
-        )
+def _check_logits(llm):
+    """Refuses an LLM whose logits are not those of its output layer alone."""
     # Gemma 2 caps its logits, Cohere's and Granite scale them.
     for key in ("final_logit_softcapping", "logit_scale", "logits_scaling"):
         if getattr(llm.config, key, None) not in (None, 1.0):
@@ -134,14 +114,27 @@ def _quantize(llm, config):
 
     On the meta device weights stay as large as they are.
     """
-    from bitsandbytes.nn import Linear4bit
+    from bitsandbytes.nn import Linear4bit, Params4bit
 
+    output = llm.get_output_embeddings()
     for name, layer in list(llm.named_modules()):
-        if (
-            type(layer) is nn.Linear
-            and layer is not llm.get_output_embeddings()
-        ):
-            llm.set_submodule(name, _packed(layer, config))
+        if type(layer) is nn.Linear and layer is not output:
+            with torch.device("meta"):
+                packed = Linear4bit(
+                    layer.in_features,
+                    layer.out_features,
+                    bias=False,
+                    compute_dtype=config.bnb_4bit_compute_dtype,
+                )
+            packed.weight = Params4bit(
+                layer.weight.detach(),
+                compress_statistics=config.bnb_4bit_use_double_quant,
+                quant_type=config.bnb_4bit_quant_type,
+                module=packed,
+            )
+            packed.bias = layer.bias
+            # What quantizes is the move to where the weights are anyway.
+            llm.set_submodule(name, packed.to(layer.weight.device))
     for layer in llm.modules():
         if isinstance(layer, Linear4bit):
             # On a CPU with bfloat16 the first evaluation would rearrange the
@@ -150,24 +143,3 @@ def _quantize(llm, config):
             layer.support_avx512bf16_for_cpu = False
     llm.is_loaded_in_4bit = True  # as peft asks
     return llm
-
-
-def _packed(layer, config):
-    from bitsandbytes.nn import Linear4bit, Params4bit
-
-    with torch.device("meta"):
-        packed = Linear4bit(
-            layer.in_features,
-            layer.out_features,
-            bias=False,
-            compute_dtype=config.bnb_4bit_compute_dtype,
-        )
-    packed.weight = Params4bit(
-        layer.weight.detach(),
-        compress_statistics=config.bnb_4bit_use_double_quant,
-        quant_type=config.bnb_4bit_quant_type,
-        module=packed,
-    )
-    packed.bias = layer.bias
-    # What quantizes is the move to where the weights are anyway.
-    return packed.to(layer.weight.device)

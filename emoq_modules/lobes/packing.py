@@ -27,8 +27,8 @@ class Packed(NamedTuple):
     rows : torch.Tensor
         The row of each sequence, ``(B,)``.
     shifts : torch.Tensor
-        Token k of a sequence, if it is not shared, is in column
-        ``k + shift``, ``(B,)``.
+        Token k of a sequence, if not shared, is in column ``k + shift``,
+        ``(B,)``.
     """
 
     tokens: torch.Tensor
@@ -36,21 +36,6 @@ class Packed(NamedTuple):
     attention_mask: torch.Tensor
     rows: torch.Tensor
     shifts: torch.Tensor
-
-    def to(self, device):
-        """Moves all tensors to a device.
-
-        Arguments
-        ---------
-        device : str or torch.device
-            Where to.
-
-        Returns
-        -------
-        Packed
-            The same sequences, on that device.
-        """
-        return Packed(*(tensor.to(device) for tensor in self))
 
 
 def pack(sequences, num_shared, max_tokens, pad_id):

@@ -55,7 +55,7 @@ def embed(
         if augment_audio is not None:
             audio, lens = _augmented(augment_audio, audio, lens)
         audio, lens = modules["encoder"](audio, lens)
-        audio = round_trip(audio, store_precision)
+        audio = to_precision(audio, store_precision)
     frames = audio.float()
     if augment_frames is not None:
         frames = augment_frames(frames)
@@ -95,41 +95,6 @@ def decode(modules, batch, labels=None, with_posteriors=True, **options):
     return embeddings, loss, posteriors
 
 
-def round_trip(frames, precision):
-    """Rounds frames as storing and loading them does.
-
-    What is computed on the fly goes through this, and so gives the same
-    results as what comes from a store.
-
-    Arguments
-    ---------
-    frames : torch.Tensor
-        Frames of any shape.
-    precision : str
-        fp16, bf16 or fp32.
-
-    Returns
-    -------
-    torch.Tensor
-        float32, of the same shape.
-
-    Raises
-    ------
-    ValueError
-        If a value does not fit the precision.
-
-    Example
-    -------
-    >>> round_trip(torch.tensor([1 / 3]), "fp16")
-    tensor([0.3333])
-    >>> round_trip(torch.tensor([1e6]), "fp16")
-    Traceback (most recent call last):
-    ...
-    ValueError: Frames of the audio encoder do not fit fp16...
-    """
-    return to_precision(frames, precision).float()
-
-
 def to_precision(frames, precision):
     """Rounds frames to what the store keeps.
 
@@ -143,12 +108,12 @@ def to_precision(frames, precision):
     Returns
     -------
     torch.Tensor
-        Of that type.
+        Frames of that type; a ``ValueError`` if a value does not fit it.
 
-    Raises
-    ------
-    ValueError
-        If a value does not fit the precision.
+    Example
+    -------
+    >>> to_precision(torch.tensor([1 / 3]), "fp16").float()
+    tensor([0.3333])
     """
     frames = frames.to(dtype_of(precision))
     if not torch.isfinite(frames).all():
@@ -170,12 +135,7 @@ def dtype_of(precision):
     Returns
     -------
     torch.dtype
-        Of the same name.
-
-    Raises
-    ------
-    ValueError
-        If there is no such precision.
+        The type; a ``ValueError`` if there is no such precision.
     """
     if precision not in DTYPES:
         raise ValueError(

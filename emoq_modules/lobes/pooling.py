@@ -17,12 +17,7 @@ class AttentivePooling(nn.Module):
     dim : int
         Size of the features.
     heads : int
-        Number of heads, a divisor of ``dim``.
-
-    Raises
-    ------
-    ValueError
-        If ``heads`` is no divisor of ``dim``.
+        Number of heads; a ``ValueError`` if it is no divisor of ``dim``.
 
     Example
     -------

@@ -21,8 +21,7 @@ class Projector(nn.Module):
 
     Example
     -------
-    >>> projector = Projector(8, torch.randn(100, 16))
-    >>> projector(torch.rand(3, 8)).shape
+    >>> Projector(8, torch.randn(100, 16))(torch.rand(3, 8)).shape
     torch.Size([3, 16])
     """
 

@@ -1,10 +1,9 @@
 """The prompt: a chat with places for the speaker, the words and the voice.
 
 A transcript is data. Only the template is read for special tokens, and each
-field is tokenized on its own, as plain text: whatever a transcript holds, the
-token ids of the template around it stay the same. So it is with what was said
-before, which is one field on one line: no turn of it can begin a line of the
-prompt, and pass for the transcript or the speaker.
+field is tokenized on its own, as plain text on one line: whatever it holds, the
+token ids of the template around it stay the same, and no turn of what was said
+before can pass for the transcript or the speaker.
 """
 
 from itertools import combinations
@@ -59,11 +58,8 @@ class PromptTemplate:
 
     Example
     -------
-    >>> template = PromptTemplate(
-    ...     system="Name the emotion: {labels}.",
-    ...     user="Speaker: {speaker}\\nTranscript: {text}\\nVoice: <AUDIO>",
-    ... )
-    >>> template.has_audio
+    >>> user = "Speaker: {speaker}\\nTranscript: {text}\\nVoice: <AUDIO>"
+    >>> PromptTemplate("Name the emotion: {labels}.", user).has_audio
     True
     """
 
@@ -114,18 +110,16 @@ class PromptTemplate:
         -------
         TokenizedPrompt
             The prompt in token ids.
-
-        Raises
-        ------
-        ValueError
-            If an emotion word occurs twice, or the tokenizer names no
-            end-of-turn token.
         """
         return TokenizedPrompt(self, tokenizer, labels)
 
 
 class TokenizedPrompt:
     """A prompt template in the token ids of one LLM.
+
+    Attributes: ``label_ids``, a list of token ids for each emotion word, with
+    the space before it; ``eos_id``, the token that ends the assistant's turn;
+    ``prefix_ids``, those that every prompt begins with, and goes on after.
 
     Arguments
     ---------
@@ -136,15 +130,6 @@ class TokenizedPrompt:
         turns as paragraphs.
     labels : list of str
         The emotion words, in the order of the classes.
-
-    Attributes
-    ----------
-    label_ids : list of list of int
-        The token ids of each emotion word, with the space before it.
-    eos_id : int
-        The token that ends the assistant's turn.
-    prefix_ids : list of int
-        Token ids that every prompt begins with, and goes on after.
 
     Raises
     ------
@@ -193,8 +178,8 @@ class TokenizedPrompt:
         speaker : str | None
             The speaker's name, likewise.
         context : list of tuple
-            Speaker and text of the turns before, oldest first; a speaker or
-            text may be None or empty.
+            Speaker and text, likewise, of the turns before, oldest first; a
+            ``ValueError`` if the template has no place for them.
 
         Returns
         -------
@@ -202,11 +187,6 @@ class TokenizedPrompt:
             Token ids before the soft prompt.
         after : list of int
             Token ids after it; empty if the template has no ``<AUDIO>``.
-
-        Raises
-        ------
-        ValueError
-            If there are turns before and the template has no ``{context}``.
         """
         values = {
             "{text}": _one_line(text),
@@ -246,7 +226,7 @@ class TokenizedPrompt:
         speakers : list of str | None
             The speakers' names, where they are known.
         contexts : list of list of tuple | None
-            Speaker and text of the turns before each, oldest first.
+            The turns before each.
 
         Returns
         -------

@@ -60,14 +60,13 @@ class EmoQFormer(nn.Module):
         Number of learnable queries. With 0 the module is RoBERTa itself, of
         which only ``encode`` is of use.
     cross_attention_every : int
-        The queries attend to the audio in layers 0, n, 2n, ... With 0 they
-        never do.
+        The queries attend to the audio in layers 0, n, 2n, ...; with 0 never.
     pooling_heads : int
         Heads of the attentive pooling over the queries.
     dropout : float | None
         Dropout of hidden states and attention, in place of RoBERTa's.
     revision : str | None
-        Git revision of a source on the hub.
+        Branch, tag or commit on the hub.
 
     Raises
     ------
@@ -80,14 +79,10 @@ class EmoQFormer(nn.Module):
     -------
     >>> tiny = {"hidden_size": 16, "num_attention_heads": 2}
     >>> fusion = EmoQFormer(tiny, audio_dim=8, num_queries=4, pooling_heads=2)
-    >>> embeddings = fusion(
-    ...     torch.rand(3, 20, 8),
-    ...     torch.tensor([1.0, 0.5, 0.8]),
-    ...     torch.randint(2, 50, (3, 6)),
-    ...     torch.tensor([0.5, 1.0, 1.0]),
-    ... )
-    >>> embeddings.shape
-    torch.Size([3, 16])
+    >>> audio, tokens = torch.rand(2, 20, 8), torch.randint(2, 50, (2, 6))
+    >>> lens = torch.tensor([1.0, 0.5])
+    >>> fusion(audio, lens, tokens, lens).shape
+    torch.Size([2, 16])
     """
 
     def __init__(
@@ -138,7 +133,8 @@ class EmoQFormer(nn.Module):
         audio_lens : torch.Tensor
             Relative lengths of the audio, ``(B,)``.
         tokens : torch.Tensor
-            RoBERTa token ids of the transcript, ``(B, L)``.
+            RoBERTa token ids of the transcript, ``(B, L)``; a ``ValueError`` if
+            they are more than the text encoder has positions.
         token_lens : torch.Tensor
             Relative lengths of the transcript, ``(B,)``; 0 where there is none.
 
@@ -157,13 +153,13 @@ class EmoQFormer(nn.Module):
         Arguments
         ---------
         audio : torch.Tensor
-            Frames of any encoder, ``(B, T, audio_dim)``.
+            As ``forward`` takes it, ``(B, T, audio_dim)``.
         audio_lens : torch.Tensor
-            Relative lengths of the audio, ``(B,)``.
+            Likewise, ``(B,)``.
         tokens : torch.Tensor
-            RoBERTa token ids of the transcript, ``(B, L)``.
+            Likewise, ``(B, L)``.
         token_lens : torch.Tensor
-            Relative lengths of the transcript, ``(B,)``; 0 where there is none.
+            Likewise, ``(B,)``.
 
         Returns
         -------
@@ -172,11 +168,6 @@ class EmoQFormer(nn.Module):
         text : torch.Tensor
             Those of the transcript, ``(B, L, d_h)``: after the last layer's
             self-attention, and with no queries after its feed-forward too.
-
-        Raises
-        ------
-        ValueError
-            If a transcript is longer than the text encoder's positions.
         """
         batch, num_queries = len(tokens), len(self.queries)
         text_mask = _mask(tokens, token_lens)
@@ -209,9 +200,8 @@ class EmoQFormer(nn.Module):
         Yields
         ------
         list of torch.Tensor
-            Of each layer with cross-attention, in every call of the module:
-            weights ``(B, heads, N_q, T)``, which are 0 on padding and sum to 1
-            over the frames.
+            Weights ``(B, heads, N_q, T)`` of each layer with cross-attention,
+            in every call: 0 on padding, and 1 in sum over the frames.
 
         Raises
         ------

@@ -35,25 +35,16 @@ def load_roberta(source, revision):
     Arguments
     ---------
     source : str | Path | dict | transformers.RobertaConfig
-        A RoBERTa name on the Hugging Face hub or a local folder; or a
-        configuration (its values in a dict), for which there are no weights.
+        As ``EmoQFormer`` takes it, which raises the same errors.
     revision : str | None
-        Git revision of a source on the hub.
+        Branch, tag or commit on the hub.
 
     Returns
     -------
     config : transformers.RobertaConfig
         The configuration.
     weights : dict | None
-        RoBERTa's tensors by its own names; None where the source is a
-        configuration.
-
-    Raises
-    ------
-    BackboneError
-        If the source is neither a folder, nor cached, nor reachable.
-    ValueError
-        If the source is no RoBERTa, or some of its weights are missing.
+        RoBERTa's tensors by its own names; None for a configuration.
     """
     if not isinstance(source, str | Path):
         values = source if isinstance(source, dict) else source.to_dict()
@@ -88,8 +79,7 @@ def roberta_names(names):
     Returns
     -------
     dict
-        RoBERTa's name of each parameter that starts from a weight of
-        RoBERTa; the others are left out.
+        RoBERTa's names of those that start from a weight of RoBERTa.
 
     Example
     -------

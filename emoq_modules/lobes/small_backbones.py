@@ -1,9 +1,9 @@
 """Backbones built on the spot: small, of random weights, with nothing to fetch.
 
-They have the real architectures and the real file formats, so everything that
-loads RoBERTa or Qwen2.5 loads them; tokenizers are trained on the transcripts
-of the training split. They serve trials without a network, tests and
-examples. What they know of language is what EmoQ's own training teaches them.
+They have the real architectures and file formats, so everything that loads
+RoBERTa or Qwen2.5 loads them; tokenizers are trained on the transcripts of the
+training split. They serve trials without a network, tests and examples, and
+know of language what EmoQ's own training teaches them.
 """
 
 import json
@@ -28,6 +28,12 @@ from transformers import (
 
 from emoq_modules.errors import BackboneError
 
+_SIZES = {
+    "hidden_size": 96,
+    "num_attention_heads": 4,
+    "intermediate_size": 192,
+    "initializer_range": 0.1,
+}
 _CHAT_TEMPLATE = (
     "{% for message in messages %}"
     "{{ '<|im_start|>' + message['role'] + '\n' }}"
@@ -51,8 +57,7 @@ def build_text_encoder(folder, texts, vocab_size=2000, seed=1234, **config):
     seed : int
         Seed of the random weights.
     **config : dict
-        Values of ``transformers.RobertaConfig`` that differ from the small
-        ones here.
+        Values of ``transformers.RobertaConfig`` in place of those here.
 
     Returns
     -------
@@ -70,16 +75,8 @@ def build_text_encoder(folder, texts, vocab_size=2000, seed=1234, **config):
     tokenizer.post_processor = processors.TemplateProcessing(
         single="<s> $A </s>", special_tokens=[("<s>", 0), ("</s>", 2)]
     )
-    values = {
-        "hidden_size": 96,
-        "num_hidden_layers": 3,
-        "num_attention_heads": 4,
-        "intermediate_size": 192,
-        "max_position_embeddings": 258,
-        "type_vocab_size": 1,
-        "initializer_range": 0.1,
-        **config,
-    }
+    values = {"max_position_embeddings": 258, "type_vocab_size": 1}
+    values |= {**_SIZES, "num_hidden_layers": 3, **config}
     config = RobertaConfig(
         vocab_size=tokenizer.get_vocab_size(),
         bos_token_id=0,
@@ -128,10 +125,10 @@ def build_llm(
     seed : int
         Seed of the random weights.
     model_type : str
-        The architecture, as transformers calls it: that of any causal LM whose
+        The architecture, as transformers calls it: any causal LM whose
         configuration has the values that Qwen2's has, for instance ``llama``.
     **config : dict
-        Values of its configuration that differ from the small ones here.
+        Values of its configuration in place of those here.
 
     Returns
     -------
@@ -141,8 +138,8 @@ def build_llm(
     Example
     -------
     >>> folder = getfixture("tmp_path") / "llm"
-    >>> build_llm(folder, ["Oh no!", "Oh yes!"], ["happy", "sad"])[-3:]
-    'llm'
+    >>> build_llm(folder, ["Oh no!"], ["happy", "sad"]) == str(folder)
+    True
     """
     special = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
     # Merges are learned by frequency: what is seen often is one token.
@@ -150,22 +147,14 @@ def build_llm(
     tokenizer = _train_tokenizer(
         _transcripts(texts) + often, vocab_size, special
     )
-    values = {
-        "hidden_size": 96,
-        "num_hidden_layers": 2,
-        "num_attention_heads": 4,
-        "num_key_value_heads": 2,
-        "intermediate_size": 192,
-        "initializer_range": 0.1,
-        **config,
-    }
+    values = {**_SIZES, "num_hidden_layers": 2, "num_key_value_heads": 2}
     config = AutoConfig.for_model(
         model_type,
         vocab_size=tokenizer.get_vocab_size(),
         bos_token_id=0,
         pad_token_id=0,
         eos_token_id=2,
-        **values,
+        **{**values, **config},
     )
     return _save(
         folder,

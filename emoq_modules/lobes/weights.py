@@ -20,7 +20,7 @@ _PREFIX = "base_model.model."
 
 
 def load_projector(decoder, path, end_of_epoch=True):
-    """Loads a projector's weights, every key or none.
+    """Loads a projector's weights, as ``load_trainable`` does.
 
     Arguments
     ---------
@@ -30,17 +30,12 @@ def load_projector(decoder, path, end_of_epoch=True):
         What ``save_trainable`` has written of its projector.
     end_of_epoch : bool
         Unused; part of SpeechBrain's interface.
-
-    Raises
-    ------
-    CheckpointError
-        If the file is damaged, or another model's.
     """
     load_trainable(decoder.projector, path)
 
 
 def load_adapter(decoder, path, end_of_epoch=True):
-    """Loads a LoRA adapter's weights, every key or none.
+    """Loads a LoRA adapter's weights, as ``load_trainable`` does.
 
     Arguments
     ---------
@@ -50,11 +45,6 @@ def load_adapter(decoder, path, end_of_epoch=True):
         ``adapter_model.safetensors``, in peft's format.
     end_of_epoch : bool
         Unused; part of SpeechBrain's interface.
-
-    Raises
-    ------
-    CheckpointError
-        If the file is damaged, or another model's.
     """
     _load(_adapter_tensors(decoder.llm), path)
 

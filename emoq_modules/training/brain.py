@@ -44,18 +44,7 @@ class EmoQBrain(sb.Brain):
     loaded_epoch = None  # that of the weights, where evaluation loaded them
 
     def pipeline_options(self, stage):
-        """Options of ``pipeline.embed``; what augments does so in training.
-
-        Arguments
-        ---------
-        stage : sb.Stage
-            What the batch is for.
-
-        Returns
-        -------
-        dict
-            Names and values.
-        """
+        """Options of ``pipeline.embed``; what augments does so in training."""
         options = {"store_precision": self.hparams.store_precision}
         if stage == sb.Stage.TRAIN:
             options["augment_audio"] = self.hparams.augment_audio
@@ -63,23 +52,12 @@ class EmoQBrain(sb.Brain):
         return options
 
     def keep_tested(self, embeddings, stage):
-        """Keeps the embeddings of a test, in ``tested_embeddings``.
-
-        Arguments
-        ---------
-        embeddings : torch.Tensor | None
-            ``(B, d_h)``; None where there is no audio.
-        stage : sb.Stage
-            What the batch is for.
-        """
+        """Keeps the embeddings of a test, ``(B, d_h)``, where there are any."""
         if stage == sb.Stage.TEST and embeddings is not None:
             self.tested_embeddings += embeddings.detach().float().cpu().unbind()
 
     def loss_weight(self, batch):
-        """Weight of a batch in the mean over accumulated batches.
-
-        Here the number of its utterances; a stage may have another.
-        """
+        """Weight of a batch among accumulated ones: its utterances."""
         return len(batch.id)
 
     def make_dataloader(self, dataset, stage, **kwargs):
@@ -89,8 +67,6 @@ class EmoQBrain(sb.Brain):
         resumed epoch, which starts once more, would go another way. In
         training on several ranks SpeechBrain shares the utterances out among
         them; in evaluation a rank gets its batches of ``rank_batches``.
-
-        Takes the arguments of ``sb.Brain.make_dataloader``.
         """
         kwargs.setdefault("generator", torch.Generator())
         # From there a batch goes to the GPU while it is at the one before.
@@ -120,9 +96,6 @@ class EmoQBrain(sb.Brain):
 
         Unlike SpeechBrain's, the mean over accumulated batches is weighted by
         what is in each, and the last batches of an epoch count too.
-
-        Takes the arguments of ``sb.Brain.fit_batch``, and returns the loss of
-        the batch, a scalar on the CPU without a gradient.
         """
         last = self.step == self.batches_per_epoch
         should_step = last or self.step % self.grad_accumulation_factor == 0
@@ -194,46 +167,20 @@ class EmoQBrain(sb.Brain):
         """Measures the weights of the best epoch; ``stats`` holds the result.
 
         ``tested_embeddings`` holds the embeddings, ``(d_h,)`` each, in the
-        order of ``stats``; it is empty where there is no audio. Takes the
-        arguments of ``sb.Brain.evaluate``, and
-
-        Arguments
-        ---------
-        split : str
-            What the log calls the set: ``valid`` or ``test``.
-
-        Returns
-        -------
-        float
-            The mean loss of the batches that this rank has evaluated.
-
-        Raises
-        ------
-        CheckpointError
-            If there is no checkpoint yet.
+        order of ``stats``; the log calls the set by the name of its ``split``.
         """
         self.evaluated_split = split
         return super().evaluate(test_set, *args, **kwargs)
 
     def evaluate_batch(self, batch, stage):
-        """Evaluates a batch; keeps its loss and where it begins in ``stats``.
-
-        Takes and returns what ``sb.Brain.evaluate_batch`` does.
-        """
+        """Evaluates a batch; keeps its loss and first place in ``stats``."""
         first = len(self.stats.ids)
         loss = super().evaluate_batch(batch, stage)
         self.evaluated.append((first, float(loss)))
         return loss
 
     def init_optimizers(self):
-        """Gives every part its learning rate, and makes the schedule.
-
-        Raises
-        ------
-        ConfigurationError
-            If a part has no learning rate, or a learning rate no part; if
-            there is no such schedule or selection metric.
-        """
+        """Gives every part its learning rate, and makes the schedule."""
         self._check_choice("scheduler", [kind.value for kind in SchedulerType])
         # Used only after an epoch, which nobody should wait for in vain.
         self._check_choice("selection_metric", ["last", "loss", *MEASURES])
@@ -287,10 +234,7 @@ class EmoQBrain(sb.Brain):
             )
 
     def on_stage_start(self, stage, epoch=None):
-        """Starts new statistics.
-
-        Takes the arguments of ``sb.Brain.on_stage_start``.
-        """
+        """Starts new statistics."""
         self.stats = EmotionStats(self.hparams.labels)
         self.tested_embeddings = []
         self.evaluated = []
@@ -302,7 +246,6 @@ class EmoQBrain(sb.Brain):
         """Logs the epoch or test, and saves a checkpoint after an epoch.
 
         An epoch ends with its validation, whose score the checkpoint has.
-        Takes the arguments of ``sb.Brain.on_stage_end``.
         """
         if stage == sb.Stage.TRAIN:
             self.train_loss = float(stage_loss)
@@ -359,12 +302,6 @@ class EmoQBrain(sb.Brain):
         """Loads the weights of the best epoch, and nothing else with them.
 
         What is there from the evaluation of another set is not loaded again.
-        The arguments are unused; part of SpeechBrain's interface.
-
-        Raises
-        ------
-        CheckpointError
-            If there is no checkpoint yet, or it is another model's.
         """
         best = self.checkpointer.find_checkpoint(max_key="score")
         if best is None:
@@ -379,20 +316,7 @@ class EmoQBrain(sb.Brain):
             newest = self.checkpointer.find_checkpoint()
             history = newest.paramfiles["history"]
             self.hparams.history.load(history, end_of_epoch=True)
-        for name, module in self.trained_modules().items():
-            load_trainable(module, best.paramfiles[name])
+        for name, module in self.checkpointer.recoverables.items():
+            if isinstance(module, torch.nn.Module):
+                load_trainable(module, best.paramfiles[name])
         self.loaded_epoch = best.meta["epoch"]
-
-    def trained_modules(self):
-        """Finds the modules whose weights a checkpoint holds.
-
-        Returns
-        -------
-        dict
-            These modules, by name.
-        """
-        return {
-            name: module
-            for name, module in self.checkpointer.recoverables.items()
-            if isinstance(module, torch.nn.Module)
-        }

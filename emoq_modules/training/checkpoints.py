@@ -60,13 +60,14 @@ class TrainableCheckpointer(Checkpointer):
     Example
     -------
     >>> from safetensors.torch import load_file
-    >>> folder = getfixture("tmp_path")
     >>> layer = torch.nn.Linear(2, 2)
     >>> layer.bias.requires_grad = False
-    >>> checkpointer = TrainableCheckpointer(folder, {"layer": layer})
+    >>> checkpointer = TrainableCheckpointer(
+    ...     getfixture("tmp_path"), {"layer": layer}
+    ... )
     >>> checkpoint = checkpointer.save_checkpoint()
-    >>> sorted(load_file(checkpoint.paramfiles["layer"]))
-    ['weight']
+    >>> load_file(checkpoint.paramfiles["layer"]).keys()
+    dict_keys(['weight'])
     """
 
     def __init__(self, checkpoints_dir, recoverables):
@@ -88,12 +89,8 @@ class TrainableCheckpointer(Checkpointer):
     def save_checkpoint(self, *args, **kwargs):
         """Saves a checkpoint, and marks it as complete at the very end.
 
-        Takes the arguments of ``Checkpointer.save_checkpoint``, on all ranks.
-
-        Returns
-        -------
-        speechbrain.utils.checkpoints.Checkpoint | None
-            What was saved; None on ranks but the first.
+        Takes the arguments of ``Checkpointer.save_checkpoint``, on all ranks,
+        and returns what was saved, on ranks but the first None.
 
         Raises
         ------
@@ -262,7 +259,7 @@ register_checkpoint_hooks(RandomState, save_on_main_only=False)
 
 @register_checkpoint_hooks
 class History(list):
-    """The figures of each epoch so far, a dict each; survives a restart.
+    """The metrics of each epoch so far, a dict each; survives a restart.
 
     Example
     -------

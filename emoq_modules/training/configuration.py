@@ -31,13 +31,9 @@ _REFUSED = "There is no such|Invalid argument to"
 class StageRun:
     """One stage of one fold, composed and not yet run.
 
-    Attributes
-    ----------
-    hparams_yaml : str
-        Its whole YAML, references resolved.
-    first : StageRun | None
-        The run of stage 1 that it starts from; None where it starts from
-        nothing, or where there is no experiment to make it with.
+    ``hparams_yaml`` is its whole YAML, references resolved; ``first`` is the
+    run of stage 1 that it starts from, None where it starts from nothing or
+    there is no experiment to make it with.
     """
 
     hparams_yaml: str
@@ -65,31 +61,12 @@ class StageRun:
 
 
 def plan_runs(experiment, presets=(), options="", folds=None, debug=False):
-    """Composes the runs that an experiment asks for, fold by fold.
+    """Composes the runs that an experiment asks for, a ``StageRun`` a fold.
 
-    Arguments
-    ---------
-    experiment : str or Path
-        The experiment's YAML file.
-    presets : list of str or Path
-        Presets to lay over it.
-    options : str
-        YAML of top-level keys that win over all.
-    folds : str | None
-        A fold, several (``1,2,5``) or ``all``; None is the experiment's own.
-    debug : bool
-        Whether the runs are of a few batches. They are a variant of their
-        own, so as not to take the place of whole ones.
-
-    Returns
-    -------
-    list of StageRun
-        One a fold; each of stage 2 has the run of stage 1 that it starts from.
-
-    Raises
-    ------
-    ConfigurationError
-        If there is no such fold, or the configuration is wrong.
+    Presets are laid over the experiment's file, and ``options``, YAML of
+    top-level keys, over these. ``folds`` names one, several (``1,2,5``) or
+    ``all``; None is the experiment's own. Runs of a few batches (``debug``) are
+    a variant of their own, so as not to take the place of whole ones.
     """
     options = _parse(options)
     tree = _merged(experiment, presets, options)
@@ -109,65 +86,27 @@ def plan_runs(experiment, presets=(), options="", folds=None, debug=False):
 
 
 def merge_presets(experiment, presets=(), options=""):
-    """Lays presets and options over an experiment.
+    """Lays presets, and options over them, over an experiment.
 
-    Arguments
-    ---------
-    experiment : str or Path
-        The experiment's YAML file.
-    presets : list of str or Path
-        Presets' YAML files; a later one wins.
-    options : str
-        YAML of top-level keys, which win over all.
-
-    Returns
-    -------
-    str
-        The whole experiment as YAML, its references resolved.
-
-    Raises
-    ------
-    ConfigurationError
-        If a file is missing or no YAML, a key is none of the experiment's, or
-        a value is of the wrong kind or still missing (``!PLACEHOLDER``).
+    What is returned is its whole YAML, references resolved. A key that is none
+    of the experiment's, a value of the wrong kind and one that is still missing
+    (``!PLACEHOLDER``) are errors.
 
     Example
     -------
     >>> folder = getfixture("tmp_path")
-    >>> _ = (folder / "experiment.yaml").write_text(
-    ...     "stage: 1\\na: 2\\nb: !ref <a>"
-    ... )
-    >>> _ = (folder / "preset.yaml").write_text("stage1: {a: 3}")
-    >>> print(
-    ...     merge_presets(folder / "experiment.yaml", [folder / "preset.yaml"])
-    ... )
-    stage: 1
-    a: 3
-    b: 3
-    <BLANKLINE>
+    >>> experiment, preset = folder / "experiment.yaml", folder / "preset.yaml"
+    >>> _ = experiment.write_text("stage: 1\\na: 2\\nb: !ref <a>")
+    >>> _ = preset.write_text("stage1: {a: 3}")
+    >>> merge_presets(experiment, [preset])
+    'stage: 1\\na: 3\\nb: 3\\n'
     """
     tree = _merged(experiment, presets, _parse(options))
     return _resolve(experiment, tree)
 
 
 def load_hparams(hparams_yaml):
-    """Makes the objects of a composed experiment.
-
-    Arguments
-    ---------
-    hparams_yaml : str
-        What ``merge_presets`` returned.
-
-    Returns
-    -------
-    dict
-        Objects and plain values, by their keys.
-
-    Raises
-    ------
-    ConfigurationError
-        If what a value names does not exist, or does not take its arguments.
-    """
+    """Makes the objects of a composed experiment, by their keys."""
     try:
         return load_hyperpyyaml(hparams_yaml)
     except (ImportError, TypeError, ValueError) as error:
@@ -190,26 +129,7 @@ def change(options, **values):
 
 
 def read_options(experiment, arguments):
-    """Options of an experiment's run, told apart from SpeechBrain's.
-
-    Arguments
-    ---------
-    experiment : str or Path
-        The experiment's YAML file.
-    arguments : list of str
-        ``--key value``, of top-level keys and of run options.
-
-    Returns
-    -------
-    options : str
-        YAML of the top-level keys that are set.
-    run_opts : dict
-        SpeechBrain's run options.
-
-    Raises
-    ------
-    ConfigurationError
-        If an option is given twice, or is no YAML.
+    """Options of a run as YAML, told apart from SpeechBrain's run options.
 
     Example
     -------

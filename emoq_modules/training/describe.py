@@ -24,22 +24,7 @@ _ARCHITECTURES = Path(__file__).with_name("architectures")
 
 
 def describe(experiment, presets=(), options=""):
-    """Describes the model of an experiment.
-
-    Arguments
-    ---------
-    experiment : str or Path
-        The experiment's YAML file.
-    presets : list of str or Path
-        Presets to lay over it.
-    options : str
-        YAML of top-level keys that win over all.
-
-    Returns
-    -------
-    str
-        A table: part, parameters, how many of them train.
-    """
+    """A table of an experiment's parts: parameters, and how many train."""
     parts = model_parts(experiment, presets, options)
     parts["total"] = sum(parts.values(), [])
     lines = [f"{'part':<16}{'parameters':>16}{'training':>16}"]
@@ -54,15 +39,7 @@ def describe(experiment, presets=(), options=""):
 
 
 def model_parts(experiment, presets=(), options=""):
-    """Builds the model without weights.
-
-    Takes the arguments of ``describe``.
-
-    Returns
-    -------
-    dict
-        The parameters of each part, on the meta device.
-    """
+    """Parameters of each part of a model, on the meta device."""
     hparams = build_untrained(experiment, presets, options)
     modules = dict(hparams["modules"])
     decoder = modules.pop("decoder", None)
@@ -89,41 +66,29 @@ def build_untrained(
 ):
     """Makes an experiment's objects without data, on untrained backbones.
 
-    Takes the arguments of ``describe``, and those below.
-
-    Arguments
-    ---------
-    device : str
-        Where to; on ``meta`` there are no weights, elsewhere random ones.
-    llm_tokenizer : str | None
-        Folder of the LLM's tokenizer; None takes one that knows few words,
-        since the model's size does not depend on it.
-    **of_llm : dict
-        Values to change in the LLM's configuration.
-
-    Returns
-    -------
-    dict
-        As ``configuration.load_hparams`` returns it.
+    On the device ``meta`` there are no weights, elsewhere random ones. The
+    LLM's tokenizer is one that knows few words, as the model's size does not
+    depend on it, or that in the folder ``llm_tokenizer``; further values are
+    laid over the LLM's configuration.
     """
     [run] = plan_runs(experiment, presets, change(options, data_folder=""))
-    plain = run.hparams
+    hparams = run.hparams
     with TemporaryDirectory() as folder:
         changes = {
             "data_folder": "",
-            "audio_source": _configuration(plain.get("audio_source")),
-            "text_encoder": _configuration(plain["text_encoder"]),
+            "audio_source": _configuration(hparams.get("audio_source")),
+            "text_encoder": _configuration(hparams["text_encoder"]),
             "text_tokenizer": None,
             "checkpointer": None,  # would make a folder
             "train_logger": None,  # might log in somewhere
         }
-        if plain["stage"] == 1:
+        if hparams["stage"] == 1:
             changes["class_weights"] = None
             changes["training_labels"] = []
         else:
-            changes["llm"] = _configuration(plain["llm"]) | of_llm
+            changes["llm"] = _configuration(hparams["llm"]) | of_llm
             changes["llm_tokenizer"] = llm_tokenizer or build_llm(
-                folder, [], plain["labels"]
+                folder, [], hparams["labels"]
             )
             changes["pretrainer"] = None
         options = change(options, **changes)

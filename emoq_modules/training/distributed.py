@@ -26,17 +26,6 @@ def init_ranks(run_opts):
     the connection has closed, or else, as after a loss of power, when they have
     waited for an hour, or for the seconds of the environment variable
     ``EMOQ_TIMEOUT_S``. SpeechBrain's ``ddp_init_group`` has two hours, always.
-
-    Arguments
-    ---------
-    run_opts : dict
-        SpeechBrain's run options, of which ``distributed_backend`` counts.
-
-    Example
-    -------
-    >>> init_ranks({"distributed_backend": "gloo"})
-    >>> own_rank(), world_size()
-    (0, 1)
     """
     if "LOCAL_RANK" not in os.environ:
         return
@@ -48,41 +37,17 @@ def init_ranks(run_opts):
 
 
 def own_rank():
-    """Rank of this process in the run.
-
-    Returns
-    -------
-    int
-        From 0 on; 0 if it is the only process.
-    """
+    """Rank of this process in the run; 0 if it is the only one."""
     return dist.get_rank() if dist.is_initialized() else 0
 
 
 def world_size():
-    """Number of processes of the run.
-
-    Returns
-    -------
-    int
-        1 where training is not distributed.
-    """
+    """Number of processes of the run; 1 if it is not distributed."""
     return dist.get_world_size() if dist.is_initialized() else 1
 
 
 def rank_batches(size, batch_size):
-    """Lists the batches of a data set that this rank evaluates.
-
-    Arguments
-    ---------
-    size : int
-        Utterances in the set.
-    batch_size : int
-        Utterances in a batch.
-
-    Returns
-    -------
-    list of list of int
-        Indices into the set; in one process all of them, in order.
+    """The batches, as indices into a data set, that this rank evaluates.
 
     Example
     -------
@@ -98,25 +63,11 @@ def rank_batches(size, batch_size):
 
 
 def join(stats, embeddings, evaluated):
-    """Gathers what all ranks have measured.
+    """Gathers what all ranks have measured: every batch once, and in order.
 
-    Arguments
-    ---------
-    stats : EmotionStats
-        Of this rank's batches.
-    embeddings : list of torch.Tensor
-        ``(d_h,)`` each, in the order of ``stats``; may be empty.
-    evaluated : list of tuple
-        Of each batch its first place in ``stats``, and its loss.
-
-    Returns
-    -------
-    stats : EmotionStats
-        Of all batches, each once and in order.
-    embeddings : list of torch.Tensor
-        ``(d_h,)`` each, in the order of ``stats``.
-    losses : list of float
-        Of each batch, in the same order.
+    Takes the statistics and embeddings, ``(d_h,)`` each, of this rank, and for
+    each of its batches the first place in them and the loss; returns
+    statistics, embeddings and losses of all.
     """
     own = []
     ends = [first for first, _ in evaluated[1:]] + [None]

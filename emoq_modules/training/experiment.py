@@ -42,22 +42,8 @@ logger = get_logger(__name__)
 def run_folds(runs, run_opts=None):
     """Runs stages, each after the one that it starts from if that is missing.
 
-    Arguments
-    ---------
-    runs : list of StageRun
-        What ``plan_runs`` returned.
-    run_opts : dict | None
-        SpeechBrain's run options (device, debug, ...).
-
-    Returns
-    -------
-    str
-        The results of each stage, over the folds together.
-
-    Raises
-    ------
-    ConfigurationError
-        If settings do not go together, or a run's folder holds another run.
+    Takes what ``plan_runs`` returned, and returns the results of each stage,
+    over the folds together, as text.
     """
     folders = {}
     for run in runs:
@@ -93,20 +79,7 @@ def _due(run):
 
 
 def run_stage(run, run_opts=None):
-    """Runs one stage, or goes on where it was stopped.
-
-    Arguments
-    ---------
-    run : StageRun
-        What to run.
-    run_opts : dict | None
-        SpeechBrain's run options.
-
-    Raises
-    ------
-    ConfigurationError
-        If settings do not go together, or its folder holds another run.
-    """
+    """Runs one stage, or goes on where it was stopped."""
     started = time.time()
     # Data first: what is wrong there shows before models take their time.
     enter_folder(run)

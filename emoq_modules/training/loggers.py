@@ -80,7 +80,7 @@ class EpochTensorboardLogger(TensorboardLogger):
         Arguments
         ---------
         stats_meta : dict
-            As ``TrainLoggers.log_stats`` takes it.
+            As of ``TrainLoggers.log_stats``.
         **stats : dict
             Likewise.
         """

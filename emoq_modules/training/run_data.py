@@ -16,13 +16,7 @@ from emoq_modules.training.distributed import own_rank, world_size
 
 
 def read_manifests(hparams):
-    """The manifests of a run, by split, from its plain values.
-
-    Raises
-    ------
-    CorpusError
-        If a row or its audio is at fault.
-    """
+    """Reads the manifests of a run, by split."""
     digests = None
     if hparams["feature_store"] is not None:
         # Of files that have been read; the others are checked.
@@ -41,23 +35,8 @@ def read_manifests(hparams):
 def read_corpus(hparams):
     """Prepares the corpus of a run, and reads and checks what that has written.
 
-    Arguments
-    ---------
-    hparams : dict
-        Plain values of the run, and ``prepare``.
-
-    Returns
-    -------
-    manifests : dict
-        What ``read_manifests`` gives.
-    dialogues : dict | None
-        The turns of each dialogue, as ``read_dialogues`` gives them; None where
-        no turns before are wanted.
-
-    Raises
-    ------
-    CorpusError
-        If the corpus is not as it should be.
+    Returns the manifests, and the turns of each dialogue, which are None where
+    no turns before are wanted.
     """
     run_on_main(hparams["prepare"])
     manifests = read_manifests(hparams)
@@ -80,30 +59,9 @@ def _read_dialogues(hparams, manifests):
 
 
 def make_datasets(hparams, manifests, device, progressbar=True, dialogues=None):
-    """The data sets of a run; frames that its store lacks are computed.
+    """The data set of each split; frames that the store lacks are computed.
 
-    Arguments
-    ---------
-    hparams : dict
-        The run's settings and objects.
-    manifests : dict
-        Of each split, as ``read_manifests`` gives them.
-    device : str or torch.device
-        Where to compute frames.
-    progressbar : bool
-        Whether to show one.
-    dialogues : dict | None
-        What ``read_corpus`` gives.
-
-    Returns
-    -------
-    dict
-        A ``DynamicItemDataset`` for each split.
-
-    Raises
-    ------
-    ConfigurationError
-        If settings of the audio do not go together.
+    Settings of the audio that do not go together are a ``ConfigurationError``.
     """
     of_prompt = {}
     if hparams["stage"] == 2:
@@ -124,7 +82,7 @@ def make_datasets(hparams, manifests, device, progressbar=True, dialogues=None):
 
 
 def _audio_source(hparams, manifests, device, progressbar):
-    """What gives an utterance's frames, or its waveform, from its path."""
+    """What makes frames, or a waveform, of a path."""
     encoder = hparams["audio_encoder"]
     if encoder is None:
         return None

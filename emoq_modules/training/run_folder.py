@@ -1,12 +1,10 @@
 """The folder of a run: it holds one run, of one set of hyperparameters."""
 
-import copy
 from io import StringIO
 from textwrap import shorten
 
 import speechbrain as sb
 from ruamel.yaml import YAML
-from ruamel.yaml.comments import CommentedMap, CommentedSeq
 from speechbrain.utils.distributed import ddp_barrier, if_main_process
 
 from emoq_modules import present_names
@@ -27,18 +25,7 @@ _FREE_TO_CHANGE = {
 
 
 def enter_folder(run):
-    """Makes a run's folder, or checks that it holds this very run.
-
-    Arguments
-    ---------
-    run : StageRun
-        What is to be run.
-
-    Raises
-    ------
-    ConfigurationError
-        If the folder holds a run with other settings.
-    """
+    """Makes a run's folder, or checks that it holds this very run."""
     folder = run.folder
     # A start that failed before its first checkpoint leaves nothing to keep.
     if any(folder.glob("save/*")) or (folder / RESULTS_FILE).exists():
@@ -50,18 +37,7 @@ def enter_folder(run):
 
 
 def check_settings(run):
-    """Checks that what is in a run's folder is this very run.
-
-    Arguments
-    ---------
-    run : StageRun
-        What would be run.
-
-    Raises
-    ------
-    ConfigurationError
-        If it was made with other settings, of those that its result depends on.
-    """
+    """Refuses a folder that holds a run with other settings."""
     saved = run.folder / SETTINGS_FILE
     if not saved.exists():
         return
@@ -80,41 +56,30 @@ def check_settings(run):
 
 
 def differences(now, earlier):
-    """Finds the keys whose values differ between two composed experiments.
-
-    Returns
-    -------
-    dict
-        Each such key with its value before and now, as YAML.
+    """Keys whose values differ between two YAMLs: the value before and now.
 
     Example
     -------
     >>> differences("a: 1\\nb: 2", "a: 1\\nb: 3")
     {'b': ('3', '2')}
     """
-    ours, theirs = YAML().load(now), YAML().load(earlier)
+    ours, theirs = _texts(now), _texts(earlier)
     return {
-        key: (_text(theirs.get(key)), _text(ours.get(key)))
-        for key in [*ours, *(key for key in theirs if key not in ours)]
-        if _text(ours.get(key)) != _text(theirs.get(key))
+        key: (theirs.get(key, "null"), ours.get(key, "null"))
+        for key in ours | theirs
+        if theirs.get(key, "null") != ours.get(key, "null")
     }
 
 
-def _text(node):
-    """A node as YAML, without the comments."""
-    node = copy.deepcopy(node)
-    for part in _parts(node):
-        part.ca.items.clear()
-        part.ca.comment = None
-    text = StringIO()
-    YAML().dump({"value": node}, text)
-    return text.getvalue().removeprefix("value:").strip()
+def _texts(hparams_yaml):
+    """Each key's value as YAML; this parser drops the comments."""
+    texts = {}
+    for key, node in _parser().compose(hparams_yaml).value:
+        text = StringIO()
+        _parser().serialize(node, text)
+        texts[key.value] = text.getvalue().removesuffix("...\n").strip()
+    return texts
 
 
-def _parts(node):
-    """All mappings and sequences of a tree."""
-    if isinstance(node, CommentedMap | CommentedSeq):
-        yield node
-        values = node.values() if isinstance(node, CommentedMap) else node
-        for value in values:
-            yield from _parts(value)
+def _parser():
+    return YAML(typ="safe", pure=True)

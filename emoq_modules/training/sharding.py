@@ -29,21 +29,8 @@ def shard_llm(decoder, device):
     of them. Every node has all parts, so that layers come together within it
     alone. All its ranks have to run the LLM equally often, in the same order,
     and gradients reach a layer through what it returns: there can be none
-    through keys and values that were kept.
-
-    Arguments
-    ---------
-    decoder : SoftPromptDecoder
-        Whose LLM is shared out, in place; the same on all ranks, on the CPU.
-        Layer after layer, what is kept of it goes to ``device``.
-    device : str
-        Where this rank computes.
-
-    Raises
-    ------
-    ConfigurationError
-        If there is no other rank, or if the layers are not to be found or are
-        quantized.
+    through keys and values that were kept. The decoder is the same on all
+    ranks, on the CPU; what is kept of it goes to ``device``, layer after layer.
     """
     if world_size() == 1:
         raise ConfigurationError(

@@ -27,7 +27,7 @@ from emoq_modules.dataio import (
 from emoq_modules.dataio.feature_extraction import extract_features
 from emoq_modules.errors import FeatureStoreError
 from emoq_modules.lobes.audio_encoder import FrozenEncoder
-from emoq_modules.lobes.pipeline import round_trip
+from emoq_modules.lobes.pipeline import to_precision
 
 DIM = 4
 SHARD_BYTES = 2 * DIM * 50  # a few utterances
@@ -109,7 +109,9 @@ def store_of(folder, scale=100.0, precision="fp16"):
 def assert_holds(store, rows, scale=100.0):
     assert store.missing([row["wav"] for row in rows]) == []
     for row in rows:
-        expected = round_trip(frames_of(row["wav"], scale), store.precision)
+        expected = to_precision(
+            frames_of(row["wav"], scale), store.precision
+        ).float()
         assert torch.equal(store.load(row["wav"]), expected)
 
 
@@ -264,7 +266,7 @@ def test_values_that_do_not_fit_the_precision_are_refused(folder, rows):
     with pytest.raises(ValueError, match="do not fit fp16.* bf16"):
         fill(rows, store, CountingEncoder(1e6))
     with pytest.raises(ValueError, match="do not fit fp16"):
-        round_trip(torch.tensor([float("nan")]), "fp16")
+        to_precision(torch.tensor([float("nan")]), "fp16")
     with pytest.raises(ValueError, match="one of fp16, bf16, fp32.* 'half'"):
         store_of(folder, precision="half")
 

@@ -116,11 +116,8 @@ def test_weights_are_those_of_numpy(fusion, weights):
 # --- Recorded -----------------------------------------------------------------
 
 
-def test_every_listening_layer_head_and_query_has_weights(fusion, weights):
-    assert weights.shape == (2, 2, HEADS, 5, 30)
-
-
 def test_weights_sum_to_one_over_frames_and_are_zero_on_padding(weights):
+    assert weights.shape == (2, 2, HEADS, 5, 30)  # of every second layer
     np.testing.assert_allclose(weights.sum(dim=-1), 1, rtol=1e-12)
     assert (weights[:, 1, ..., 17:] == 0).all()
     assert (weights[:, 1, ..., :17] > 0).all()

@@ -35,7 +35,6 @@ TINY = {
 
 
 def save_tiny(folder, family, norm):
-    """A tiny model, as ``save_pretrained`` writes it."""
     config = AutoConfig.for_model(
         family,
         feat_extract_norm=norm,
@@ -57,7 +56,6 @@ def folder_of(tmp_path_factory):
     made = {}
 
     def make(family, norm):
-        """The folder of a model."""
         if (family, norm) not in made:
             folder = tmp_path_factory.mktemp(f"{family}-{norm}")
             made[family, norm] = save_tiny(folder, family, norm)
@@ -76,7 +74,6 @@ def speech(*lengths, seed=0):
 
 
 def padded(wavs, rubbish=0.0):
-    """A batch of waveforms, and their relative lengths."""
     lengths = torch.tensor([len(wav) for wav in wavs])
     batch = torch.full((len(wavs), int(lengths.max())), rubbish)
     for row, wav in zip(batch, wavs, strict=True):
@@ -85,14 +82,12 @@ def padded(wavs, rubbish=0.0):
 
 
 def alone(encoder, wav):
-    """Frames of one waveform."""
     frames, lens = encoder(wav[None], torch.ones(1))
     assert lens.tolist() == [1.0]
     return frames[0]
 
 
 def assert_same_alone_and_padded(encoder, wavs, tolerance):
-    """Whether frames depend on the batch."""
     # Whatever stands in the padding must not matter.
     frames, lens = encoder(*padded(wavs, rubbish=0.3))
     counts = (lens * frames.shape[1]).round().int().tolist()
@@ -109,7 +104,7 @@ def assert_same_alone_and_padded(encoder, wavs, tolerance):
 def test_frames_are_the_same_alone_and_padded(folder_of, family, norm):
     encoder = HuggingFaceEncoder(folder_of(family, norm))
     assert encoder.one_by_one == (norm == "group")
-    wavs = speech(4000, 12345, 7777, 400, 399, 1)
+    wavs = [*speech(4000, 12345, 7777, 400, 399, 1), torch.zeros(3000)]
     assert_same_alone_and_padded(encoder, wavs, 1e-5)
     encoder.do_normalize = not encoder.do_normalize
     assert_same_alone_and_padded(encoder, wavs, 1e-5)
@@ -131,14 +126,12 @@ def test_frames_are_those_of_transformers(folder_of, family, norm):
         (0, expected.hidden_states[0]),
         (2, expected.hidden_states[2]),
     ]:
-        frames = alone(HuggingFaceEncoder(folder, layer=layer), wav)
+        encoder = HuggingFaceEncoder(folder, layer=layer)
+        used = LAYERS if layer < 0 else layer
+        assert len(encoder.model.encoder.layers) == used  # no more are kept
+        frames = alone(encoder, wav)
         assert frames.shape == states[0].shape
         torch.testing.assert_close(frames, states[0], atol=1e-5, rtol=1e-5)
-
-
-def test_layers_above_the_one_that_is_taken_are_dropped(folder_of):
-    encoder = HuggingFaceEncoder(folder_of("hubert", "layer"), layer=1)
-    assert len(encoder.model.encoder.layers) == 1
 
 
 def test_a_layer_that_does_not_exist_is_refused(folder_of):
@@ -148,7 +141,7 @@ def test_a_layer_that_does_not_exist_is_refused(folder_of):
 
 
 @pytest.mark.parametrize("norm", NORMS)
-def test_train_mode_cannot_be_entered(folder_of, norm):
+def test_train_mode_cannot_be_entered_and_nothing_trains(folder_of, norm):
     encoder = HuggingFaceEncoder(folder_of("wavlm", norm))
     wavs = padded(speech(8000, 5000))
     before, _ = encoder(*wavs)
@@ -157,12 +150,8 @@ def test_train_mode_cannot_be_entered(folder_of, norm):
     assert around.training
     assert not any(module.training for module in encoder.modules())
     assert torch.equal(before, after)
-
-
-def test_nothing_in_an_encoder_trains(folder_of):
-    encoder = HuggingFaceEncoder(folder_of("hubert", "layer"))
-    wav = speech(4000)[0].requires_grad_()
     assert not any(p.requires_grad for p in encoder.parameters())
+    wav = speech(4000)[0].requires_grad_()
     assert not alone(encoder, wav).requires_grad
 
 
@@ -177,7 +166,6 @@ class OwnEncoder(FrozenEncoder):
         self.offset = torch.nn.Parameter(torch.ones(3))
 
     def encode(self, wavs, samples):
-        """A frame a sample."""
         frames = self.layer(wavs[..., None]) + self.offset
         return [f[:n] for f, n in zip(frames, samples, strict=True)]
 
@@ -210,12 +198,6 @@ def test_an_utterance_without_samples_is_named(folder_of):
         encoder(wavs, torch.ones(2))
 
 
-def test_silence_gives_finite_frames(folder_of):
-    for norm in NORMS:
-        encoder = HuggingFaceEncoder(folder_of("hubert", norm))
-        assert alone(encoder, torch.zeros(3000)).isfinite().all()
-
-
 def test_identity_follows_what_determines_the_frames(folder_of, tmp_path):
     folder = folder_of("hubert", "layer")
     first = HuggingFaceEncoder(folder).identity
@@ -240,7 +222,9 @@ def test_a_configuration_gives_random_weights_of_no_shared_identity():
     assert not any(p.requires_grad for p in encoders[0].parameters())
 
 
-def test_a_folder_with_missing_weights_is_refused(folder_of, tmp_path):
+def test_a_folder_with_missing_or_truncated_weights_is_refused(
+    folder_of, tmp_path
+):
     model = AutoModel.from_pretrained(folder_of("hubert", "layer"))
     state = model.state_dict()
     del state["encoder.layers.1.attention.k_proj.weight"]
@@ -248,13 +232,6 @@ def test_a_folder_with_missing_weights_is_refused(folder_of, tmp_path):
     Wav2Vec2FeatureExtractor().save_pretrained(tmp_path)
     with pytest.raises(BackboneError, match="lacks 1 .*layers.1.attention.k_"):
         HuggingFaceEncoder(tmp_path)
-
-
-def test_truncated_weights_are_refused(folder_of, tmp_path):
-    AutoModel.from_pretrained(folder_of("hubert", "layer")).save_pretrained(
-        tmp_path
-    )
-    Wav2Vec2FeatureExtractor().save_pretrained(tmp_path)
     weights = tmp_path / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:-100])
     with pytest.raises(BackboneError, match="cannot be loaded .*download"):
@@ -294,18 +271,14 @@ def test_frames_of_hubert_are_20_ms_apart(folder_of):
 
 def test_precision_changes_what_is_computed_in_and_the_identity():
     values = {
+        **TINY,
         "model_type": "hubert",
-        "hidden_size": 32,
-        "num_hidden_layers": 2,
-        "num_attention_heads": 4,
-        "intermediate_size": 64,
-        "conv_dim": [32] * 7,
         "feat_extract_norm": "layer",
         "do_stable_layer_norm": True,
         # On some processors oneDNN's product of a few channels a group is
         # wrong in bfloat16; that of the paper's encoder, 64 a group, is right.
-        "num_conv_pos_embeddings": 16,
         "num_conv_pos_embedding_groups": 2,
+        "initializer_range": 0.02,
     }
     torch.manual_seed(0)
     exact = HuggingFaceEncoder(values)

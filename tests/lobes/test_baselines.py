@@ -3,7 +3,6 @@
 import numpy as np
 import pytest
 import torch
-from hyperpyyaml import load_hyperpyyaml
 from test_audio_encoder import (
     FAMILIES,
     LAYERS,
@@ -13,10 +12,7 @@ from test_audio_encoder import (
     save_tiny,
     speech,
 )
-from transformers import (
-    AutoFeatureExtractor,
-    AutoModel,
-)
+from transformers import AutoFeatureExtractor, AutoModel
 
 from emoq_modules import (
     FbankEncoder,
@@ -66,33 +62,9 @@ def test_rows_are_not_taken_for_the_frames_of_the_same_model(hubert):
     assert means.identity["weights"] == frames.identity["weights"]
     assert means.identity != frames.identity
     assert LayerMeanEncoder(hubert).identity == means.identity
-
-
-def test_only_means_of_layers_have_a_number_of_layers(hubert):
-    assert LayerMeanEncoder(hubert).num_layers == LAYERS + 1
-    assert HuggingFaceEncoder(hubert).num_layers is None
-    assert FbankEncoder().num_layers is None
-
-
-def test_rows_of_layers_are_not_in_time(hubert):
-    assert LayerMeanEncoder(hubert).hop_s is None
-
-
-def test_encoders_are_made_by_yaml(hubert):
-    hparams = load_hyperpyyaml(
-        f"""
-        fbank: !new:emoq_modules.FbankEncoder
-            n_mels: 40
-            stack: 4
-        hubert: !new:emoq_modules.HuggingFaceEncoder
-            source: {hubert}
-            layer: 2
-        dim: !ref <hubert.dim>
-        """
-    )
-    assert hparams["fbank"].dim == 160
-    assert hparams["dim"] == 32
-    assert hparams["hubert"].sample_rate == 16000
+    # Rows of layers are not in time.
+    assert (means.num_layers, means.hop_s) == (LAYERS + 1, None)
+    assert frames.num_layers is FbankEncoder().num_layers is None
 
 
 def test_mean_pooled_audio_leaves_padding_out():

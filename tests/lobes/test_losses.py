@@ -1,13 +1,10 @@
 """The losses against the equations, written out as loops in float64."""
 
 import math
-from io import StringIO
 
 import numpy as np
 import pytest
 import torch
-import torch.multiprocessing as mp
-from ruamel.yaml import YAML
 from torch.nn.functional import cross_entropy, normalize
 from torch.nn.parallel import DistributedDataParallel
 
@@ -17,11 +14,9 @@ from emoq_modules.lobes.losses import (
     SupConLoss,
     inverse_frequency_weights,
 )
-from emoq_modules.training.configuration import (
-    change,
-    load_hparams,
-    merge_presets,
-)
+from emoq_modules.training.configuration import change, merge_presets
+from emoq_modules.training.distributed import own_rank
+from tests.conftest import load_keys
 
 BATCHES = {
     "random": [0, 2, 1, 0, 1, 2, 0, 2],
@@ -30,6 +25,7 @@ BATCHES = {
     "no positives": [0, 1, 2, 3],
     "a single utterance": [2],
 }
+every_batch = pytest.mark.parametrize("labels", BATCHES.values(), ids=BATCHES)
 
 
 def scl_reference(embeddings, labels, temperature):
@@ -71,7 +67,7 @@ def random_logits(n, classes=4, scale=2.0):
     )
 
 
-@pytest.mark.parametrize("labels", BATCHES.values(), ids=BATCHES)
+@every_batch
 @pytest.mark.parametrize("temperature", [0.07, 1.0])
 def test_supervised_contrastive_loss_is_equation_4(labels, temperature):
     embeddings = random_embeddings(len(labels))
@@ -82,7 +78,7 @@ def test_supervised_contrastive_loss_is_equation_4(labels, temperature):
     assert single.item() == pytest.approx(expected, rel=1e-5, abs=1e-6)
 
 
-@pytest.mark.parametrize("labels", BATCHES.values(), ids=BATCHES)
+@every_batch
 @pytest.mark.parametrize("gamma", [0.0, 0.5, 2.0])
 def test_focal_loss_is_equation_5(labels, gamma):
     logits = random_logits(len(labels))
@@ -94,7 +90,7 @@ def test_focal_loss_is_equation_5(labels, gamma):
     assert single.item() == pytest.approx(expected, rel=1e-5)
 
 
-@pytest.mark.parametrize("labels", BATCHES.values(), ids=BATCHES)
+@every_batch
 def test_mal_is_the_weighted_sum_of_both(labels):
     embeddings, logits = random_embeddings(len(labels)), random_logits(8)
     logits, targets = logits[: len(labels)], torch.tensor(labels)
@@ -135,10 +131,7 @@ def test_presets_leave_of_the_loss_what_table_5_names(preset):
             balance=0.7,
         ),
     )
-    tree, of_loss = YAML().load(resolved), StringIO()
-    keys = ("class_weights", "num_classes", "mal")
-    YAML().dump({key: tree[key] for key in keys}, of_loss)
-    mal = load_hparams(of_loss.getvalue())["mal"]
+    mal = load_keys(resolved, "class_weights", "num_classes", "mal")["mal"]
 
     labels = BATCHES["random"]
     embeddings, logits = random_embeddings(8), random_logits(8)
@@ -150,7 +143,7 @@ def test_presets_leave_of_the_loss_what_table_5_names(preset):
     assert loss.item() == pytest.approx(expected, rel=1e-12)
 
 
-@pytest.mark.parametrize("labels", BATCHES.values(), ids=BATCHES)
+@every_batch
 @pytest.mark.parametrize("gamma", [0.0, 2.0])
 def test_gradients_match_finite_differences(labels, gamma):
     mal = MALLoss(SupConLoss(0.5), FocalLoss(gamma, [0.25, 1.0, 0.5, 0.125]))
@@ -173,7 +166,7 @@ def test_a_batch_without_positives_gives_zero_with_a_zero_gradient(labels):
     assert torch.equal(embeddings.grad, torch.zeros_like(embeddings))
 
 
-@pytest.mark.parametrize("labels", BATCHES.values(), ids=BATCHES)
+@every_batch
 @pytest.mark.parametrize("autocast", [True, False])
 def test_bfloat16_is_finite_and_computed_in_float32(labels, autocast):
     embeddings = random_embeddings(len(labels), 64, dtype=torch.bfloat16)
@@ -229,29 +222,29 @@ def test_gamma_zero_without_weights_is_cross_entropy():
     assert focal.item() == pytest.approx(cross_entropy(logits, labels).item())
 
 
-def test_class_weights_follow_the_module_but_are_not_in_its_state():
-    loss = FocalLoss(class_weights=torch.tensor([0.5, 1.0]))
-    assert loss.state_dict() == {}
-    assert loss.to(torch.float64).class_weights.dtype == torch.float64
-
-
-def test_class_weights_can_be_set_once_the_training_split_is_known():
+def test_class_weights_may_come_late_follow_the_module_and_are_no_state():
     logits, labels = random_logits(8), torch.tensor(BATCHES["random"])
     weights = inverse_frequency_weights(labels, 4)
     late = FocalLoss()
     late.class_weights = weights
     assert late(logits, labels) == FocalLoss(2.0, weights)(logits, labels)
     assert late.double().class_weights.dtype == torch.float64
+    assert FocalLoss(class_weights=weights).state_dict() == {}
 
 
-def test_inverse_frequency_weights_are_one_for_the_rarest_class():
-    weights = inverse_frequency_weights([0] * 8 + [1] * 2 + [2] * 4, 3)
-    assert weights.tolist() == [0.25, 1.0, 0.5]
-
-
-def test_a_class_without_members_weighs_one_and_leaves_the_others_alone():
-    weights = inverse_frequency_weights(torch.tensor([0] * 8 + [2] * 4), 4)
-    assert weights.tolist() == [0.5, 1.0, 1.0, 1.0]
+@pytest.mark.parametrize(
+    ("labels", "weights"),
+    [
+        ([0] * 8 + [1] * 2 + [2] * 4, [0.25, 1.0, 0.5]),
+        # A class without members leaves the others alone.
+        (torch.tensor([0] * 8 + [2] * 4), [0.5, 1.0, 1.0, 1.0]),
+    ],
+)
+def test_inverse_frequency_weights_are_one_for_the_rarest_class(
+    labels, weights
+):
+    found = inverse_frequency_weights(labels, len(weights))
+    assert found.tolist() == weights
 
 
 @pytest.mark.parametrize(
@@ -307,40 +300,30 @@ class Embedder(torch.nn.Linear):
         return normalize(super().forward(x), dim=-1)
 
 
-def _run_rank(rank, folder):
-    torch.set_num_threads(1)
-    torch.distributed.init_process_group(
-        "gloo",
-        init_method=f"file://{folder}/rendezvous",
-        rank=rank,
-        world_size=len(RANKS),
-    )
-    inputs, labels = INPUTS[RANKS[rank]], LABELS[RANKS[rank]]
-    model = DistributedDataParallel(Embedder())
-    loss = SupConLoss(gather=True)(model(inputs), labels)
-    loss.backward()
-
-    # As in validation: ranks need not call equally often.
-    if rank == 0:
-        with torch.no_grad():
-            alone = SupConLoss(gather=True)(model(inputs), labels)
-            assert alone == SupConLoss()(model(inputs), labels)
-    gradients = [p.grad for p in model.parameters()]
-    torch.save([loss.detach(), *gradients], f"{folder}/rank{rank}.pt")
-    torch.distributed.destroy_process_group()
-
-
 def test_gathering_over_ranks_equals_one_process_with_the_joint_batch(
-    tmp_path,
+    start_ranks, tmp_path
 ):
-    mp.spawn(_run_rank, args=(str(tmp_path),), nprocs=len(RANKS))
+    def work():
+        rank = own_rank()
+        inputs, labels = INPUTS[RANKS[rank]], LABELS[RANKS[rank]]
+        model = DistributedDataParallel(Embedder())
+        loss = SupConLoss(gather=True)(model(inputs), labels)
+        loss.backward()
+        # As in validation: ranks need not call equally often.
+        if rank == 0:
+            with torch.no_grad():
+                alone = SupConLoss(gather=True)(model(inputs), labels)
+                assert alone == SupConLoss()(model(inputs), labels)
+        gradients = [p.grad for p in model.parameters()]
+        torch.save([loss.detach(), *gradients], tmp_path / f"rank{rank}.pt")
 
+    assert start_ranks(2, work) == [0, 0]
     model = Embedder()
     loss = SupConLoss()(model(INPUTS), LABELS)
     loss.backward()
     expected = [loss.detach(), *(p.grad for p in model.parameters())]
     assert expected[1].abs().max() > 0.1
-    for rank in range(len(RANKS)):
+    for rank in range(2):
         found = torch.load(tmp_path / f"rank{rank}.pt", weights_only=True)
         torch.testing.assert_close(found, expected)
 

@@ -6,7 +6,7 @@ from speechbrain.dataio.batch import PaddedBatch
 from torch import nn
 
 from emoq_modules.lobes.audio_encoder import FrozenEncoder
-from emoq_modules.lobes.pipeline import decode, embed, round_trip
+from emoq_modules.lobes.pipeline import decode, embed, to_precision
 
 
 class Encoder(FrozenEncoder):
@@ -43,7 +43,7 @@ def test_frames_on_the_fly_are_rounded_as_in_the_store(modules):
     frames, *_ = embed(modules, wavs, "bf16")
     assert torch.equal(frames, frames.bfloat16().float())
     exact, _ = modules["encoder"](*wavs.audio)
-    assert torch.equal(frames, round_trip(exact, "bf16"))
+    assert torch.equal(frames, to_precision(exact, "bf16").float())
 
 
 def test_stored_frames_are_taken_as_they_are(modules):
@@ -90,4 +90,4 @@ def test_without_fusion_there_is_no_embedding_and_the_decoder_is_told_so():
 
 def test_values_that_a_precision_cannot_hold_are_refused():
     with pytest.raises(ValueError, match="do not fit fp16.*Try.*bf16"):
-        round_trip(torch.tensor([1e6]), "fp16")
+        to_precision(torch.tensor([1e6]), "fp16")

@@ -1,6 +1,7 @@
 """Stage 2 with a base in four bits: what trains, stays and is written."""
 
 import json
+import re
 import sys
 from pathlib import Path
 
@@ -17,8 +18,14 @@ from emoq_modules.evaluation.results import read_predictions
 from emoq_modules.inference.export import export_recognizer
 from emoq_modules.lobes import llm as llm_loading
 from emoq_modules.lobes.llm import BYTES_PER_WEIGHT
-from emoq_modules.training.checkpoints import TrainableCheckpointer
 from emoq_modules.training.describe import describe
+from tests.training.test_training import (
+    RUN,
+    STAGE2,
+    arguments,
+    link_stage_1,
+    newest_weights,
+)
 
 bnb = pytest.importorskip("bitsandbytes")
 
@@ -28,6 +35,7 @@ DIM = 8
 TEMPLATE = PromptTemplate(
     "Name the emotion: {labels}.", "Transcript: {text}\nVoice: <AUDIO>"
 )
+FOLDER = f"{RUN}/stage2"
 QWEN = {
     "model_type": "qwen2",
     "vocab_size": 2000,
@@ -37,7 +45,6 @@ QWEN = {
     "num_key_value_heads": 2,
     "intermediate_size": 512,
 }
-RUN = "tiny/emoq/fold1-seed1234/stage2"
 
 
 def make_decoder(source, quantized=True, **options):
@@ -163,15 +170,14 @@ def test_training_goes_on_after_an_evaluation(llm):
 
 def options(results, tiny_results, *others):
     """Of a run of stage 2, whose stage 1 is that of the shared run."""
-    stage1 = Path(RUN).with_name("stage1")
-    if not (results / stage1).exists():
-        (results / stage1).parent.mkdir(parents=True)
-        (results / stage1).symlink_to(tiny_results / stage1)
-    return [
-        *("hparams/emoq_stage2.yaml", "--preset", "tests/tiny.yaml"),
-        *("--results_folder", str(results), "--llm_quantization", "nf4"),
+    if not (results / RUN).exists():
+        link_stage_1(results, tiny_results)
+    return arguments(
+        results,
+        STAGE2,
+        *("--llm_quantization", "nf4", "--number_of_epochs", "2"),
         *others,
-    ]
+    )
 
 
 @pytest.fixture(scope="module")
@@ -183,9 +189,11 @@ def results(tmp_path_factory, tiny_results):
 
 
 def test_run_leaves_a_recognizer_of_the_same_posteriors(results):
-    run = results / RUN
-    recognizer = EmotionRecognizer.from_hparams(str(run / "recognizer"))
+    folder = results / FOLDER / "recognizer"
+    recognizer = EmotionRecognizer.from_hparams(str(folder))
     assert packed(recognizer.mods.decoder)
+    weights = newest_weights(results / FOLDER)
+    assert all(re.search("fusion|projector|lora_", name) for name in weights)
     assert_gives_the_predictions(recognizer, results)
 
 
@@ -201,17 +209,10 @@ def assert_gives_the_predictions(recognizer, results):
     ]
     torch.testing.assert_close(
         torch.cat(found),
-        torch.stack(read_predictions(results / RUN).posteriors),
+        torch.stack(read_predictions(results / FOLDER).posteriors),
         atol=1e-4,
         rtol=0,
     )
-
-
-def test_checkpoint_holds_what_trains_alone(results):
-    newest = TrainableCheckpointer(results / RUN / "save", {}).find_checkpoint()
-    names = set(load_file(newest.paramfiles["decoder"]))
-    assert any("lora_A" in name for name in names)
-    assert all("lora_" in n or n.startswith("projector.") for n in names)
 
 
 def test_stopped_run_ends_as_if_it_had_never_been(
@@ -230,22 +231,22 @@ def test_stopped_run_ends_as_if_it_had_never_been(
         patch.setattr(brain, "on_fit_batch_end", stop)
         with pytest.raises(Stopped):
             train.main(options(tmp_path, tiny_results, *every))
-    assert not (tmp_path / RUN / "results.json").exists()
+    assert not (tmp_path / FOLDER / "results.json").exists()
     train.main(options(tmp_path, tiny_results, *every))
     whole, resumed = (
-        json.loads((folder / RUN / "results.json").read_text())
+        json.loads((folder / FOLDER / "results.json").read_text())
         for folder in (results, tmp_path)
     )
     assert resumed["UA"] == whole["UA"]
     one, other = (
-        torch.stack(read_predictions(folder / RUN).posteriors)
+        torch.stack(read_predictions(folder / FOLDER).posteriors)
         for folder in (results, tmp_path)
     )
     assert torch.equal(one, other)
 
 
 def test_export_names_the_base_in_four_bits(results, tmp_path):
-    export = export_recognizer(results / RUN, tmp_path / "emoq")
+    export = export_recognizer(results / FOLDER, tmp_path / "emoq")
     tree = YAML().load((export / "hyperparams.yaml").read_text())
     assert tree["decoder"]["quantization"] == "nf4"
     # The base goes along as it is, and is quantized when it is loaded.
@@ -259,14 +260,13 @@ def test_adapter_is_not_merged_into_a_base_it_was_not_trained_on(
     results, tmp_path
 ):
     with pytest.raises(ExportError, match="4 bits.*without --merge"):
-        export_recognizer(results / RUN, tmp_path / "emoq", merged=True)
+        export_recognizer(results / FOLDER, tmp_path / "emoq", merged=True)
     assert not (tmp_path / "emoq").exists()
 
 
 def test_description_counts_weights_and_not_bytes():
-    experiment = "hparams/emoq_stage2.yaml"
-    preset = "hparams/presets/qlora.yaml"
-    assert describe(experiment, [preset]) == describe(experiment)
+    presets = "hparams/presets/small.yaml", "hparams/presets/qlora.yaml"
+    assert describe(STAGE2, presets) == describe(STAGE2, presets[:1])
 
 
 def test_what_is_missing_is_told(llm, monkeypatch):

@@ -62,7 +62,10 @@ def test_accumulated_batches_step_as_one_big_batch_would(tmp_path, llm):
     # Seven utterances: two batches, two batches of other sizes, and what is
     # left at the end of the epoch; the answers' token weights differ too.
     big = stage_2(tmp_path / "big", llm)
-    prompt = big.hparams.decoder.prompt.encode("Leave me alone.")
+    decoder = big.hparams.decoder
+    answers = [decoder.answer_weight(torch.tensor([k])) for k in range(3)]
+    assert answers[0] == answers[1] == 5 + 1 < answers[2] / 2
+    prompt = decoder.prompt.encode("Leave me alone.")
     dataset = make_dataset(7, prompt=prompt)
     valid = make_dataset(3, prompt=prompt)
     fit(big, dataset, [[0, 1, 2], [3, 4, 5], [6]], valid)
@@ -70,14 +73,6 @@ def test_accumulated_batches_step_as_one_big_batch_would(tmp_path, llm):
     fit(small, dataset, [[0, 1], [2], [3], [4, 5], [6]], valid)
     assert big.optimizer_step == small.optimizer_step == 3
     assert_same(weights(small), weights(big), atol=1e-5, rtol=1e-4)
-
-
-def test_answers_of_different_length_have_different_weight(tmp_path, llm):
-    # Or the test above could not tell tokens from utterances.
-    decoder = stage_2(tmp_path, llm).modules["decoder"]
-    words = [decoder.answer_weight(torch.tensor([label])) for label in range(3)]
-    assert words[0] == words[1] == 5 + 1
-    assert words[2] > 2 * words[0]
 
 
 class UnfinishedBrain(Stage1Brain):
@@ -184,25 +179,41 @@ def test_each_part_has_its_own_learning_rate(tmp_path):
         assert torch.equal(parameter, start[name]) == (expected[part] == 0)
 
 
+BOTH = {"fusion": 0.1, "head": 0.1}
+
+
 @pytest.mark.parametrize(
-    ("rates", "says"),
+    ("key", "value", "says"),
     [
-        ({"fusion": 0.1}, r"no part that head\.weight belongs to; it has fus"),
-        ({"fusion": 0.1, "hea": 0.1}, r"no part that head\.weight belongs to"),
+        ("scheduler", "no", r"scheduler is 'no'; it can be linear"),
+        ("selection_metric", "no", r"it can be last, loss, WA, UA, WF1"),
         (
-            {"fusion": 0.1, "head": 0.1, "decoder": 0.1},
+            "learning_rates",
+            {"fusion": 0.1},
+            r"no part that head\.weight belongs to; it has fus",
+        ),
+        (
+            "learning_rates",
+            {"fusion": 0.1, "hea": 0.1},
+            r"no part that head\.weight belongs to",
+        ),
+        (
+            "learning_rates",
+            {**BOTH, "decoder": 0.1},
             r"a rate for decoder, which is no part of fusion, head",
         ),
         (
-            {"fusion": 0.1, "head": 0.1, "fusion.iner": 0.1},
+            "learning_rates",
+            {**BOTH, "fusion.iner": 0.1},
             r"a rate for fusion\.iner, which is no part",
         ),
     ],
 )
-def test_learning_rates_and_parts_must_match(tmp_path, rates, says):
-    brain = make_brain(tmp_path, learning_rates=rates)
+def test_what_does_not_fit_is_said_before_training(tmp_path, key, value, says):
+    brain = make_brain(tmp_path, **{key: value})
     with pytest.raises(ConfigurationError, match=says):
         fit(brain, make_dataset(3), [[0, 1, 2]])
+    assert brain.optimizer_step == 0
 
 
 def test_a_part_that_is_left_out_or_frozen_may_have_a_learning_rate(tmp_path):
@@ -216,20 +227,6 @@ def test_a_part_that_is_left_out_or_frozen_may_have_a_learning_rate(tmp_path):
     brain = make_brain(tmp_path, modules=modules, learning_rates=rates)
     fit(brain, make_dataset(3), [[0, 1, 2]])
     assert len(brain.optimizer.param_groups) == 2
-
-
-@pytest.mark.parametrize(
-    ("key", "says"),
-    [
-        ("scheduler", r"scheduler is 'no'; it can be linear"),
-        ("selection_metric", r"is 'no'; it can be last, loss, WA, UA, WF1"),
-    ],
-)
-def test_what_can_be_chosen_is_said_before_training(tmp_path, key, says):
-    brain = make_brain(tmp_path, **{key: "no"})
-    with pytest.raises(ConfigurationError, match=says):
-        fit(brain, make_dataset(3), [[0, 1, 2]])
-    assert brain.optimizer_step == 0
 
 
 class RecordingBrain(Stage1Brain):

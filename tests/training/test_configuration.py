@@ -1,7 +1,6 @@
 """An experiment, presets over it, options on top."""
 
 from collections import Counter
-from pathlib import Path
 
 import pytest
 import torch
@@ -15,7 +14,6 @@ from emoq_modules.training.configuration import (
 )
 from emoq_modules.training.run_folder import differences
 
-ROOT = Path(__file__).parents[2]
 EXPERIMENT = """\
 stage: 1
 data_folder: !PLACEHOLDER
@@ -53,59 +51,41 @@ def experiment(write):
     return write("experiment.yaml", EXPERIMENT)
 
 
-def plain(experiment, presets=(), options="data_folder: here"):
+def hparams_of(experiment, presets=(), options="data_folder: here"):
     return StageRun(merge_presets(experiment, presets, options)).hparams
 
 
 # --- What wins ----------------------------------------------------------------
 
 
-def test_a_preset_wins_over_the_experiment_and_leaves_the_rest(
-    experiment, write
+@pytest.mark.parametrize(
+    ("presets", "options", "wanted"),
+    [
+        (["size: 5"], "", {"size": 5, "rate": 0.1}),
+        (["size: 5\nrate: 1.0", "size: 6"], "", {"size": 6, "rate": 1.0}),
+        (["size: 5", "size: 6"], "size: 7", {"size": 7}),
+        (["rates: {one: 5}"], "", {"rates": {"one": 5}}),  # replaced whole
+        (["stage1: {size: 10}\nsize: 5"], "", {"size": 10}),
+        (["stage1:\nsize: 5"], "", {"size": 5}),  # an empty section
+    ],
+)
+def test_presets_and_options_win_in_their_order(
+    experiment, write, presets, options, wanted
 ):
-    values = plain(experiment, [write("a.yaml", "size: 5")])
-    assert (values["size"], values["rate"]) == (5, 0.1)
-
-
-def test_a_later_preset_wins(experiment, write):
-    presets = [
-        write("a.yaml", "size: 5\nrate: 1.0"),
-        write("b.yaml", "size: 6"),
-    ]
-    values = plain(experiment, presets)
-    assert (values["size"], values["rate"]) == (6, 1.0)
-
-
-def test_options_win_over_all(experiment, write):
-    presets = [write("a.yaml", "size: 5"), write("b.yaml", "size: 6")]
-    values = plain(experiment, presets, "data_folder: here\nsize: 7")
-    assert values["size"] == 7
-
-
-def test_a_preset_replaces_a_key_whole(experiment, write):
-    values = plain(experiment, [write("a.yaml", "rates: {one: 5}")])
-    assert values["rates"] == {"one": 5}
+    files = [write(f"{k}.yaml", preset) for k, preset in enumerate(presets)]
+    values = hparams_of(experiment, files, f"data_folder: here\n{options}")
+    assert {key: values[key] for key in wanted} == wanted
 
 
 @pytest.mark.parametrize(("stage", "size"), [(1, 10), (2, 20)])
 def test_a_section_is_for_its_stage_alone(write, stage, size):
     experiment = write("e.yaml", f"stage: {stage}\nsize: 1\nrate: 2")
     preset = write("p.yaml", "rate: 3\nstage1: {size: 10}\nstage2: {size: 20}")
-    assert plain(experiment, [preset], "") == {
+    assert hparams_of(experiment, [preset], "") == {
         "stage": stage,
         "size": size,
         "rate": 3,
     }
-
-
-def test_a_section_wins_over_the_keys_outside_it(write):
-    experiment = write("e.yaml", "stage: 1\nsize: 1")
-    preset = write("p.yaml", "stage1: {size: 10}\nsize: 5")
-    assert plain(experiment, [preset], "")["size"] == 10
-
-
-def test_an_empty_section_changes_nothing(experiment, write):
-    assert plain(experiment, [write("a.yaml", "stage1:\nsize: 5")])["size"] == 5
 
 
 # --- References and objects ---------------------------------------------------
@@ -113,7 +93,7 @@ def test_an_empty_section_changes_nothing(experiment, write):
 
 def test_references_resolve_after_everything_is_laid_over(experiment, write):
     preset = write("a.yaml", "size: 5\nstore: !ref <folder>/store")
-    values = plain(experiment, [preset], "data_folder: there\nrate: 0.5")
+    values = hparams_of(experiment, [preset], "data_folder: there\nrate: 0.5")
     assert values["folder"] == "there/5"
     assert values["store"] == "there/5/store"
     assert values["rates"] == {"one": 0.5, "other": 0.2}
@@ -131,7 +111,7 @@ def test_tags_survive_and_make_objects(experiment, write):
 
 
 def test_plain_values_load_without_making_objects(experiment):
-    values = plain(experiment)
+    values = hparams_of(experiment)
     assert "layer" not in values and "optimizer" not in values
     assert values["labels"] == ["angry", "sad"]
 
@@ -226,7 +206,7 @@ def test_a_preset_in_the_place_of_the_experiment_is_told_apart(write):
 
 def test_options_can_be_changed(experiment):
     options = change("size: 3\nrate: 1.0", rate=0.5, data_folder="x")
-    values = plain(experiment, (), options)
+    values = hparams_of(experiment, (), options)
     assert (values["size"], values["rate"]) == (3, 0.5)
 
 
@@ -244,27 +224,6 @@ def test_differences_name_the_keys_that_changed(experiment, write):
     assert "Identity" in changed["layer"][1]
 
 
-def test_differences_see_keys_that_came_or_went():
-    changed = differences("a: 1\nb: 2", "a: 1\nc: 3")
+def test_differences_see_keys_that_came_or_went_and_no_comments():
+    changed = differences("a: 1  # one\nb: 2", "# a\na: 1\nc: 3")
     assert changed.keys() == {"b", "c"}
-
-
-# --- The experiments themselves -----------------------------------------------
-
-
-@pytest.mark.parametrize("stage", [1, 2])
-@pytest.mark.parametrize(
-    "preset",
-    [
-        None,
-        *sorted((ROOT / "hparams/presets").glob("*.yaml")),
-        *sorted((ROOT / "recipes").glob("*/*.yaml")),
-    ],
-    ids=lambda path: path.stem if path else "paper",
-)
-def test_every_preset_fits_the_experiments(stage, preset):
-    experiment = ROOT / f"hparams/emoq_stage{stage}.yaml"
-    presets = [] if preset is None else [preset]
-    values = plain(experiment, presets)
-    assert values["stage"] == stage
-    assert len(values["labels"]) >= 4

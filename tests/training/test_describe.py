@@ -58,17 +58,6 @@ def test_lora_has_the_size_worked_out_by_hand(paper):
     assert paper["LoRA"] == 28 * per_layer == 40_370_176
 
 
-def test_weights_of_a_checkpoint_of_the_paper_are_under_1_gb():
-    parts = model_parts(ROOT / "hparams/emoq_stage2.yaml")
-    trained = sum(
-        parameter.numel()
-        for parameters in parts.values()
-        for parameter in parameters
-        if parameter.requires_grad
-    )
-    assert 4 * trained < 1e9
-
-
 def test_small_preset_fits_its_backbones():
     small = sizes(2, ROOT / "hparams/presets/small.yaml")
     assert small["audio encoder"] == 94_371_712  # HuBERT-base
@@ -88,13 +77,9 @@ def test_baseline_trains_a_weight_a_layer_and_a_linear_head(
     assert parts["head"] == 7 * dim + 7
 
 
-def test_stage_1_has_a_head_and_no_llm():
-    parts = sizes(1)
-    assert set(parts) == {"audio encoder", "fusion", "head"}
-
-
 def test_description_names_parts_sizes_and_what_trains():
     text = describe(ROOT / "hparams/emoq_stage2.yaml")
     llm = next(line for line in text.splitlines() if line.startswith("llm"))
     assert llm.split() == ["llm", "7,615,616,512", "0"]
     assert "LoRA                  40,370,176      40,370,176" in text
+    assert "A checkpoint holds 939 MB of weights" in text

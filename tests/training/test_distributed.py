@@ -1,10 +1,10 @@
-"""Training with torchrun: two processes on the CPU against one."""
+"""Training with two ranks on the CPU, against one process."""
 
 import json
 import os
 import subprocess
 import sys
-from pathlib import Path
+from contextlib import redirect_stdout
 
 import pytest
 import torch
@@ -13,40 +13,48 @@ from safetensors import safe_open
 import train
 from emoq_modules.evaluation.results import read_predictions
 from emoq_modules.training.checkpoints import TrainableCheckpointer
+from tests.conftest import ROOT
 from tests.training.test_training import (
-    KILLED,
     RUN,
     STAGE2,
     arguments,
+    link_stage_1,
     newest_weights,
 )
 
-ROOT = Path(__file__).parents[2]
 PLAIN = ("--preset", "tests/without_dropout.yaml")
+ON_CPU = ("--device", "cpu", "--distributed_backend", "gloo")
+# Runs train.py; the second rank is killed after so many batches.
+KILLED = """
+import os, signal, sys
+import emoq_modules.training.stages, train
+batches = 0
+def die(self, batch, outputs, loss, should_step):
+    global batches
+    batches += 1
+    if batches == 9 and os.environ["RANK"] == "1":
+        os.kill(os.getpid(), signal.SIGKILL)
+emoq_modules.training.stages.Stage2Brain.on_fit_batch_end = die
+sys.exit(train.run(sys.argv[1:]))
+"""
 
 
-def torchrun(*arguments, script=None):
-    """Two processes of ``train.py``, or of a script."""
-    program = ["train.py"]
-    if script is not None:
-        program = ["--no-python", sys.executable, "-c", script]
-    return subprocess.run(
-        [
-            *(sys.executable, "-m", "torch.distributed.run"),
-            *("--standalone", "--nproc_per_node=2", *program, *arguments),
-            *("--device", "cpu", "--distributed_backend", "gloo"),
-        ],
-        cwd=ROOT,
-        # Should a rank abort, the other tells where it was.
-        env={
-            **os.environ,
-            "OMP_NUM_THREADS": "1",
-            "PYTHONFAULTHANDLER": "1",
-        },
-        capture_output=True,
-        text=True,
-        timeout=240,
-    )
+@pytest.fixture(scope="module")
+def train_together(start_ranks, tmp_path_factory):
+    """Trains with two ranks, and gives what each of them prints."""
+
+    def start(*options):
+        folder = tmp_path_factory.mktemp("printed")
+
+        def work():
+            path = folder / os.environ["RANK"]
+            with path.open("w") as printed, redirect_stdout(printed):
+                train.main([*options, *ON_CPU])
+
+        assert start_ranks(2, work, joined=False) == [0, 0]
+        return [(folder / str(rank)).read_text() for rank in range(2)]
+
+    return start
 
 
 @pytest.fixture(scope="module")
@@ -58,27 +66,11 @@ def alone(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def together(tmp_path_factory):
+def together(tmp_path_factory, train_together):
     """Two processes with batches of 6 each, and what they print."""
     results = tmp_path_factory.mktemp("together")
-    finished = torchrun(
-        *arguments(results, STAGE2, *PLAIN, "--batch_size", "6")
-    )
-    assert finished.returncode == 0, finished.stderr
-    return results, finished.stdout
-
-
-@pytest.fixture
-def results_with_stage_1(tmp_path, together):
-    """A results folder whose stage 1 is done."""
-
-    def make(name):
-        run = tmp_path / name / RUN
-        run.mkdir(parents=True)
-        (run / "stage1").symlink_to(together[0] / RUN / "stage1")
-        return tmp_path / name
-
-    return make
+    options = arguments(results, STAGE2, *PLAIN, "--batch_size", "6")
+    return results, train_together(*options)
 
 
 def assert_same_weights(found, expected):
@@ -117,10 +109,11 @@ def test_two_processes_measure_each_utterance_once(alone, together, split):
 
 
 def test_two_processes_report_once(together):
-    results, printed = together
+    results, (printed, nothing) = together
     n = json.loads((results / RUN / "stage2/results.json").read_text())["n"]
     assert n == 9
     assert printed.count("Confusion of stage 2") == 1
+    assert not nothing
 
 
 def test_two_processes_compute_each_files_frames_once(together):
@@ -137,57 +130,61 @@ def test_two_processes_compute_each_files_frames_once(together):
 
 
 def test_a_killed_rank_ends_the_run_which_then_ends_as_if_never_stopped(
-    results_with_stage_1,
+    train_together, together, tmp_path
 ):
     # With dropout, of which each rank draws its own; 21 utterances, so that an
     # epoch is filled up.
     def command(name):
-        return arguments(
-            results_with_stage_1(name),
-            STAGE2,
-            *("--batch_size", "2", "--number_of_epochs", "2"),
-            *("--ckpt_interval_minutes", "0", "--ckpt_interval_steps", "2"),
-        )
+        link_stage_1(tmp_path / name, together[0])
+        often = "--ckpt_interval_minutes", "0", "--ckpt_interval_steps", "2"
+        small = "--batch_size", "2", "--number_of_epochs", "2"
+        return arguments(tmp_path / name, STAGE2, *small, *often)
 
-    whole = command("whole")
-    finished = torchrun(*whole)
-    assert finished.returncode == 0, finished.stderr
-
-    stopped = command("stopped")
-    script = KILLED.format(brain="Stage2Brain", after=9)
-    finished = torchrun(*stopped, script=script)
+    whole, stopped = command("whole"), command("stopped")
+    train_together(*whole)
+    finished = subprocess.run(
+        [
+            *(sys.executable, "-m", "torch.distributed.run"),
+            *("--standalone", "--nproc_per_node=2", "--no-python"),
+            *(sys.executable, "-c", KILLED, *stopped, *ON_CPU),
+        ],
+        cwd=ROOT,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        timeout=240,
+    )
     assert finished.returncode == 1
     # torchrun's table of what has failed
     assert "Signal 9 (SIGKILL) received by PID" in finished.stderr
-    folder = Path(stopped[4], RUN, "stage2")
+    expected, folder = (
+        tmp_path / name / RUN / "stage2" for name in ("whole", "stopped")
+    )
     newest = TrainableCheckpointer(folder / "save", {}).find_checkpoint()
     assert not newest.meta["end-of-epoch"]
-    finished = torchrun(*stopped)
-    assert finished.returncode == 0, finished.stderr
+    train_together(*stopped)
 
-    expected = newest_weights(Path(whole[4], RUN, "stage2"))
+    weights = newest_weights(expected)
     for name, value in newest_weights(folder).items():
-        assert torch.equal(value, expected[name]), name
+        assert torch.equal(value, weights[name]), name
     for name in ("predictions.csv", "train_log.txt"):
-        other = Path(whole[4], RUN, "stage2", name)
-        assert (folder / name).read_text() == other.read_text()
+        assert (folder / name).read_text() == (expected / name).read_text()
 
 
 def test_shared_out_llm_trains_and_loads_as_a_whole_one(
-    together, results_with_stage_1
+    train_together, together, tmp_path
 ):
     whole, _ = together
-    shared = results_with_stage_1("shared")
+    link_stage_1(tmp_path, whole)
     options = arguments(
-        shared,
+        tmp_path,
         STAGE2,
         *(*PLAIN, "--batch_size", "6", "--gradient_checkpointing", "True"),
     )
-    finished = torchrun(*options, "--shard_llm", "True")
-    assert finished.returncode == 0, finished.stderr
-    printed = finished.stdout + finished.stderr
-    assert "this one keeps 9.47e-06 of 1.89e-05 GB" in printed
-    folder = shared / RUN / "stage2"
+    train_together(*options, "--shard_llm", "True")
+    folder = tmp_path / RUN / "stage2"
+    log = (folder / "log.txt").read_text()
+    assert "this one keeps 9.47e-06 of 1.89e-05 GB" in log
     expected = newest_weights(whole / RUN / "stage2")
     assert_same_weights(newest_weights(folder), expected)
 

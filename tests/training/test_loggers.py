@@ -13,8 +13,9 @@ from hyperpyyaml import load_hyperpyyaml
 
 import train
 from emoq_modules.errors import ConfigurationError
-from emoq_modules.training.configuration import change, compose, load
+from emoq_modules.training.configuration import change, merge_presets
 from emoq_modules.training.describe import describe
+from tests.conftest import load_keys
 
 TENSORBOARD = "torch.utils.tensorboard"
 STAGE1 = "hparams/emoq_stage1.yaml"
@@ -61,17 +62,6 @@ class Wandb(SimpleNamespace):
         self.logged.append((step, metrics))
 
 
-class Hidden(SimpleNamespace):
-    """Hides a module, as if it were not installed."""
-
-    def __init__(self, module):
-        super().__init__(module=module)
-
-    def find_spec(self, name, *others):
-        if name == self.module:
-            raise ModuleNotFoundError(f"No module named {name!r}", name=name)
-
-
 @pytest.fixture
 def wandb(monkeypatch):
     """What is given to Weights & Biases."""
@@ -84,19 +74,14 @@ def preset(name):
     return [f"hparams/presets/{name}.yaml"] if name else []
 
 
-def make_logger(results, name):
-    """The logger of a run with a preset, and the run's folder."""
-    options = change("", data_folder="here", results_folder=str(results))
-    hparams = load(compose(STAGE1, preset(name), options), ["train_logger"])
-    folder = results / RUN
-    folder.mkdir(parents=True, exist_ok=True)
-    return hparams["train_logger"], folder
-
-
 def log_in_two_starts(results, name):
     """Three epochs, stopped after two, and a test of the second."""
+    options = change("", data_folder="here", results_folder=str(results))
+    hparams_yaml = merge_presets(STAGE1, preset(name), options)
+    folder = results / RUN
+    folder.mkdir(parents=True)
     for epochs in ((1, 2), (3,)):
-        logger, folder = make_logger(results, name)
+        logger = load_keys(hparams_yaml, "train_logger")["train_logger"]
         for epoch in epochs:
             logger.log_stats(
                 {"epoch": epoch, "lr": 0.1},
@@ -176,7 +161,12 @@ def test_wandb_looks_for_the_run_in_its_folder(tmp_path, wandb):
 def test_what_is_not_installed_is_said_before_training(
     tmp_path, name, module, says, monkeypatch, capsys
 ):
-    monkeypatch.setattr(sys, "meta_path", [Hidden(module), *sys.meta_path])
+    def find_spec(name, *others):
+        if name == module:
+            raise ModuleNotFoundError(f"No module named {name!r}", name=name)
+
+    finders = [SimpleNamespace(find_spec=find_spec), *sys.meta_path]
+    monkeypatch.setattr(sys, "meta_path", finders)
     monkeypatch.delitem(sys.modules, module, raising=False)
     options = ("--preset", *preset(name))
     assert train.run(tiny(tmp_path, *options)) == 2

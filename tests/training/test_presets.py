@@ -1,14 +1,12 @@
 """Every preset fits the experiments, and the defaults are the paper's."""
 
+from functools import cache
 from pathlib import Path
 
 import pytest
 from ruamel.yaml import YAML
 
-from emoq_modules.training.configuration import (
-    StageRun,
-    merge_presets,
-)
+from emoq_modules.training.configuration import StageRun, merge_presets
 from emoq_modules.training.run_folder import differences
 
 EXPERIMENTS = [f"hparams/emoq_stage{stage}.yaml" for stage in (1, 2)]
@@ -17,45 +15,41 @@ PRESETS = sorted(
     for folder in ("hparams/presets", "recipes")
     for path in Path(folder).rglob("*.yaml")
 )
+MELD = "recipes/MELD/meld7.yaml"
 
 
-@pytest.mark.parametrize("experiment", EXPERIMENTS)
-@pytest.mark.parametrize("preset", PRESETS)
-def test_preset_fits_both_experiments(preset, experiment):
-    resolved = merge_presets(experiment, [preset], "data_folder: /data")
-    assert "!ref" not in resolved
+@cache
+def composed(experiment, preset=""):
+    presets = [preset] * bool(preset)
+    return StageRun(merge_presets(experiment, presets, "data_folder: /data"))
 
 
 @pytest.mark.parametrize("preset", ["", *PRESETS])
-def test_experiments_of_a_preset_agree_on_the_corpus(preset):
-    first, second = (
-        StageRun(
-            merge_presets(e, [preset] * bool(preset), "data_folder: /data")
-        ).hparams
-        for e in EXPERIMENTS
-    )
+def test_a_preset_fits_both_experiments_which_agree_on_the_corpus(preset):
+    first, second = (composed(name, preset) for name in EXPERIMENTS)
+    assert "!ref" not in first.hparams_yaml + second.hparams_yaml
+    first, second = first.hparams, second.hparams
+    assert (first["stage"], second["stage"]) == (1, 2)
+    assert len(first["labels"]) >= 4
     for key in ("corpus", "labels", "folds", "manifest_folder", "variant"):
         assert first[key] == second[key]
     if second["fusion_weights"] is not None:
         assert first["fusion_weights"] == second["fusion_weights"]
 
 
-@pytest.mark.parametrize(
-    "preset", sorted(Path("hparams/presets").glob("loss_*.yaml"))
-)
-def test_a_change_of_the_loss_is_a_variant_of_its_own(preset):
-    for experiment in EXPERIMENTS:
-        composed = merge_presets(experiment, [preset], "data_folder: /data")
-        assert StageRun(composed).hparams["variant"] == preset.stem
+@pytest.mark.parametrize("experiment", EXPERIMENTS)
+def test_a_change_of_the_loss_is_a_variant_of_its_own(experiment):
+    presets = [preset for preset in PRESETS if "/loss_" in preset]
+    assert presets
+    for preset in presets:
+        variant = composed(experiment, preset).hparams["variant"]
+        assert variant == Path(preset).stem
 
 
-def test_without_a_preset_it_is_meld_with_seven_classes():
-    for experiment in EXPERIMENTS:
-        alone = merge_presets(experiment, [], "data_folder: /data")
-        preset = merge_presets(
-            experiment, ["recipes/MELD/meld7.yaml"], "data_folder: /data"
-        )
-        assert differences(preset, alone) == {}
+@pytest.mark.parametrize("experiment", EXPERIMENTS)
+def test_without_a_preset_it_is_meld_with_seven_classes(experiment):
+    alone, meld = composed(experiment), composed(experiment, MELD)
+    assert differences(meld.hparams_yaml, alone.hparams_yaml) == {}
 
 
 def test_the_layers_that_lora_adapts_are_an_option():
@@ -67,8 +61,7 @@ def test_the_layers_that_lora_adapts_are_an_option():
 
 def test_defaults_are_the_values_of_the_paper():
     first, second = (
-        YAML().load(merge_presets(experiment, [], "data_folder: /data"))
-        for experiment in EXPERIMENTS
+        YAML().load(composed(name).hparams_yaml) for name in EXPERIMENTS
     )
     assert first["mal"]["scl"]["temperature"] == 0.07
     assert first["mal"]["focal"]["gamma"] == 2.0

@@ -63,12 +63,21 @@ def run_script(folder, script, **changes):
     return brain
 
 
-def test_the_best_epoch_is_evaluated_and_not_the_last(tmp_path):
-    brain = run_script(tmp_path, [(2, 1), (4, 1), (1, 1), (3, 1)])
-    assert brain.loaded_epoch == 2
-    assert brain.modules["fusion"].weight.item() == 2
-    assert brain.stats.summarize("UA") == 100
-    assert len(brain.hparams.history) == 4
+@pytest.mark.parametrize(
+    ("metric", "script", "best", "UA"),
+    [
+        ("UA", [(2, 1), (4, 1), (1, 1), (3, 1)], 2, 100),
+        ("loss", [(4, 0.9), (1, 0.2), (2, 0.5)], 2, 25),
+        ("last", [(4, 0.1), (1, 0.2), (2, 0.5)], 3, 50),
+    ],
+)
+def test_the_epoch_that_was_asked_for_is_evaluated(
+    tmp_path, metric, script, best, UA
+):
+    brain = run_script(tmp_path, script, selection_metric=metric)
+    assert brain.loaded_epoch == brain.modules["fusion"].weight.item() == best
+    assert brain.stats.summarize("UA") == UA
+    assert len(brain.hparams.history) == len(script)
 
 
 def test_another_set_is_measured_with_the_same_weights(tmp_path, monkeypatch):
@@ -96,24 +105,19 @@ def test_weights_that_training_changed_are_loaded_again(tmp_path):
     assert brain.modules["fusion"].weight.item() == 1
 
 
-def test_selection_by_loss_takes_the_smallest(tmp_path):
-    script = [(4, 0.9), (1, 0.2), (2, 0.5)]
-    brain = run_script(tmp_path, script, selection_metric="loss")
-    assert brain.loaded_epoch == 2
-
-
-def test_training_stops_when_patience_ends(tmp_path):
-    # Only as good as the best is no better.
-    script = [(2, 1), (3, 1), (3, 1), (3, 1), (4, 1)]
-    brain = run_script(tmp_path, script, patience=2)
+@pytest.mark.parametrize(
+    ("metric", "script", "UA"),
+    [
+        # Only as good as the best is no better.
+        ("UA", [(2, 1), (3, 1), (3, 1), (3, 1), (4, 1)], 75),
+        ("loss", [(2, 0.5), (2, 0.4), (2, 0.6), (2, 0.4), (2, 0.1)], 50),
+    ],
+)
+def test_training_stops_when_patience_ends(tmp_path, metric, script, UA):
+    changes = {"patience": 2, "selection_metric": metric}
+    brain = run_script(tmp_path, script, **changes)
     assert len(brain.hparams.history) == 4
-    assert brain.stats.summarize("UA") == 75
-
-
-def test_patience_with_the_loss_counts_from_the_smallest(tmp_path):
-    script = [(2, 0.5), (2, 0.4), (2, 0.6), (2, 0.4), (2, 0.1)]
-    brain = run_script(tmp_path, script, patience=2, selection_metric="loss")
-    assert len(brain.hparams.history) == 4
+    assert brain.stats.summarize("UA") == UA
 
 
 def test_a_run_that_was_stopped_early_stays_stopped(tmp_path):
@@ -135,9 +139,3 @@ def test_evaluation_without_a_checkpoint_says_to_train_first(tmp_path):
     brain = make_brain(tmp_path)
     with pytest.raises(CheckpointError, match="train first"):
         brain.evaluate(make_dataset(3))
-
-
-def test_last_epoch_is_tested_where_that_is_asked_for(tmp_path):
-    script = [(4, 0.1), (1, 0.2), (2, 0.5)]
-    brain = run_script(tmp_path, script, selection_metric="last")
-    assert brain.loaded_epoch == 3

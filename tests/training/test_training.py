@@ -2,10 +2,8 @@
 
 import json
 import os
+import re
 import signal
-import subprocess
-import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -15,26 +13,13 @@ from safetensors.torch import load_file
 import train
 from emoq_modules.evaluation.embeddings import read_embeddings
 from emoq_modules.evaluation.results import read_predictions
+from emoq_modules.training import stages
 from emoq_modules.training.checkpoints import TrainableCheckpointer
+from tests.conftest import fork
 from tests.corpus_folders import snapshot
 
-ROOT = Path(__file__).parents[2]
 STAGE1, STAGE2 = ("hparams/emoq_stage1.yaml", "hparams/emoq_stage2.yaml")
 RUN = "tiny/emoq/fold1-seed1234"
-# Runs train.py, and is killed after so many batches of a stage; of several
-# ranks the second is.
-KILLED = """
-import os, signal, sys
-import emoq_modules.training.stages, train
-batches = 0
-def die(self, batch, outputs, loss, should_step):
-    global batches
-    batches += 1
-    if batches == {after} and os.environ.get("RANK", "1") == "1":
-        os.kill(os.getpid(), signal.SIGKILL)
-emoq_modules.training.stages.{brain}.on_fit_batch_end = die
-sys.exit(train.run(sys.argv[1:]))
-"""
 
 
 def arguments(results, experiment=STAGE2, *options):
@@ -57,17 +42,9 @@ def newest_weights(stage_folder):
     }
 
 
-@pytest.fixture(scope="module")
-def whole_run(tmp_path_factory):
-    """Both stages, never stopped."""
-    results = tmp_path_factory.mktemp("whole")
-    train.main(arguments(results))
-    return results
-
-
-def test_run_leaves_all_its_results(whole_run):
+def test_run_leaves_all_its_results(tiny_results):
     for stage in (1, 2):
-        folder = whole_run / RUN / f"stage{stage}"
+        folder = tiny_results / RUN / f"stage{stage}"
         names = {path.name for path in folder.iterdir()}
         assert names >= {
             "results.json",
@@ -94,104 +71,109 @@ def test_run_leaves_all_its_results(whole_run):
         assert valid.dialogues == 6 * ["valid dialogue"]
 
 
-def test_stage_1_learns(whole_run):
-    results = whole_run / RUN / "stage1" / "results.json"
+def test_stage_1_learns(tiny_results):
+    results = tiny_results / RUN / "stage1" / "results.json"
     assert json.loads(results.read_text())["UA"] > 60  # chance is 33
 
 
-def test_stage_2_starts_from_stage_1(tmp_path, whole_run):
+def link_stage_1(results, whole):
+    """Has a results folder begin with the stage 1 of another."""
+    (results / RUN).mkdir(parents=True)
+    (results / RUN / "stage1").symlink_to(whole / RUN / "stage1")
+
+
+def test_stage_2_starts_from_stage_1(tmp_path, tiny_results):
     # With a learning rate of 0 the EmoQ-Former stays what it was given.
-    link = tmp_path / RUN
-    link.mkdir(parents=True)
-    (link / "stage1").symlink_to(whole_run / RUN / "stage1")
+    link_stage_1(tmp_path, tiny_results)
     train.main(
         arguments(tmp_path, STAGE2, "--lr", "0", "--number_of_epochs", "1")
     )
-    first = load_file(whole_run / RUN / "stage1/emoq_former.safetensors")
+    first = load_file(tiny_results / RUN / "stage1/emoq_former.safetensors")
     weights = newest_weights(tmp_path / RUN / "stage2")
     for name, value in first.items():
         assert torch.equal(weights[f"fusion.{name}"], value)
 
 
-def test_frozen_weights_are_in_no_checkpoint(whole_run):
-    weights = newest_weights(whole_run / RUN / "stage2")
+def test_frozen_weights_are_in_no_checkpoint(tiny_results):
+    weights = newest_weights(tiny_results / RUN / "stage2")
     assert any("lora_A" in name for name in weights)
-    assert not any("embed_tokens" in name for name in weights)
+    assert all(re.search("fusion|projector|lora_", name) for name in weights)
 
 
-@pytest.mark.parametrize(
-    ("brain", "after", "stages"),
-    [("Stage1Brain", 9, 1), ("Stage2Brain", 9, 2)],
-)
+def kill(after, options):
+    """Trains, and is killed after so many batches."""
+    batches = []
+
+    def die(self, batch, outputs, loss, should_step):
+        batches.append(batch)
+        if len(batches) == after:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    stages.EmoQBrain.on_fit_batch_end = die
+    train.main(options)
+
+
+@pytest.mark.parametrize(("stage", "experiment"), [(1, STAGE1), (2, STAGE2)])
 def test_killed_run_ends_as_if_it_had_never_been_stopped(
-    tmp_path, whole_run, brain, after, stages
+    tmp_path, tiny_results, stage, experiment
 ):
-    options = arguments(
-        tmp_path,
-        STAGE2,
-        *("--ckpt_interval_minutes", "0", "--ckpt_interval_steps", "2"),
+    if stage == 2:
+        link_stage_1(tmp_path, tiny_results)
+    often = "--ckpt_interval_minutes", "0", "--ckpt_interval_steps", "2"
+    options = arguments(tmp_path, experiment, *often)
+    process = fork(kill, 9, options)
+    process.join()
+    assert process.exitcode == -signal.SIGKILL
+    folder, whole = (
+        results / RUN / f"stage{stage}" for results in (tmp_path, tiny_results)
     )
-    script = KILLED.format(brain=brain, after=after)
-    killed = subprocess.run(
-        [sys.executable, "-c", script, *options],
-        cwd=ROOT,
-        capture_output=True,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-    )
-    assert killed.returncode == -signal.SIGKILL, killed.stderr.decode()
-    assert not (tmp_path / RUN / f"stage{stages}/results.json").exists()
-    stopped = TrainableCheckpointer(
-        tmp_path / RUN / f"stage{stages}" / "save", {}
-    ).find_checkpoint()
+    assert not (folder / "results.json").exists()
+    stopped = TrainableCheckpointer(folder / "save", {}).find_checkpoint()
     assert not stopped.meta["end-of-epoch"]
     train.main(options)
-    for stage in (1, 2):
-        resumed = newest_weights(tmp_path / RUN / f"stage{stage}")
-        expected = newest_weights(whole_run / RUN / f"stage{stage}")
-        assert resumed.keys() == expected.keys()
-        for name, value in expected.items():
-            assert torch.equal(resumed[name], value), name
-        log = (tmp_path / RUN / f"stage{stage}/results.json").read_text()
-        other = (whole_run / RUN / f"stage{stage}/results.json").read_text()
-        assert json.loads(log)["UA"] == json.loads(other)["UA"]
+    resumed, expected = map(newest_weights, (folder, whole))
+    assert resumed.keys() == expected.keys()
+    for name, value in expected.items():
+        assert torch.equal(resumed[name], value), name
+    found, predictions = (f / "predictions.csv" for f in (folder, whole))
+    assert found.read_text() == predictions.read_text()
 
 
-def test_frames_on_the_fly_give_the_same_result(tmp_path, whole_run):
+def test_frames_on_the_fly_give_the_same_result(tmp_path, tiny_results):
     train.main(arguments(tmp_path, STAGE1, "--feature_store", "null"))
     assert not (tmp_path / "feature_store").exists()
-    stored = newest_weights(whole_run / RUN / "stage1")
+    stored = newest_weights(tiny_results / RUN / "stage1")
     for name, value in newest_weights(tmp_path / RUN / "stage1").items():
         torch.testing.assert_close(value, stored[name], atol=1e-5, rtol=1e-4)
 
 
-def test_finished_run_started_again_changes_nothing(whole_run):
-    before = newest_weights(whole_run / RUN / "stage2")
-    predictions = (whole_run / RUN / "stage2/predictions.csv").read_text()
-    train.main(arguments(whole_run))
-    after = newest_weights(whole_run / RUN / "stage2")
+def test_finished_run_started_again_changes_nothing(tiny_results):
+    folder = tiny_results / RUN / "stage2"
+    before = newest_weights(folder)
+    predictions = (folder / "predictions.csv").read_text()
+    train.main(arguments(tiny_results))
+    after = newest_weights(folder)
     assert all(torch.equal(after[name], before[name]) for name in before)
-    assert (
-        whole_run / RUN / "stage2/predictions.csv"
-    ).read_text() == predictions
+    assert (folder / "predictions.csv").read_text() == predictions
 
 
-def test_trained_run_is_tested_again_without_training(whole_run):
-    folder = whole_run / RUN / "stage2"
+def test_trained_run_is_tested_again_without_training(tiny_results):
+    folder = tiny_results / RUN / "stage2"
     before = json.loads((folder / "results.json").read_text())
     (folder / "results.json").unlink()
-    train.main(arguments(whole_run, STAGE2, "--test_only"))
+    train.main(arguments(tiny_results, STAGE2, "--test_only"))
     after = json.loads((folder / "results.json").read_text())
     del before["seconds"], after["seconds"]
     assert after == before
 
 
-def test_saved_configuration_repeats_the_run_alone(tmp_path, whole_run):
-    saved = whole_run / RUN / "stage1/hyperparams.yaml"
-    text = saved.read_text().replace(str(whole_run), str(tmp_path))
+def test_saved_configuration_repeats_the_run_alone(tmp_path, tiny_results):
+    saved = tiny_results / RUN / "stage1/hyperparams.yaml"
+    text = saved.read_text().replace(str(tiny_results), str(tmp_path))
     copy = tmp_path / "again.yaml"
     copy.write_text(text)
     train.main([str(copy)])
-    expected = newest_weights(whole_run / RUN / "stage1")
+    expected = newest_weights(tiny_results / RUN / "stage1")
     for name, value in newest_weights(tmp_path / RUN / "stage1").items():
         assert torch.equal(value, expected[name])
 
@@ -226,9 +208,9 @@ def test_baseline_trains_and_leaves_its_results(tmp_path):
     }
 
 
-def test_a_debug_run_leaves_a_whole_one_as_it_is(whole_run):
-    before = snapshot(whole_run / RUN)
-    train.main(arguments(whole_run, STAGE2, "--debug"))
-    assert snapshot(whole_run / RUN) == before
-    debugged = whole_run / RUN.replace("/emoq/", "/emoq-debug/")
+def test_a_debug_run_leaves_a_whole_one_as_it_is(tiny_results):
+    before = snapshot(tiny_results / RUN)
+    train.main(arguments(tiny_results, STAGE2, "--debug"))
+    assert snapshot(tiny_results / RUN) == before
+    debugged = tiny_results / RUN.replace("/emoq/", "/emoq-debug/")
     assert (debugged / "stage2/results.json").exists()
