@@ -104,13 +104,11 @@ def test_predictions_csv_has_one_row_an_utterance(tmp_path):
     assert list(rows[0]) == [*columns, *LABELS]
     assert [row["id"] for row in rows] == stats.ids
     assert [row["dialogue"] for row in rows] == stats.dialogues
-    for row, target, prediction in zip(
-        rows, stats.targets, stats.predictions, strict=True
+    for column, classes in (
+        ("label", stats.targets),
+        ("prediction", stats.predictions),
     ):
-        assert row["label"] == LABELS[target]
-        assert row["prediction"] == LABELS[prediction]
-    right = [row["label"] == row["prediction"] for row in rows]
-    assert 100 * np.mean(right) == pytest.approx(stats.summarize("WA"))
+        assert [LABELS.index(row[column]) for row in rows] == classes
 
 
 def test_predictions_are_read_back_bit_for_bit(tmp_path):
@@ -158,15 +156,12 @@ def test_pooled_measures_are_those_of_the_joint_set(tmp_path):
     assert found.dialogues == sum((stats.dialogues for stats in folds), [])
     pooled = found.summarize()
     assert pooled["n"] == len(targets)
-    assert pooled["WA"] == pytest.approx(
-        100 * accuracy_score(targets, predictions)
-    )
-    assert pooled["UA"] == pytest.approx(
-        100 * balanced_accuracy_score(targets, predictions)
-    )
-    assert pooled["WF1"] == pytest.approx(
-        100 * f1_score(targets, predictions, average="weighted")
-    )
+    for name, expected in (
+        ("WA", accuracy_score(targets, predictions)),
+        ("UA", balanced_accuracy_score(targets, predictions)),
+        ("WF1", f1_score(targets, predictions, average="weighted")),
+    ):
+        assert pooled[name] == pytest.approx(100 * expected)
     # What was pooled can be reported as any other run.
     write_results(tmp_path / "all", found, {**RUN_INFO, "fold": "0-4"})
     assert read_predictions(tmp_path / "all").summarize() == pooled
@@ -322,15 +317,11 @@ def test_curves_show_every_value_and_mark_the_best_epoch():
 def test_reliability_is_drawn_before_and_after_scaling():
     stats = random_stats(n=400)
     scaled = apply_temperature(stats.posteriors, 2.5)
-    figure = plot_reliability(
-        {"T = 1": stats.posteriors, "T = 2.50": scaled}, stats.targets, "MELD"
-    )
+    systems = {"T = 1": stats.posteriors, "T = 2.50": scaled}
+    figure = plot_reliability(systems, stats.targets, "MELD")
     diagram, spread = figure.axes
-    _, before, after = diagram.lines
-    for line, name, posteriors in (
-        (before, "T = 1", stats.posteriors),
-        (after, "T = 2.50", scaled),
-    ):
+    lines = diagram.lines[1:]
+    for line, (name, posteriors) in zip(lines, systems.items(), strict=True):
         expected = reliability(posteriors, stats.targets)
         filled = expected.count > 0
         assert (line.get_xdata() == expected.confidence[filled]).all()
