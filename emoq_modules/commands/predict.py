@@ -180,9 +180,7 @@ def _timelines(recognizer, recordings, options):
 
     for recording in recordings:
         try:
-            yield from recognizer.timeline(
-                recording.path, speaker=recording.speaker, **options
-            )
+            yield from recognizer.timeline(recording, **options)
         except (AudioError, OSError) as error:
             yield Recognition(str(recording.path), error=str(error))
 
@@ -247,10 +245,8 @@ def _table_row(found, labels):
 
 
 def _print_table(rows, labels):
-    rows = [
-        ["recording", "from", "to", "emotion", "confidence", *labels],
-        *rows,
-    ]
+    header = ["recording", "from", "to", "emotion", "confidence", *labels]
+    rows = [header, *rows]
     # What is said of an error may be long, and stands last.
     whole = [row for row in rows if len(row) > 4]
     widths = [max(map(len, column)) for column in zip(*whole, strict=True)]

@@ -42,7 +42,7 @@ class Row:
     # seed the EmotionStats of all folds together.
     metrics: list = ()
     pooled: dict = field(default_factory=dict)
-    # Of each fold of the first seed, where there are validation predictions;
+    # The first seed's, fold by fold, where there are validation predictions;
     # and the posteriors of ``stats`` by these temperatures, (N, C).
     temperatures: list = ()
     scaled: np.ndarray | None = None

@@ -7,7 +7,7 @@ from emoq_modules.dataio.audio import read_audio
 from emoq_modules.dataio.recordings import SHORTEST_S, Recording
 from emoq_modules.errors import AudioError, UploadError
 
-# Of a minute of fast speech, about twice; what a name may take up.
+# About twice what is said in a minute of fast speech, and what a name takes.
 _MAX_TEXT = 2000
 _MAX_SPEAKER = 100
 _TOLD = "start", "end", "posteriors", "label", "confidence", "abstained"

@@ -229,16 +229,7 @@ def check_labels(systems):
 
 
 def format_confusion(stats):
-    """A table of confusion counts and recalls, one line a class.
-
-    >>> stats = EmotionStats(["no", "yes"])
-    >>> posteriors = torch.eye(2)[[0, 0, 1, 1]]
-    >>> stats.append(list("abcd"), posteriors, torch.tensor([0, 0, 0, 1]))
-    >>> print(format_confusion(stats))
-            no    yes  recall
-     no      2      1    66.7
-    yes      0      1   100.0
-    """
+    """A table of confusion counts and recalls, one line a class."""
     labels, metrics = stats.labels, stats.summarize()
     first = max(len(label) for label in labels)
     # A column is as wide as its name, or as a count of five digits.

@@ -4,7 +4,6 @@ Every case breaks something in a copy of a good run, and starts it again.
 """
 
 import hashlib
-import json
 import logging
 import re
 import runpy
@@ -15,9 +14,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import soundfile
-import torch
-from huggingface_hub import constants
-from safetensors.torch import load_file, save_file
 
 import train
 
@@ -55,7 +51,7 @@ def good_run(tmp_path_factory):
 
 
 @pytest.fixture
-def folder(good_run, tmp_path, monkeypatch):
+def folder(good_run, tmp_path, monkeypatch, no_hub):
     """The working folder: it holds a copy of the good run."""
     shutil.copytree(good_run / RESULTS, tmp_path / RESULTS)
     monkeypatch.chdir(tmp_path)
@@ -134,20 +130,12 @@ def preset(content):
     return damage
 
 
-def unreachable_hub(monkeypatch):
-    monkeypatch.setattr(constants, "ENDPOINT", "http://127.0.0.1:9")
-
-
-def checkpoints(stage):
-    return sorted((RUN / stage / "save").iterdir())
-
-
 def truncate(path):
     path.write_bytes(path.read_bytes()[:1000])
 
 
 def truncate_newest_checkpoint():
-    only = checkpoints("stage1")[-1]
+    only = sorted((RUN / "stage1/save").iterdir())[-1]
     newer = shutil.copytree(only, only.with_name("CKPT+newer"))
     meta = newer / "CKPT.yaml"
     later = re.sub(r"unixtime: \d", "unixtime: 9", meta.read_text())
@@ -156,19 +144,8 @@ def truncate_newest_checkpoint():
 
 
 def truncate_all_checkpoints():
-    for checkpoint in checkpoints("stage1"):
+    for checkpoint in (RUN / "stage1/save").iterdir():
         truncate(checkpoint / "optimizer.ckpt")
-
-
-def checkpoint_of_another_model():
-    for checkpoint in checkpoints("stage1"):
-        weights = load_file(checkpoint / "fusion.ckpt")
-        weights["queries"] = torch.zeros(7, 16)
-        save_file(weights, checkpoint / "fusion.ckpt")
-        contents = checkpoint / "contents.json"
-        sizes = json.loads(contents.read_text())
-        sizes["fusion.ckpt"] = (checkpoint / "fusion.ckpt").stat().st_size
-        contents.write_text(json.dumps(sizes))
 
 
 def truncate_stage_1():
@@ -293,13 +270,6 @@ REFUSED = [
         r"max_grad_norm was '1\.0' and is now '0\.5'.* --results_folder",
     ),
     (
-        "checkpoint of another model",
-        again(),
-        r"fusion\.ckpt is a checkpoint of another model.*queries is \(7, 16\), "
-        r"not \(3, 16\).*--results_folder",
-        checkpoint_of_another_model,
-    ),
-    (
         "truncated checkpoints, no earlier one",
         again(),
         r"No checkpoint in .*stage1/save is whole \(optimizer\.ckpt has 1000 "
@@ -316,7 +286,6 @@ REFUSED = [
         "model that cannot be had",
         again("--text_encoder", "nobody/nothing", *AFRESH),
         r"nobody/nothing is no local folder.*hf download nobody/nothing",
-        unreachable_hub,
     ),
 ]
 # Name, the command, what is reported, what is broken.
@@ -342,12 +311,11 @@ def table(cases):
 
 @table(REFUSED)
 def test_bad_input_ends_with_one_message_and_damages_nothing(
-    folder, monkeypatch, capfd, command, says, damage
+    folder, capfd, command, says, damage
 ):
-    with monkeypatch.context() as patches:
-        damage(*([patches] if damage.__code__.co_argcount else []))
-        before = state(folder)
-        status = start(*command)
+    damage()
+    before = state(folder)
+    status = start(*command)
     logged, printed = capfd.readouterr()
     assert status == 2, printed
     message = printed[printed.index("error: ") :]

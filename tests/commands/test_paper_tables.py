@@ -1,4 +1,4 @@
-"""The paper's figures are those it prints, and each run of its own can be made.
+"""The paper's metrics are those it prints, and each run of its own can be made.
 
 Against the text of the paper, which is not part of the project: what is held
 against it is skipped where it is not there.
@@ -17,7 +17,13 @@ FILE = ROOT / "emoq_modules/commands/paper_tables.yaml"
 PAPER = ROOT.parent / "shared/paper/emoq.txt"
 CONTENT = YAML(typ="safe").load(FILE)
 TABLES = CONTENT["tables"]
-FIGURE = r"(?:\d+\.\d|-)"
+RUNS = [
+    (table["corpus"], *row["run"].values())
+    for table in TABLES
+    for row in table["rows"]
+    if row["run"]
+]
+NUMBER = r"(?:\d+\.\d|-)"
 
 
 @pytest.fixture(scope="module")
@@ -29,9 +35,9 @@ def paper():
 
 
 def printed_rows(paper, table):
-    """What stands before a row's figures, and the figures, row by row."""
+    """What stands before a row's metrics, and the metrics, row by row."""
     after = paper.split(f"Table {table['table']}: ", 1)[1]
-    pattern = rf"(.*?) ?({' '.join([FIGURE] * len(table['measures']))})"
+    pattern = rf"(.*?) ?({' '.join([NUMBER] * len(table['measures']))})"
     rows = []
     for line in after.splitlines():
         found = re.fullmatch(pattern, line)
@@ -42,23 +48,14 @@ def printed_rows(paper, table):
     return rows
 
 
-def runs():
-    return [
-        (table["corpus"], *row["run"].values())
-        for table in TABLES
-        for row in table["rows"]
-        if row["run"]
-    ]
-
-
 @pytest.mark.parametrize("table", TABLES, ids=lambda t: f"table{t['table']}")
-def test_figures_are_those_that_the_paper_prints(paper, table):
+def test_metrics_are_those_that_the_paper_prints(paper, table):
     assert f"Table {table['table']}: {table['title']}\n" in paper
     printed = printed_rows(paper, table)
     assert len(printed) == len(table["rows"])
-    for row, (before, figures) in zip(table["rows"], printed, strict=True):
+    for row, (before, metrics) in zip(table["rows"], printed, strict=True):
         ours = [row[measure] for measure in table["measures"]]
-        assert ["-" if x is None else f"{x:.1f}" for x in ours] == figures
+        assert ["-" if x is None else f"{x:.1f}" for x in ours] == metrics
         if before:
             source = "(Ours)" if row["source"] == "paper" else row["source"]
             assert before.startswith(f"{row['name']} {source} ")
@@ -76,7 +73,7 @@ def test_references_are_the_papers(paper, number):
     assert reference[-4:] in line
 
 
-@pytest.mark.parametrize(("corpus", "experiment", "stage", "presets"), runs())
+@pytest.mark.parametrize(("corpus", "experiment", "stage", "presets"), RUNS)
 def test_each_run_of_the_paper_can_be_composed(
     corpus, experiment, stage, presets
 ):
@@ -102,7 +99,7 @@ def test_rows_have_what_the_file_says_they_have():
             assert row["run"] or quoted
 
 
-def test_the_whole_system_has_the_same_figures_in_every_table_of_meld():
+def test_the_whole_system_has_the_same_metrics_in_every_table_of_meld():
     rows = [
         {measure: row[measure] for measure in table["measures"]}
         for table in TABLES

@@ -82,12 +82,8 @@ def test_table_5_is_four_variants_that_get_the_options(tmp_path):
 
 def test_folds_and_seeds_make_runs_of_their_own(tmp_path):
     runs = plan(read_table(1), (), data(tmp_path), "2,5", [1, 2], ["EmoQ"])
-    assert [(run.fold, run.seed) for run in runs] == [
-        (2, 1),
-        (5, 1),
-        (2, 2),
-        (5, 2),
-    ]
+    places = [(run.fold, run.seed) for run in runs]
+    assert places == [(2, 1), (5, 1), (2, 2), (5, 2)]
     assert len({run.folder for run in runs}) == 4
     assert len(plan(read_table(1), (), data(tmp_path))) == 10  # 2 rows x 5
 

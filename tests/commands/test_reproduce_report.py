@@ -254,7 +254,7 @@ def test_another_corpus_is_not_compared(tmp_path):
         write_run(run, BOTH[run.row])
     markdown, missing = report(TABLE, runs, tmp_path / "report")
     assert missing == []
-    assert "figures are of another corpus, toy" in markdown
+    assert "metrics are of another corpus, toy" in markdown
     found = tables(markdown)
     assert row_of(found["WA"], WHOLE)["to the paper"] == "another corpus"
     assert row_of(found["The table"], WHOLE)["WA, paper, toy"] == "60.0"

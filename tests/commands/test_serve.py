@@ -103,9 +103,7 @@ def upload(url, name, content):
 
 def test_programs_get_what_the_recognizer_says(client, recognizer, tmp_path):
     path = recording(tmp_path / "hello.wav")
-    found = client.predict(
-        handle_file(path), TEXT, "Ross", api_name="/recognize"
-    )
+    found = client.predict(handle_file(path), TEXT, "Ross")
     (expected,) = recognizer.recognize([Recording(path, TEXT, "Ross")])
     assert found["posteriors"] == pytest.approx(expected.posteriors, abs=1e-6)
     assert found["label"] == expected.label
@@ -120,7 +118,7 @@ def test_recording_longer_than_a_window_gets_a_time_line(
     client, recognizer, tmp_path
 ):
     path = recording(tmp_path / "long.wav", 2.2)
-    found = client.predict(handle_file(path), api_name="/recognize")
+    found = client.predict(handle_file(path))
     expected = recognizer.timeline(path, window_s=1, hop_s=0.5)
     assert [w["start"] for w in found["windows"]] == [0, 0.5, 1, 1.2]
     for window, other in zip(found["windows"], expected, strict=True):
@@ -185,7 +183,7 @@ def test_what_cannot_be_recognized_is_refused(
     write(path)
     sent = handle_file(path) if path.exists() else None
     with pytest.raises(AppError, match=message) as error:
-        client.predict(sent, text, api_name="/recognize")
+        client.predict(sent, text)
     assert "secret-name" not in str(error.value)
     assert str(folder) not in str(error.value)
 
@@ -244,10 +242,7 @@ def test_same_recording_sent_at_once_is_answered_each_time(
         return found
 
     monkeypatch.setattr(recognizer, "recognize", counted)
-    jobs = [
-        client.submit(handle_file(path), api_name="/recognize")
-        for _ in range(8)
-    ]
+    jobs = [client.submit(handle_file(path)) for _ in range(8)]
     labels = {job.result()["label"] for job in jobs}
     assert len(labels) == 1
     assert most == SETTINGS.max_concurrent

@@ -58,18 +58,14 @@ def test_there_is_one_embedding_an_utterance(shape):
         embeddings_as_bytes(["a", "b"], torch.zeros(shape))
 
 
-def test_neighbors_stay_neighbors_on_the_map():
+def test_neighbors_stay_neighbors_on_a_map_that_stays_the_same():
     embeddings, targets = on_the_sphere(120, centers=4, spread=0.3)
     points = to_plane(embeddings)
     assert points.shape == (120, 2)
     assert trustworthiness(embeddings, points, metric="cosine") > 0.9
     knn = KNeighborsClassifier(5).fit(points, targets)
     assert knn.score(points, targets) > 0.95
-
-
-def test_the_same_embeddings_give_the_same_map():
-    embeddings, _ = on_the_sphere(60, centers=3, spread=0.5)
-    np.testing.assert_array_equal(to_plane(embeddings), to_plane(embeddings))
+    np.testing.assert_array_equal(to_plane(embeddings), points)
 
 
 @pytest.mark.parametrize("n, drawn", [(1, False), (4, False), (5, True)])
