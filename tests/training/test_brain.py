@@ -2,7 +2,6 @@
 
 import pytest
 import torch
-from speechbrain.dataio.dataset import DynamicItemDataset
 from torch import nn
 
 from emoq_modules import PromptTemplate, SoftPromptDecoder
@@ -313,16 +312,9 @@ class WatchingEncoder(FrozenEncoder):
 
 
 def test_frozen_encoder_stays_in_eval_mode_and_without_gradient(tmp_path):
-    rows = {
-        f"u{i}": {
-            "audio": torch.randn(5 + i),
-            "tokens": torch.tensor([0, 2]),
-            "dialogue": "d",
-            "label": i % 3,
-        }
-        for i in range(6)
-    }
-    dataset = DynamicItemDataset(rows, output_keys=["id", *rows["u0"]])
+    dataset = make_dataset(6)
+    for row in dataset.data.values():
+        row["audio"] = row["audio"][:, 0]  # in the place of a waveform
     encoder = WatchingEncoder()
     brain = make_brain(tmp_path)
     brain.modules["encoder"] = encoder
