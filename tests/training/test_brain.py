@@ -34,9 +34,6 @@ def assert_same(one, other, **tolerance):
         torch.testing.assert_close(value, other[name], **tolerance)
 
 
-# --- Steps --------------------------------------------------------------------
-
-
 def stage_2(folder, llm, **changes):
     """Words of one, two and more tokens: answers of different weight."""
     labels = ["angry", "happy", "flabbergasted"]
@@ -154,9 +151,6 @@ def test_a_gradient_that_is_not_finite_changes_no_weight(
     without = make_brain(tmp_path / "without", max_grad_norm=max_grad_norm)
     fit(without, dataset, [[0, 1], [3, 4]])
     assert_same(weights(brain), weights(without))
-
-
-# --- Learning rates -----------------------------------------------------------
 
 
 def test_each_part_has_its_own_learning_rate(tmp_path):
@@ -290,9 +284,6 @@ def test_embeddings_of_the_set_measured_last_stay_in_its_order(tmp_path):
             for index in range(5)
         ]
     torch.testing.assert_close(brain.tested_embeddings, expected)
-
-
-# --- Modes and checkpoints ----------------------------------------------------
 
 
 class WatchingEncoder(FrozenEncoder):
