@@ -79,7 +79,8 @@ class FrozenEncoder(nn.Module):
         Arguments
         ---------
         wavs : torch.Tensor
-            Waveforms at 16 kHz, ``(B, T)``, in [-1, 1].
+            Waveforms at 16 kHz, ``(B, T)``, in [-1, 1]; a ``ValueError`` if one
+            has no sample, or samples that are not finite.
         wav_lens : torch.Tensor
             Relative lengths, ``(B,)``.
 
@@ -89,11 +90,6 @@ class FrozenEncoder(nn.Module):
             ``(B, T', dim)``, float32, zero past the end of each utterance.
         frame_lens : torch.Tensor
             Relative lengths, ``(B,)``.
-
-        Raises
-        ------
-        ValueError
-            If an utterance has no sample, or samples that are not finite.
         """
         counts = (wav_lens * wavs.shape[1]).round().long()
         samples = counts.tolist()
@@ -101,14 +97,12 @@ class FrozenEncoder(nn.Module):
         inside = length_to_mask(counts, wavs.shape[1], device=wavs.device)
         wavs = wavs.masked_fill(inside == 0, 0.0)
         sound = torch.isfinite(wavs).all(dim=1).tolist()
-        for index, (count, is_sound) in enumerate(
-            zip(samples, sound, strict=True)
-        ):
-            if not count or not is_sound:
+        for index, count in enumerate(samples):
+            if not count or not sound[index]:
+                fault = "holds NaN or infinity" if count else "has 0 samples"
                 raise ValueError(
-                    f"Utterance {index} of the batch "
-                    + ("holds NaN or infinity" if count else "has 0 samples")
-                    + "; leave it out of the corpus."
+                    f"Utterance {index} of the batch {fault}; leave it out of "
+                    "the corpus."
                 )
         # Whatever precision the model around it trains in, an encoder works
         # in its own: stored frames are computed outside of any training.
@@ -216,11 +210,8 @@ class HuggingFaceEncoder(FrozenEncoder):
         self.hop_s = math.prod(config.conv_stride) / self.sample_rate
         # Samples that one frame is made of: 25 ms.
         self.receptive_field = 1
-        for kernel, stride in zip(
-            reversed(config.conv_kernel),
-            reversed(config.conv_stride),
-            strict=True,
-        ):
+        sizes = zip(config.conv_kernel, config.conv_stride, strict=True)
+        for kernel, stride in reversed([*sizes]):
             self.receptive_field = (self.receptive_field - 1) * stride + kernel
 
     def encode(self, wavs, samples):

@@ -69,14 +69,10 @@ class LayerWeightedMean(nn.Module):
     Arguments
     ---------
     num_layers : int
-        Rows of the input: ``LayerMeanEncoder.num_layers``.
+        Rows of the input: ``LayerMeanEncoder.num_layers``. That of encoders
+        which give frames is None, and a ``ValueError``.
     dim : int
         Size of a row, and of the embedding.
-
-    Raises
-    ------
-    ValueError
-        If ``num_layers`` is None, as it is of encoders that give frames.
 
     Example
     -------

@@ -157,19 +157,6 @@ class FocalLoss(torch.nn.Module):
         torch.Tensor
             The loss, a scalar of at least float32.
         """
-        self._check(logits, labels)
-        log_probs = _at_least_float32(logits).log_softmax(dim=-1)
-        log_p = log_probs.gather(1, labels[:, None]).squeeze(1)  # (N,)
-
-        # expm1 keeps 1 - p exact near p = 1. It is held off 0, where the
-        # derivative of its power is infinite for gamma below 1.
-        miss = (-log_p.expm1()).clamp(min=torch.finfo(log_p.dtype).tiny)
-        losses = -(miss**self.gamma) * log_p
-        if self.class_weights is not None:
-            losses = self.class_weights.to(losses)[labels] * losses
-        return losses.sum() / max(len(losses), 1)
-
-    def _check(self, logits, labels):
         _check_one_label_each(logits, labels)
         num_classes = logits.size(-1)
         weights = self.class_weights
@@ -183,6 +170,16 @@ class FocalLoss(torch.nn.Module):
                 f"labels run from {labels.min()} to {labels.max()}, but the "
                 f"logits have {num_classes} classes, 0 to {num_classes - 1}"
             )
+        log_probs = _at_least_float32(logits).log_softmax(dim=-1)
+        log_p = log_probs.gather(1, labels[:, None]).squeeze(1)  # (N,)
+
+        # expm1 keeps 1 - p exact near p = 1. It is held off 0, where the
+        # derivative of its power is infinite for gamma below 1.
+        miss = (-log_p.expm1()).clamp(min=torch.finfo(log_p.dtype).tiny)
+        losses = -(miss**self.gamma) * log_p
+        if self.class_weights is not None:
+            losses = self.class_weights.to(losses)[labels] * losses
+        return losses.sum() / max(len(losses), 1)
 
 
 class MALLoss(torch.nn.Module):
@@ -190,18 +187,13 @@ class MALLoss(torch.nn.Module):
 
     Arguments
     ---------
-    scl : SupConLoss
-        The loss on embeddings, or None to train without it.
-    focal : FocalLoss
-        The loss on logits, or None to train without it. Plain cross-entropy,
-        the baseline without MAL, is ``MALLoss(None, FocalLoss(gamma=0))``.
+    scl : SupConLoss | None
+        The loss on embeddings; None trains without it.
+    focal : FocalLoss | None
+        Likewise on logits, where not both are None. Plain cross-entropy, the
+        baseline without MAL, is ``MALLoss(None, FocalLoss(gamma=0))``.
     balance : float
         The factor of the focal term, lambda in the paper.
-
-    Raises
-    ------
-    ValueError
-        If both losses are None.
 
     Example
     -------

@@ -201,12 +201,8 @@ class EmoQFormer(nn.Module):
         ------
         list of torch.Tensor
             Weights ``(B, heads, N_q, T)`` of each layer with cross-attention,
-            in every call: 0 on padding, and 1 in sum over the frames.
-
-        Raises
-        ------
-        ValueError
-            If no layer has cross-attention.
+            in every call: 0 on padding, and 1 in sum over the frames; a
+            ``ValueError`` if there is no such layer.
 
         Example
         -------

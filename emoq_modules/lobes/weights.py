@@ -141,16 +141,17 @@ def _load(tensors, path):
             f"{path} cannot be read ({error}). Restore the file, or delete it: "
             "the same command then makes it again from what was before it."
         ) from error
-    differences = (
-        [f"{name} is missing" for name in tensors.keys() - weights.keys()]
-        + [f"{name} is not known" for name in weights.keys() - tensors.keys()]
-        + [
-            f"{name} is {tuple(weights[name].shape)}, not "
-            f"{tuple(tensors[name].shape)}"
-            for name in tensors.keys() & weights.keys()
-            if weights[name].shape != tensors[name].shape
-        ]
+    found, wanted = (
+        {name: tuple(tensor.shape) for name, tensor in named.items()}
+        for named in (weights, tensors)
     )
+    differences = [f"{name} is missing" for name in wanted.keys() - found]
+    differences += [f"{name} is not known" for name in found.keys() - wanted]
+    differences += [
+        f"{name} is {found[name]}, not {wanted[name]}"
+        for name in found.keys() & wanted
+        if found[name] != wanted[name]
+    ]
     if differences:
         shown = "; ".join(sorted(differences)[:3])
         raise CheckpointError(

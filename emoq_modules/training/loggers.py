@@ -57,12 +57,8 @@ class EpochTensorboardLogger(TensorboardLogger):
     Arguments
     ---------
     save_dir : str
-        Where TensorBoard's files go.
-
-    Raises
-    ------
-    ConfigurationError
-        If TensorBoard is not installed.
+        Where TensorBoard's files go; a ``ConfigurationError`` if it is not
+        installed.
     """
 
     def __init__(self, save_dir):
@@ -75,15 +71,7 @@ class EpochTensorboardLogger(TensorboardLogger):
             ) from error
 
     def log_stats(self, stats_meta, **stats):
-        """Draws an epoch, or a test.
-
-        Arguments
-        ---------
-        stats_meta : dict
-            As of ``TrainLoggers.log_stats``.
-        **stats : dict
-            Likewise.
-        """
+        """Draws what ``TrainLoggers.log_stats`` takes."""
         epoch = stats_meta.get("epoch", stats_meta.get("epoch loaded"))
         before = epoch - 1  # from which SpeechBrain counts on
         self.global_step = {"meta": before} | {

@@ -30,7 +30,7 @@ def shard_llm(decoder, device):
     alone. All its ranks have to run the LLM equally often, in the same order,
     and gradients reach a layer through what it returns: there can be none
     through keys and values that were kept. The decoder is the same on all
-    ranks, on the CPU; what is kept of it goes to ``device``, layer after layer.
+    ranks, on the CPU; what is kept of it goes to ``device``.
     """
     if world_size() == 1:
         raise ConfigurationError(

@@ -173,16 +173,5 @@ class Stage2Brain(EmoQBrain):
         return loss
 
     def loss_weight(self, batch):
-        """Weight of a batch in the mean over accumulated batches.
-
-        Arguments
-        ---------
-        batch : speechbrain.dataio.batch.PaddedBatch
-            A batch of the training set.
-
-        Returns
-        -------
-        float
-            The sum of the token weights of Eq. 7 in it.
-        """
+        """Sum of the token weights of Eq. 7 in a batch, a float."""
         return self.hparams.decoder.answer_weight(batch.label)

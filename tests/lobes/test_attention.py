@@ -7,6 +7,7 @@ from scipy.special import erf, softmax
 
 from emoq_modules import EmoQFormer, FbankEncoder
 from emoq_modules.evaluation.plots import as_png, plot_attention
+from tests.lobes import test_qformer
 
 AUDIO_DIM, HEADS, FRAMES = 12, 4, (30, 17)
 
@@ -23,11 +24,8 @@ def fusion(text_encoder):
 
 
 def batch():
-    """Audio of 30 and 17 frames, text of 9 and 4 tokens, with junk after."""
-    generator = torch.Generator().manual_seed(0)
-    audio = torch.randn(2, 30, AUDIO_DIM, generator=generator).double()
-    tokens = torch.randint(5, 200, (2, 9), generator=generator)
-    return audio, torch.tensor([1, 17 / 30]), tokens, torch.tensor([1, 4 / 9])
+    audio, *others = test_qformer.batch()
+    return audio.double(), *others
 
 
 @pytest.fixture(scope="module")
@@ -36,9 +34,6 @@ def weights(fusion):
     with fusion.record_attention() as recorded:
         fusion(*batch())
     return torch.stack(recorded)
-
-
-# --- NumPy's, of one utterance, which needs no mask ---------------------------
 
 
 def linear(p, name, x):
@@ -113,9 +108,6 @@ def test_weights_are_those_of_numpy(fusion, weights):
         np.testing.assert_allclose(found, expected, rtol=1e-9)
 
 
-# --- Recorded -----------------------------------------------------------------
-
-
 def test_weights_sum_to_one_over_frames_and_are_zero_on_padding(weights):
     assert weights.shape == (2, 2, HEADS, 5, 30)  # of every second layer
     np.testing.assert_allclose(weights.sum(dim=-1), 1, rtol=1e-12)
@@ -157,9 +149,6 @@ def test_a_module_that_never_listens_says_so(text_encoder):
     with pytest.raises(ValueError, match="cross_attention_every .* above 0"):
         with deaf.record_attention():
             pass
-
-
-# --- Drawn --------------------------------------------------------------------
 
 
 def drawn(weights, seconds=2.0, hop_s=0.08):

@@ -90,20 +90,18 @@ def test_focal_loss_is_equation_5(labels, gamma):
     assert single.item() == pytest.approx(expected, rel=1e-5)
 
 
-@every_batch
-def test_mal_is_the_weighted_sum_of_both(labels):
-    embeddings, logits = random_embeddings(len(labels)), random_logits(8)
-    logits, targets = logits[: len(labels)], torch.tensor(labels)
-    scl = scl_reference(embeddings.numpy(), labels, 0.07)
-    focal = focal_reference(logits.numpy(), labels, 2.0, [1.0] * 4)
-
-    def mal(*args, **kwargs):
-        return MALLoss(*args, **kwargs)(embeddings, logits, targets).item()
-
-    both = mal(SupConLoss(), FocalLoss(), balance=0.3)
-    assert both == pytest.approx(scl + 0.3 * focal, rel=1e-12)
-    assert mal(SupConLoss(), None) == pytest.approx(scl, rel=1e-12)
-    assert mal(None, FocalLoss()) == pytest.approx(focal, rel=1e-12)
+def test_mal_is_the_weighted_sum_of_both():
+    labels = BATCHES["random"]
+    batch = random_embeddings(8), random_logits(8), torch.tensor(labels)
+    scl = scl_reference(batch[0].numpy(), labels, 0.07)
+    focal = focal_reference(batch[1].numpy(), labels, 2.0, [1.0] * 4)
+    for parts, expected in (
+        ((SupConLoss(), FocalLoss(), 0.3), scl + 0.3 * focal),
+        ((SupConLoss(), None), scl),
+        ((None, FocalLoss()), focal),
+    ):
+        loss = MALLoss(*parts)(*batch)
+        assert loss.item() == pytest.approx(expected, rel=1e-12)
 
 
 # The rows of Table 5: whether there is SCL, gamma, and whether classes weigh

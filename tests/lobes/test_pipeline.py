@@ -5,20 +5,8 @@ import torch
 from speechbrain.dataio.batch import PaddedBatch
 from torch import nn
 
-from emoq_modules.lobes.audio_encoder import FrozenEncoder
 from emoq_modules.lobes.pipeline import decode, embed, to_precision
-
-
-class Encoder(FrozenEncoder):
-    """A frame a sample, of 3 values."""
-
-    def __init__(self):
-        super().__init__(3, {"class": "Encoder"})
-        self.layer = nn.Linear(1, 3)
-
-    def encode(self, wavs, samples):
-        frames = self.layer(wavs.unsqueeze(2))
-        return [f[:count] for f, count in zip(frames, samples, strict=True)]
+from tests.lobes.test_audio_encoder import OwnEncoder
 
 
 class Given(nn.Module):
@@ -30,7 +18,7 @@ class Given(nn.Module):
 
 @pytest.fixture
 def modules():
-    return nn.ModuleDict({"encoder": Encoder(), "fusion": Given()})
+    return nn.ModuleDict({"encoder": OwnEncoder(), "fusion": Given()})
 
 
 def batch(*wavs):

@@ -1,5 +1,7 @@
 """The prompt's token ids, and that no transcript can change the template."""
 
+from os.path import commonprefix
+
 import pytest
 from transformers import AutoTokenizer
 
@@ -73,24 +75,6 @@ HOSTILE = [
     "\ue000 \ue001 \ue002 \ue003",
     " ",
 ]
-
-
-@pytest.mark.parametrize("hostile", HOSTILE)
-def test_no_transcript_changes_the_template_around_it(prompt, hostile):
-    plain_before, plain_after = prompt.encode("x", "Ross")
-    split = plain_before.index(25, plain_before.index(3167)) + 1
-    for text, speaker in [(hostile, "Ross"), ("x", hostile)]:
-        before, after = prompt.encode(text, speaker)
-        assert after == plain_after
-        assert before.count(IM_START) == plain_before.count(IM_START)
-        assert before.count(IM_END) == plain_before.count(IM_END)
-        assert before.count(NEWLINE) >= plain_before.count(NEWLINE) - 1
-        assert max(before[:-1]) <= IM_END, "no other added token either"
-    if hostile.strip():
-        before, _ = prompt.encode(hostile, "Ross")
-        assert before[:split] == plain_before[:split]
-        assert before[-3:] == plain_before[-3:]
-        assert before.count(NEWLINE) == plain_before.count(NEWLINE)
 
 
 def test_plain_text_is_tokenized_as_the_tokenizer_would(qwen, prompt):
@@ -168,23 +152,37 @@ def test_prompts_of_the_experiments_are_the_papers_but_for_their_context(
 
 
 @pytest.mark.parametrize("hostile", HOSTILE)
-@pytest.mark.parametrize("place", [0, 1])
-def test_no_turn_before_changes_the_template_around_it(qwen, hostile, place):
+@pytest.mark.parametrize(
+    ("place", "label", "next_label"),
+    [
+        (0, "\nTranscript:", "\nVoice:"),
+        (1, "\nSpeaker:", "\nTranscript:"),
+        (2, "user\nBefore:", "\nSpeaker:"),
+        (3, "user\nBefore:", "\nSpeaker:"),
+    ],
+)
+def test_nothing_that_is_said_changes_the_template_around_it(
+    qwen, hostile, place, label, next_label
+):
     prompt = with_context(qwen)
-    turn = ["Ross", "x"]
-    plain_before, plain_after = prompt.encode("x", "Ross", [turn])
-    turn[place] = hostile
-    before, after = prompt.encode("x", "Ross", [("Ross", "y"), turn])
+
+    def encode(text, speaker, *turn):
+        return prompt.encode(text, speaker, [("Ross", "y"), turn])
+
+    said = ["x", "Ross", "Ross", "x"]
+    plain_before, plain_after = encode(*said)
+    said[place] = hostile
+    before, after = encode(*said)
     assert after == plain_after
-    for token in (IM_START, IM_END, NEWLINE):
+    for token in (IM_START, IM_END):
         assert before.count(token) == plain_before.count(token)
     assert max(before) <= IM_END, "no other added token either"
-    start = plain_before.index(25, plain_before.index(10227)) + 1
-    end = plain_before[::-1].index(82036) + 2  # the line after
-    assert qwen.decode(plain_before[:start]).endswith("user\nBefore:")
-    assert qwen.decode(plain_before[-end:]).startswith("\nSpeaker: Ross\n")
-    assert before[:start] == plain_before[:start]
-    assert before[-end:] == plain_before[-end:]
+    if hostile.strip() or place > 1:  # or else the line is left out
+        assert before.count(NEWLINE) == plain_before.count(NEWLINE)
+        same = commonprefix([before, plain_before])
+        assert label in qwen.decode(same)
+        same = commonprefix([before[::-1], plain_before[::-1]])
+        assert next_label in qwen.decode(same[::-1])
 
 
 def test_turns_before_have_no_names_where_none_are_known(qwen):

@@ -11,7 +11,7 @@ from ruamel.yaml import YAML
 from safetensors.torch import load_file
 
 import train
-from emoq_modules import EmotionRecognizer, PromptTemplate, SoftPromptDecoder
+from emoq_modules import EmotionRecognizer
 from emoq_modules.dataio.manifest_reader import read_manifest
 from emoq_modules.errors import BackboneError, ExportError
 from emoq_modules.evaluation.results import read_predictions
@@ -19,6 +19,7 @@ from emoq_modules.inference.export import export_recognizer
 from emoq_modules.lobes import llm as llm_loading
 from emoq_modules.lobes.llm import BYTES_PER_WEIGHT
 from emoq_modules.training.describe import describe
+from tests.lobes.test_decoder import DIM, TARGETS, encode, make_decoder
 from tests.training.test_training import (
     RUN,
     STAGE2,
@@ -29,12 +30,6 @@ from tests.training.test_training import (
 
 bnb = pytest.importorskip("bitsandbytes")
 
-LABELS = ["angry", "happy", "neutral", "sad"]
-TEXTS = ["Leave me alone.", "I can't believe we won, at last!", "", "Oh no."]
-DIM = 8
-TEMPLATE = PromptTemplate(
-    "Name the emotion: {labels}.", "Transcript: {text}\nVoice: <AUDIO>"
-)
 FOLDER = f"{RUN}/stage2"
 QWEN = {
     "model_type": "qwen2",
@@ -47,16 +42,8 @@ QWEN = {
 }
 
 
-def make_decoder(source, quantized=True, **options):
-    torch.manual_seed(0)
-    return SoftPromptDecoder(
-        source,
-        TEMPLATE,
-        LABELS,
-        embedding_dim=DIM,
-        quantization="nf4" if quantized else None,
-        **options,
-    )
+def quantized(llm, source=QWEN, **options):
+    return make_decoder(source, tokenizer=llm, quantization="nf4", **options)
 
 
 def packed(decoder):
@@ -69,7 +56,7 @@ def packed(decoder):
 
 @pytest.mark.parametrize("from_file", [True, False])
 def test_every_projection_of_the_llm_is_in_four_bits(llm, from_file):
-    decoder = make_decoder(llm if from_file else QWEN, tokenizer=llm)
+    decoder = quantized(llm, llm if from_file else QWEN)
     config = decoder.llm.config
     assert len(packed(decoder)) == 7 * config.num_hidden_layers
     for name, parameter in packed(decoder).items():
@@ -84,25 +71,25 @@ def test_every_projection_of_the_llm_is_in_four_bits(llm, from_file):
 
 def test_both_ways_give_the_same_numbers(llm, tmp_path):
     """Quantized in memory, a model is what it is when read from a file."""
-    plain = make_decoder(QWEN, quantized=False, lora=None, tokenizer=llm)
+    plain = make_decoder(QWEN, lora=None, tokenizer=llm)
     plain.llm.save_pretrained(tmp_path)
-    read = make_decoder(str(tmp_path), lora=None, tokenizer=llm)
-    built = make_decoder(QWEN, lora=None, tokenizer=llm)
+    read = quantized(llm, str(tmp_path), lora=None)
+    built = quantized(llm, lora=None)
     found = zip(packed(read).items(), packed(built).items(), strict=True)
     for (name, one), (other_name, other) in found:
         assert name == other_name
         assert torch.equal(one, other)
     built.projector.load_state_dict(read.projector.state_dict())
-    embeddings = torch.randn(4, DIM)
+    embeddings = torch.randn(3, DIM)
     with torch.no_grad():
-        assert torch.equal(
-            read.posteriors(embeddings, read.prompt.encode_batch(TEXTS)),
-            built.posteriors(embeddings, built.prompt.encode_batch(TEXTS)),
+        one, other = (
+            each.posteriors(embeddings, encode(each)) for each in (read, built)
         )
+    assert torch.equal(one, other)
 
 
 def test_a_weight_takes_as_many_bytes_as_is_said(llm):
-    decoder = make_decoder(QWEN, tokenizer=llm)
+    decoder = quantized(llm)
     weights = packed(decoder).values()
     state = [parameter.quant_state for parameter in weights]
     size = sum(parameter.nbytes for parameter in weights) + sum(
@@ -113,15 +100,14 @@ def test_a_weight_takes_as_many_bytes_as_is_said(llm):
 
 
 def test_adapter_learns_and_the_base_stays(llm):
-    decoder = make_decoder(QWEN, tokenizer=llm).train()
+    decoder = quantized(llm).train()
     before = {name: p.clone() for name, p in packed(decoder).items()}
     trained = [p for p in decoder.parameters() if p.requires_grad]
     optimizer = torch.optim.AdamW(trained, lr=0.003)
-    embeddings = torch.nn.functional.normalize(torch.randn(4, DIM), dim=-1)
+    embeddings = torch.nn.functional.normalize(torch.randn(3, DIM), dim=-1)
     losses = []
     for _ in range(6):
-        prompts = decoder.prompt.encode_batch(TEXTS)
-        loss = decoder.loss(embeddings, prompts, torch.arange(4))
+        loss = decoder.loss(embeddings, encode(decoder), TARGETS)
         loss.backward()
         optimizer.step()
         optimizer.zero_grad()
@@ -137,13 +123,9 @@ def test_adapter_learns_and_the_base_stays(llm):
 def test_gradient_checkpointing_changes_no_gradient(llm):
     found = []
     for checkpointing in (False, True):
-        decoder = make_decoder(
-            QWEN, tokenizer=llm, gradient_checkpointing=checkpointing
-        )
-        decoder.train()
+        decoder = quantized(llm, gradient_checkpointing=checkpointing).train()
         torch.manual_seed(1)
-        prompts = decoder.prompt.encode_batch(TEXTS)
-        decoder.loss(torch.ones(4, DIM), prompts, torch.arange(4)).backward()
+        decoder.loss(torch.ones(3, DIM), encode(decoder), TARGETS).backward()
         found.append(
             [p.grad for p in decoder.parameters() if p.grad is not None]
         )
@@ -152,9 +134,8 @@ def test_gradient_checkpointing_changes_no_gradient(llm):
 
 
 def test_training_goes_on_after_an_evaluation(llm):
-    decoder = make_decoder(QWEN, tokenizer=llm)
-    prompts = decoder.prompt.encode_batch(TEXTS)
-    batch = torch.ones(4, DIM), prompts, torch.arange(4)
+    decoder = quantized(llm)
+    batch = torch.ones(3, DIM), encode(decoder), TARGETS
 
     def gradient():
         torch.manual_seed(1)
@@ -271,7 +252,7 @@ def test_description_counts_weights_and_not_bytes():
 
 def test_what_is_missing_is_told(llm, monkeypatch):
     with pytest.raises(ValueError, match="nf4 or null; it is 'int8'"):
-        SoftPromptDecoder(llm, TEMPLATE, LABELS, DIM, quantization="int8")
+        make_decoder(llm, quantization="int8")
     monkeypatch.setattr(llm_loading, "find_spec", lambda name: None)
     with pytest.raises(BackboneError, match=r"pip install bitsandbytes"):
-        make_decoder(llm)
+        quantized(llm, llm)

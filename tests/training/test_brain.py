@@ -2,7 +2,6 @@
 
 import pytest
 import torch
-from speechbrain.dataio.dataset import DynamicItemDataset
 from torch import nn
 
 from emoq_modules import PromptTemplate, SoftPromptDecoder
@@ -33,9 +32,6 @@ def assert_same(one, other, **tolerance):
     assert one.keys() == other.keys()
     for name, value in one.items():
         torch.testing.assert_close(value, other[name], **tolerance)
-
-
-# --- Steps --------------------------------------------------------------------
 
 
 def stage_2(folder, llm, **changes):
@@ -155,9 +151,6 @@ def test_a_gradient_that_is_not_finite_changes_no_weight(
     without = make_brain(tmp_path / "without", max_grad_norm=max_grad_norm)
     fit(without, dataset, [[0, 1], [3, 4]])
     assert_same(weights(brain), weights(without))
-
-
-# --- Learning rates -----------------------------------------------------------
 
 
 def test_each_part_has_its_own_learning_rate(tmp_path):
@@ -293,9 +286,6 @@ def test_embeddings_of_the_set_measured_last_stay_in_its_order(tmp_path):
     torch.testing.assert_close(brain.tested_embeddings, expected)
 
 
-# --- Modes and checkpoints ----------------------------------------------------
-
-
 class WatchingEncoder(FrozenEncoder):
     """Notes in which mode it works; of each sample it makes a frame."""
 
@@ -313,16 +303,9 @@ class WatchingEncoder(FrozenEncoder):
 
 
 def test_frozen_encoder_stays_in_eval_mode_and_without_gradient(tmp_path):
-    rows = {
-        f"u{i}": {
-            "audio": torch.randn(5 + i),
-            "tokens": torch.tensor([0, 2]),
-            "dialogue": "d",
-            "label": i % 3,
-        }
-        for i in range(6)
-    }
-    dataset = DynamicItemDataset(rows, output_keys=["id", *rows["u0"]])
+    dataset = make_dataset(6)
+    for row in dataset.data.values():
+        row["audio"] = row["audio"][:, 0]  # in the place of a waveform
     encoder = WatchingEncoder()
     brain = make_brain(tmp_path)
     brain.modules["encoder"] = encoder

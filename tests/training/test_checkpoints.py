@@ -86,9 +86,6 @@ def truncate(path):
     path.write_bytes(path.read_bytes()[:20])
 
 
-# --- What they hold -----------------------------------------------------------
-
-
 def test_only_trainable_weights_are_saved(run):
     folder = run.save()
     saved = load_file(folder / "model.ckpt")
@@ -145,9 +142,6 @@ def test_nothing_is_unpickled(run, monkeypatch):
     assert not any(path.endswith("model.ckpt") for path, _ in loaded)
 
 
-# --- Another model's ----------------------------------------------------------
-
-
 @pytest.mark.parametrize(
     ("weights", "says"),
     [
@@ -202,9 +196,6 @@ def test_checkpoint_that_lacks_a_part_is_refused(run):
         other.checkpointer.recover_if_possible()
 
 
-# --- Damage -------------------------------------------------------------------
-
-
 @pytest.mark.parametrize(
     ("name", "damage"),
     [
@@ -246,9 +237,6 @@ def test_weights_that_cannot_be_read_say_what_to_do(tmp_path):
         load_trainable(nn.Linear(2, 2), path)
 
 
-# --- Kills and full disks -----------------------------------------------------
-
-
 def test_what_a_kill_left_unfinished_is_ignored_and_removed(run):
     run.step()
     run.save()
@@ -280,9 +268,6 @@ def test_full_disk_leaves_the_checkpoint_before(run, monkeypatch):
             run.save()
     assert list(run.checkpointer.checkpoints_dir.iterdir()) == [whole]
     assert len(resumed(run).history) == 1
-
-
-# --- Earlier checkpoints ------------------------------------------------------
 
 
 def test_only_the_newest_checkpoint_keeps_the_optimizers_moments(run, caplog):

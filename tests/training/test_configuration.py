@@ -55,9 +55,6 @@ def hparams_of(experiment, presets=(), options="data_folder: here"):
     return StageRun(merge_presets(experiment, presets, options)).hparams
 
 
-# --- What wins ----------------------------------------------------------------
-
-
 @pytest.mark.parametrize(
     ("presets", "options", "wanted"),
     [
@@ -86,9 +83,6 @@ def test_a_section_is_for_its_stage_alone(write, stage, size):
         "size": size,
         "rate": 3,
     }
-
-
-# --- References and objects ---------------------------------------------------
 
 
 def test_references_resolve_after_everything_is_laid_over(experiment, write):
@@ -133,9 +127,6 @@ def test_a_composed_experiment_composes_to_itself(experiment, write):
     resolved = merge_presets(experiment, (), "data_folder: here\nrate: 1e-5")
     assert merge_presets(write("again.yaml", resolved)) == resolved
     assert StageRun(resolved).hparams["rate"] == 1e-5
-
-
-# --- What is refused ----------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -199,9 +190,6 @@ def test_a_file_that_cannot_be_read_is_named(tmp_path, name):
 def test_a_preset_in_the_place_of_the_experiment_is_told_apart(write):
     with pytest.raises(ConfigurationError, match="no experiment.*--preset"):
         merge_presets(write("p.yaml", "size: 3"))
-
-
-# --- Options ------------------------------------------------------------------
 
 
 def test_options_can_be_changed(experiment):

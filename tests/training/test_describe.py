@@ -1,16 +1,12 @@
 """The models of the paper, built without weights, have their known sizes."""
 
-from pathlib import Path
-
 import pytest
 
 from emoq_modules.training.describe import describe, model_parts
 
-ROOT = Path(__file__).parents[2]
-
 
 def sizes(stage, *presets):
-    parts = model_parts(ROOT / f"hparams/emoq_stage{stage}.yaml", presets)
+    parts = model_parts(f"hparams/emoq_stage{stage}.yaml", presets)
     return {
         name: sum(parameter.numel() for parameter in parameters)
         for name, parameters in parts.items()
@@ -59,7 +55,7 @@ def test_lora_has_the_size_worked_out_by_hand(paper):
 
 
 def test_small_preset_fits_its_backbones():
-    small = sizes(2, ROOT / "hparams/presets/small.yaml")
+    small = sizes(2, "hparams/presets/small.yaml")
     assert small["audio encoder"] == 94_371_712  # HuBERT-base
     assert small["llm"] == 494_032_768  # Qwen2.5-0.5B
 
@@ -71,14 +67,14 @@ def test_small_preset_fits_its_backbones():
 def test_baseline_trains_a_weight_a_layer_and_a_linear_head(
     presets, layers, dim
 ):
-    parts = sizes(1, *(ROOT / f"hparams/presets/{p}.yaml" for p in presets))
+    parts = sizes(1, *(f"hparams/presets/{p}.yaml" for p in presets))
     assert set(parts) == {"audio encoder", "fusion", "head"}
     assert parts["fusion"] == layers + 1
     assert parts["head"] == 7 * dim + 7
 
 
 def test_description_names_parts_sizes_and_what_trains():
-    text = describe(ROOT / "hparams/emoq_stage2.yaml")
+    text = describe("hparams/emoq_stage2.yaml")
     llm = next(line for line in text.splitlines() if line.startswith("llm"))
     assert llm.split() == ["llm", "7,615,616,512", "0"]
     assert "LoRA                  40,370,176      40,370,176" in text

@@ -48,24 +48,17 @@ def tensorboard(monkeypatch):
     return Writer.written
 
 
-class Wandb(SimpleNamespace):
-    """In the place of the package; notes what is started and logged."""
-
-    def __init__(self):
-        super().__init__(started=[], logged=[])
-
-    def init(self, **settings):
-        self.started.append(settings)
-        return self
-
-    def log(self, metrics, step=None):
-        self.logged.append((step, metrics))
-
-
 @pytest.fixture
 def wandb(monkeypatch):
     """What is given to Weights & Biases."""
-    stub = Wandb()
+    stub = SimpleNamespace(started=[], logged=[])
+
+    def init(**options):
+        stub.started.append(options)
+        return stub
+
+    stub.init = init
+    stub.log = lambda metrics, step=None: stub.logged.append((step, metrics))
     monkeypatch.setitem(sys.modules, "wandb", stub)
     return stub
 

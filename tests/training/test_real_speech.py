@@ -41,9 +41,11 @@ def test_an_export_predicts_what_the_training_run_measured(
 
     printed = capsys.readouterr().out.splitlines()
     printed = [json.loads(line) for line in printed if line.startswith("{")]
-    found = torch.tensor([[*row["posteriors"].values()] for row in printed])
     measured = read_predictions(results / FOLD)
     assert measured.ids == list(rows) and len(rows) == 81
+    found = torch.tensor(
+        [[row["posteriors"][key] for key in measured.labels] for row in printed]
+    )
     # Otherwise those of another utterance would do too.
     assert np.ptp(found[:, 0]) > 0.01
     expected = torch.stack(measured.posteriors).to(found)
