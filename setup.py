@@ -91,6 +91,7 @@ setup(
             # The web page is looked at, with the system's Chromium.
             "playwright>=1.65",
             "pytest>=8",
+            "pytest-xdist>=3.8",  # make test, in two processes
             "ruff>=0.12",
         ],
     },

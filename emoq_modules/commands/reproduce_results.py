@@ -111,7 +111,7 @@ class Row:
 
 
 def read_rows(table, runs):
-    """Reads what the runs of a table have left, as its ``Row``s, in its order.
+    """Reads what the runs of a table have left: a ``Row`` each, in its order.
 
     ``runs`` are those of all folds; one that is not done leaves its row without
     metrics. ResultsError if predictions cannot be read, contradict each other,

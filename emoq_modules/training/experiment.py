@@ -85,23 +85,7 @@ def run_stage(run, run_opts=None):
     enter_folder(run)
     manifests, dialogues = read_corpus(run.hparams)
     hparams = _load_in_turn(run)
-    modules = {k: m for k, m in hparams["modules"].items() if m is not None}
-    for name, module in modules.items():
-        hparams["checkpointer"].add_recoverable(name, module)
-    encoder = hparams["audio_encoder"]
-    if hparams["feature_store"] is None and encoder is not None:
-        modules["encoder"] = encoder
-    if hparams["stage"] == 2 and hparams["shard_llm"]:
-        # First, as the brain takes all modules to the device.
-        device = (run_opts or {}).get("device") or infer_device()
-        shard_llm(hparams["decoder"], device)
-    brain = hparams["brain"](
-        modules=modules,
-        opt_class=hparams["opt_class"],
-        hparams=hparams,
-        run_opts=run_opts,
-        checkpointer=hparams["checkpointer"],
-    )
+    brain = _make_brain(hparams, run_opts)
     progressbar = sys.stderr.isatty() and not brain.noprogressbar
     datasets = make_datasets(
         hparams, manifests, brain.device, progressbar, dialogues
@@ -126,7 +110,7 @@ def run_stage(run, run_opts=None):
             test_loader_kwargs=dict(hparams["eval_loader"]),
         )
         measured[split] = brain.stats
-    # Of the test set, which is measured last.
+    # Those of the test set, which is measured last.
     embeddings = brain.tested_embeddings
     history = hparams["history"]
     costs = {
@@ -159,6 +143,27 @@ def _load_in_turn(run):
     if if_main_process():
         ddp_barrier()
     return hparams
+
+
+def _make_brain(hparams, run_opts):
+    """The brain of a run, on the modules that it has."""
+    modules = {k: m for k, m in hparams["modules"].items() if m is not None}
+    for name, module in modules.items():
+        hparams["checkpointer"].add_recoverable(name, module)
+    encoder = hparams["audio_encoder"]
+    if hparams["feature_store"] is None and encoder is not None:
+        modules["encoder"] = encoder
+    if hparams["stage"] == 2 and hparams["shard_llm"]:
+        # First, as the brain takes all modules to the device.
+        device = (run_opts or {}).get("device") or infer_device()
+        shard_llm(hparams["decoder"], device)
+    return hparams["brain"](
+        modules=modules,
+        opt_class=hparams["opt_class"],
+        hparams=hparams,
+        run_opts=run_opts,
+        checkpointer=hparams["checkpointer"],
+    )
 
 
 def _write_results(run, hparams, best_epoch, measured, embeddings, costs):
