@@ -149,7 +149,7 @@ class HuggingFaceEncoder(FrozenEncoder):
     save_path : str | None
         Where downloads are kept; None is Hugging Face's own cache.
     precision : str
-        What to compute in: fp32, or bf16, which a GPU does many times faster,
+        What to compute in: fp32, or bf16, for which GPUs have more arithmetic,
         and which rounds more than a store of half precision does.
 
     Raises
