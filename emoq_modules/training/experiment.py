@@ -126,7 +126,7 @@ def run_stage(run, run_opts=None):
             test_loader_kwargs=dict(hparams["eval_loader"]),
         )
         measured[split] = brain.stats
-    # Of the test set, which is measured last.
+    # Those of the test set, which is measured last.
     embeddings = brain.tested_embeddings
     history = hparams["history"]
     costs = {
