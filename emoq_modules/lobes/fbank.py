@@ -51,8 +51,8 @@ class FbankEncoder(FrozenEncoder):
     # output and of its first and second derivative.
     _MEAN_DB = -16.0
     _DEVIATIONS_DB = (17.5, 3.9, 1.6)
-    # Of what describes a window, after that scaling: its own mean and
-    # deviation, for windows of 0.3 s.
+    # Mean and deviation of what describes a window of 0.3 s, after that
+    # scaling.
     _WINDOW_MEAN = (0.04, 0.65, 0.26)
     _WINDOW_DEVIATION = (0.69, 0.27, 0.09)
 

@@ -16,8 +16,8 @@ from transformers import AutoConfig, AutoModelForCausalLM, BitsAndBytesConfig
 from emoq_modules.errors import BackboneError
 from emoq_modules.lobes.backbones import local_folder
 
-# Of a weight of four bits in memory: itself, an 8-bit scale for each 64 of
-# them, and a 32-bit one for each 256 of those.
+# A weight of four bits comes with an 8-bit scale for each 64 of them, and a
+# 32-bit one for each 256 of those.
 BYTES_PER_WEIGHT = (4 + 8 / 64 + 32 / (64 * 256)) / 8
 
 

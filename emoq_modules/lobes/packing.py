@@ -1,9 +1,9 @@
-"""Packs sequences into rows, with the beginning they share once a row.
+"""Packs sequences into rows, with the prefix they share once a row.
 
-A row holds the shared beginning, then the rest of one sequence, the rest of
-the next, and so on. Each rest sees the beginning and itself: the LLM computes
-for it what it would for the whole sequence alone, but the beginning once for
-all of them, and hardly any padding.
+A row holds the prefix, then the rest of one sequence, the rest of the next, and
+so on. Each rest sees the prefix and itself: the LLM computes for it what it
+would for the whole sequence alone, but the prefix once for all of them, and
+hardly any padding.
 """
 
 import math

@@ -29,7 +29,7 @@ class Projector(nn.Module):
         super().__init__()
         dim = word_embeddings.shape[1]
         self.linear = nn.Linear(embedding_dim, dim)
-        # Of a unit-length embedding the map's expected squared length is 1.
+        # A unit-length embedding is mapped to an expected squared length of 1.
         nn.init.normal_(self.linear.weight, std=1 / math.sqrt(dim))
         nn.init.zeros_(self.linear.bias)
         norms = torch.linalg.vector_norm(

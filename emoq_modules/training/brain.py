@@ -35,7 +35,7 @@ class EmoQBrain(sb.Brain):
 
     Takes the arguments of ``sb.Brain``. Modules: ``fusion``, an ``EmoQFormer``
     or what stands in its place, and ``encoder`` where the audio frames are
-    computed on the fly. Of ``hparams`` it reads ``labels``, ``modules``,
+    computed on the fly. It reads of ``hparams``: ``labels``, ``modules``,
     ``learning_rates``, ``scheduler``, ``warmup_ratio``, ``selection_metric``,
     ``epoch_counter``, ``history``, ``store_precision``, ``augment_audio``,
     ``augment_frames`` and ``train_logger``.
@@ -290,8 +290,8 @@ class EmoQBrain(sb.Brain):
     def _score(self, metrics, epoch):
         """Scores an epoch by ``selection_metric``: the higher, the better.
 
-        It is at most 0. Of positive scores, SpeechBrain's early stopping takes
-        one that is only as good as the best for a better one, and never stops.
+        It is at most 0. SpeechBrain's early stopping takes a positive score
+        that is only as good as the best for a better one, and never stops.
         """
         metric = self.hparams.selection_metric
         if metric == "last":

@@ -19,7 +19,7 @@ def read_manifests(hparams):
     """Reads the manifests of a run, by split."""
     digests = None
     if hparams["feature_store"] is not None:
-        # Of files that have been read; the others are checked.
+        # Files that have been read are known by these; others are checked.
         digests = AudioDigests(Path(hparams["feature_store"], DIGESTS_FILE))
     return {
         split: read_manifest(

@@ -222,12 +222,11 @@ def test_lora_is_what_peft_makes_of_the_llm(decoder, llm, embeddings):
 
 def test_soft_prompt_starts_as_long_as_a_word_embedding():
     torch.manual_seed(0)
-    words = 3 * torch.randn(500, 64)
-    projector = Projector(32, words)
+    word_embeddings = 3 * torch.randn(500, 64)
+    projector = Projector(32, word_embeddings)
     embeddings = torch.nn.functional.normalize(torch.randn(200, 32), dim=-1)
-    ratio = (
-        projector(embeddings).norm(dim=-1).mean() / words.norm(dim=-1).mean()
-    )
+    lengths = projector(embeddings).norm(dim=-1)
+    ratio = lengths.mean() / word_embeddings.norm(dim=-1).mean()
     assert 0.9 < ratio < 1.1
 
 

@@ -118,7 +118,7 @@ ABLATIONS = {
 def test_presets_leave_of_the_loss_what_table_5_names(preset):
     with_scl, gamma, weighted = ABLATIONS[preset]
     training = [0] * 8 + [1] * 2 + [2] * 4 + [3] * 16
-    resolved = merge_presets(
+    hparams_yaml = merge_presets(
         "hparams/emoq_stage1.yaml",
         [f"hparams/presets/{preset}.yaml"] if preset else [],
         change(
@@ -129,7 +129,7 @@ def test_presets_leave_of_the_loss_what_table_5_names(preset):
             balance=0.7,
         ),
     )
-    mal = load_keys(resolved, "class_weights", "num_classes", "mal")["mal"]
+    mal = load_keys(hparams_yaml, "class_weights", "num_classes", "mal")["mal"]
 
     labels = BATCHES["random"]
     embeddings, logits = random_embeddings(8), random_logits(8)

@@ -135,8 +135,8 @@ def test_prompts_of_the_experiments_are_the_papers_but_for_their_context(
 ):
     presets = [f"hparams/presets/{preset}.yaml"] * bool(preset)
     options = "data_folder: /data\ncontext_turns: 1"
-    resolved = merge_presets("hparams/emoq_stage2.yaml", presets, options)
-    ours = StageRun(resolved).hparams["prompt"]
+    hparams_yaml = merge_presets("hparams/emoq_stage2.yaml", presets, options)
+    ours = StageRun(hparams_yaml).hparams["prompt"]
     assert ours.has_context
     lines = {
         "": USER,
@@ -198,14 +198,14 @@ def test_of_long_context_the_oldest_part_is_cut(qwen, limit):
     short = with_context(qwen, max_context_tokens=limit)
     before, same = short.encode("x", "Ross", context)
     start = whole.index(25, whole.index(10227)) + 1
-    words = qwen(" It was the newest word")["input_ids"]
+    newest = qwen(" It was the newest word")["input_ids"]
     end = start + len(
         qwen(" Ross: " + ("old " * 100).strip() + " | Rachel:")["input_ids"]
-        + words
+        + newest
     )
     assert before == whole[:start] + whole[end - limit : end] + whole[end:]
     if limit:
-        assert before[start : start + limit][-5:] == words[-limit:]
+        assert before[start : start + limit][-5:] == newest[-limit:]
     assert same == after
 
 

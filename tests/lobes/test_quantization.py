@@ -150,7 +150,7 @@ def test_training_goes_on_after_an_evaluation(llm):
 
 
 def options(results, tiny_results, *others):
-    """Of a run of stage 2, whose stage 1 is that of the shared run."""
+    """Arguments of a run of stage 2, whose stage 1 is the shared run's."""
     if not (results / RUN).exists():
         link_stage_1(results, tiny_results)
     return arguments(

@@ -111,22 +111,22 @@ def test_plain_values_load_without_making_objects(experiment):
 
 
 def test_what_prepares_is_made_with_the_plain_values(write):
-    resolved = merge_presets(
+    composed = merge_presets(
         write(
             "e.yaml",
             "stage: 1\nlabels: [a, b]\nlayer: !new:torch.nn.Identity\n"
             "prepare: !name:builtins.dict\n    labels: !ref <labels>",
         )
     )
-    hparams = StageRun(resolved).hparams
+    hparams = StageRun(composed).hparams
     assert hparams.keys() == {"stage", "labels", "prepare"}
     assert hparams["prepare"]() == {"labels": ["a", "b"]}
 
 
 def test_a_composed_experiment_composes_to_itself(experiment, write):
-    resolved = merge_presets(experiment, (), "data_folder: here\nrate: 1e-5")
-    assert merge_presets(write("again.yaml", resolved)) == resolved
-    assert StageRun(resolved).hparams["rate"] == 1e-5
+    composed = merge_presets(experiment, (), "data_folder: here\nrate: 1e-5")
+    assert merge_presets(write("again.yaml", composed)) == composed
+    assert StageRun(composed).hparams["rate"] == 1e-5
 
 
 @pytest.mark.parametrize(
@@ -167,18 +167,18 @@ def test_what_is_wrong_is_named(experiment, write, preset, options, says):
     ],
 )
 def test_an_object_that_cannot_be_made_is_named(experiment, store, says):
-    resolved = merge_presets(
+    composed = merge_presets(
         experiment, (), f"data_folder: here\nstore: {store}"
     )
     with pytest.raises(ConfigurationError, match=says):
-        load_hparams(resolved)
+        load_hparams(composed)
 
 
 def test_an_error_of_another_kind_keeps_its_traceback(experiment):
     store = "!apply:operator.getitem [{a: 1}, b]"
-    resolved = merge_presets(experiment, (), f"data_folder: x\nstore: {store}")
+    composed = merge_presets(experiment, (), f"data_folder: x\nstore: {store}")
     with pytest.raises(KeyError):
-        load_hparams(resolved)
+        load_hparams(composed)
 
 
 @pytest.mark.parametrize("name", ["nowhere.yaml", "."])

@@ -15,8 +15,8 @@ from tests.small_brain import fit, make_brain, make_dataset
 class ScriptedBrain(EmoQBrain):
     """After each epoch it is as good as the script says.
 
-    Its one weight holds the number of the epoch it was saved in. Of four
-    utterances so many are right, and the loss is such.
+    Its one weight holds the number of the epoch it was saved in. So many of
+    four utterances are right, and the loss is such.
     """
 
     script = {}

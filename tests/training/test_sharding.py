@@ -12,7 +12,7 @@ from emoq_modules.training.sharding import shard_llm
 from tests.lobes.test_decoder import DIM, TARGETS, encode, make_decoder
 
 EMBEDDINGS = torch.randn(3, DIM, generator=torch.Generator().manual_seed(1))
-# Of unlike length.
+# Shares of unlike length.
 SHARES = [slice(0, 1), slice(1, 3)]
 
 
