@@ -36,6 +36,15 @@ TRANSCRIPTS = [
 LABELS = ["angry", "happy", "neutral", "sad"]
 
 
+@pytest.fixture(scope="session", autouse=True)
+def no_description_of_the_environment():
+    """SpeechBrain asks pip and git at each start of a run, for a second."""
+    with pytest.MonkeyPatch.context() as patch:
+        place = "speechbrain.utils.logger.get_environment_description"
+        patch.setattr(place, str)
+        yield
+
+
 @pytest.fixture(scope="session")
 def shared_data():
     """The folder of real data, where there is one."""
