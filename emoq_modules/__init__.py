@@ -29,7 +29,8 @@ _PUBLIC = {
     "Stage2Brain": "training.stages",
     "SupConLoss": "lobes.losses",
 }
-# What YAMLs and exports of version 0.1 name by where it was then.
+# What YAMLs and exports of version 0.1 name by where it was then. Functions
+# that have left their module stand before it.
 _MOVED = {
     "checkpoints.load_trainable": "lobes.weights.load_trainable",
     "checkpoints.save_trainable": "lobes.weights.save_trainable",

@@ -1,6 +1,5 @@
 """What ``emoq serve`` answers to an upload, whatever the page looks like."""
 
-from dataclasses import replace
 from pathlib import Path
 
 from emoq_modules.dataio.audio import read_audio
@@ -41,7 +40,7 @@ def answer(recognizer, settings, path, text="", speaker=""):
     windows = []
     if whole.end > settings.window_s:
         windows = recognizer.timeline(
-            replace(recording, text=""),
+            recording,
             settings.window_s,
             settings.hop_s,
             abstain_below=settings.abstain_below,

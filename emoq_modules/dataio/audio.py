@@ -70,12 +70,7 @@ def read_audio(path, max_seconds=None, min_seconds=0.0):
         for block in stream:
             blocks.append(block)
             seconds += len(block) / rate
-            if max_seconds is not None and seconds > max_seconds:
-                raise AudioError(
-                    f"{path} is longer than {max_seconds:g} s: cut it up, or "
-                    "have it recognized window by window, by timeline (emoq "
-                    "predict --timeline)"
-                )
+            check_length(path, seconds, max_seconds)
     samples = checked_samples(torch.cat(blocks), rate, path, min_seconds)
     if not samples.any():
         logger.warning_once(f"{path} is silent: every sample is 0.")
@@ -115,6 +110,15 @@ def open_audio(path):
                 "sound has {} to {}".format(*_RATES_HZ)
             )
         yield audio.samplerate, _blocks(audio, path)
+
+
+def check_length(path, seconds, max_seconds):
+    """Refuses what is longer than ``max_seconds``, if that is not None."""
+    if max_seconds is not None and seconds > max_seconds:
+        raise AudioError(
+            f"{path} is longer than {max_seconds:g} s: cut it up, or have it "
+            "recognized window by window, by timeline (emoq predict --timeline)"
+        )
 
 
 def checked_samples(samples, rate, path, min_seconds=0.0):

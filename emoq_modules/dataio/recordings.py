@@ -7,7 +7,7 @@ with it is said of it alone.
 
 import math
 from contextlib import nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from itertools import count
 from pathlib import Path
 
@@ -16,8 +16,10 @@ import torch
 
 from emoq_modules.dataio.audio import (
     SAMPLE_RATE,
+    check_length,
     checked_samples,
     open_audio,
+    read_audio,
     to_model_rate,
 )
 from emoq_modules.errors import AudioError
@@ -54,25 +56,37 @@ class Recording:
     text: str | None = ""
     speaker: str | None = None
     context: tuple = ()
-    samples: torch.Tensor | None = None
+    samples: torch.Tensor | None = field(
+        default=None, compare=False, repr=False
+    )
 
     def readable(self):
-        """The same recording, whose words every tokenizer takes.
+        """The same recording, as every tokenizer and encoder takes it.
 
         Half a character, as JSON may hold, is replaced.
 
         Returns
         -------
         Recording
-            Its words can be encoded.
+            Its words can be encoded, and its samples are ``(T,)``.
 
         Raises
         ------
         ValueError
-            If a text or a name is something else.
+            If a text, a name or the samples are something else.
         """
+        samples = self.samples
+        if samples is not None:
+            samples = torch.as_tensor(samples)
+            if samples.ndim != 1 or not samples.is_floating_point():
+                raise ValueError(
+                    f"The samples of {self.path} are {samples.dtype} of shape "
+                    f"{tuple(samples.shape)}; they have to be floats in "
+                    "[-1, 1], (T,), at 16 kHz."
+                )
         return replace(
             self,
+            samples=samples,
             text=_readable(self.text),
             speaker=_readable(self.speaker),
             context=tuple(
@@ -87,6 +101,21 @@ def as_recording(recording):
     if isinstance(recording, Recording):
         return recording
     return Recording(recording)
+
+
+def read_samples(recording, max_seconds=None):
+    """The samples of a recording at 16 kHz, ``(T,)``, if all is well with them.
+
+    An ``AudioError`` says what is not: also what is longer than ``max_seconds``
+    or shorter than 25 ms.
+    """
+    if recording.samples is None:
+        return read_audio(recording.path, max_seconds, SHORTEST_S)
+    seconds = len(recording.samples) / SAMPLE_RATE
+    check_length(recording.path, seconds, max_seconds)
+    return checked_samples(
+        recording.samples, SAMPLE_RATE, recording.path, SHORTEST_S
+    )
 
 
 def iter_segments(recording, spans):

@@ -14,6 +14,7 @@ from emoq_modules.dataio.recordings import (
     Recording,
     as_recording,
     iter_segments,
+    read_samples,
     rms_dbfs,
     sliding_windows,
 )
@@ -282,7 +283,8 @@ class EmotionRecognizer(Pretrained):
         Arguments
         ---------
         path : Recording | str | Path
-            As of ``recognize``.
+            As of ``recognize``. Its text and the turns before are left out:
+            what is said in a recording is not said in each of its windows.
         window_s : float
             Length of a window, in seconds.
         hop_s : float
@@ -317,11 +319,13 @@ class EmotionRecognizer(Pretrained):
         BackboneError
             If the ``asr`` or ``vad`` is not to be had.
         """
-        recording = as_recording(path)
-        if speaker is not None:
-            recording = replace(recording, speaker=speaker)
+        recording = as_recording(path).readable()
+        speaker = speaker or recording.speaker
+        recording = replace(recording, text="", speaker=speaker, context=())
         spans = sliding_windows(window_s, hop_s)
         if vad is not None:
+            if recording.samples is not None:
+                raise ValueError("A VAD reads the file: give its path alone.")
             spans = speech_spans(vad, recording.path, self.device)
         segments = (
             Segment(recording, start, end, samples, fault)
@@ -360,9 +364,7 @@ class EmotionRecognizer(Pretrained):
     def _read(self, recording, max_seconds):
         try:
             recording = recording.readable()
-            samples = recording.samples
-            if samples is None:
-                samples = read_audio(recording.path, max_seconds, SHORTEST_S)
+            samples = read_samples(recording, max_seconds)
         except (AudioError, OSError, ValueError) as error:
             return Segment(recording, fault=str(error))
         return Segment(recording, 0.0, len(samples) / SAMPLE_RATE, samples)

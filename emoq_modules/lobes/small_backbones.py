@@ -199,7 +199,8 @@ def _train_tokenizer(texts, vocab_size, special):
 
 def _save(folder, make_model, seed, tokenizer):
     # The weights are the seed's, and the run's own draws stay as they were.
-    with torch.random.fork_rng(devices=[]):
+    # They are kept, wherever the model around them is made.
+    with torch.random.fork_rng(devices=[]), torch.device("cpu"):
         torch.manual_seed(seed)
         model = make_model()
     model.save_pretrained(folder)

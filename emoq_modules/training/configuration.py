@@ -20,6 +20,7 @@ from hyperpyyaml import load_hyperpyyaml, resolve_references
 from ruamel.yaml import YAML, YAMLError
 from ruamel.yaml.constructor import DuplicateKeyError
 
+from emoq_modules import present_names
 from emoq_modules.errors import ConfigurationError
 
 _SECTIONS = ("stage1", "stage2")
@@ -41,7 +42,7 @@ class StageRun:
 
     @cached_property
     def hparams(self):
-        """Plain values, and what prepares the corpus; no other object."""
+        """Plain values, and what prepares the corpus; no other key."""
         tree = YAML().load(self.hparams_yaml)
         early = {k: v for k, v in tree.items() if _is_plain(v)}
         if "prepare" in tree:
@@ -221,7 +222,8 @@ def read_keys(path):
     """Reads the keys of an experiment or preset, as YAML nodes."""
     path = Path(path)
     try:
-        content = YAML().load(path.read_text(encoding="utf-8"))
+        content = present_names(path.read_text(encoding="utf-8"))
+        content = YAML().load(content)
     except FileNotFoundError:
         raise ConfigurationError(f"There is no file {path}.") from None
     except OSError as error:
@@ -235,7 +237,7 @@ def read_keys(path):
 
 def _parse(options):
     try:
-        content = YAML().load(options) or {}
+        content = YAML().load(present_names(options)) or {}
     except DuplicateKeyError as error:
         key = re.search(r'key "(.+?)"', error.problem)[1]
         raise ConfigurationError(f"--{key} is given twice.") from None

@@ -77,7 +77,8 @@ def build_untrained(
         changes = {
             "data_folder": "",
             "audio_source": _configuration(hparams.get("audio_source")),
-            "text_encoder": _configuration(hparams["text_encoder"]),
+            "augment_audio": None,  # may hold tensors
+            "augment_frames": None,
             "text_tokenizer": None,
             "checkpointer": None,  # would make a folder
             "train_logger": None,  # might log in somewhere
@@ -86,11 +87,16 @@ def build_untrained(
             changes["class_weights"] = None
             changes["training_labels"] = []
         else:
-            changes["llm"] = _configuration(hparams["llm"]) | of_llm
             changes["llm_tokenizer"] = llm_tokenizer or build_llm(
                 folder, [], hparams["labels"]
             )
             changes["pretrainer"] = None
+        if "text_encoder" in hparams:
+            changes["text_encoder"] = _configuration(hparams["text_encoder"])
+        else:  # small, built on the spot, and loaded from there
+            device = "cpu" if device == "meta" else device
+        if "llm" in hparams:
+            changes["llm"] = _configuration(hparams["llm"]) | of_llm
         options = change(options, **changes)
         with torch.device(device):
             return load_hparams(merge_presets(experiment, presets, options))

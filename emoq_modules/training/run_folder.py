@@ -1,7 +1,6 @@
 """The folder of a run: it holds one run, of one set of hyperparameters."""
 
 from io import StringIO
-from textwrap import shorten
 
 import speechbrain as sb
 from ruamel.yaml import YAML
@@ -13,6 +12,7 @@ from emoq_modules.errors import ConfigurationError
 from emoq_modules.evaluation.results import RESULTS_FILE
 from emoq_modules.inference.recognizer_folder import SETTINGS_FILE
 
+_SHOWN = 120  # characters of a value, in a message
 # May change between two starts of a run: its result does not depend on them.
 _FREE_TO_CHANGE = {
     "num_workers",
@@ -45,13 +45,17 @@ def check_settings(run):
     changed = differences(run.hparams_yaml, earlier)
     fixed = {k: v for k, v in changed.items() if k not in _FREE_TO_CHANGE}
     if fixed:
-        key, (before, now) = next(iter(fixed.items()))
-        others = f" (and {len(fixed) - 1} more)" if len(fixed) > 1 else ""
+        key, values = next(iter(fixed.items()))
+        before, now = (
+            value if len(value) <= _SHOWN else f"{value[:_SHOWN]}…"
+            for value in (" ".join(value.split()) for value in values)
+        )
+        others = f" (and {', '.join([*fixed][1:])})" if len(fixed) > 1 else ""
         raise ConfigurationError(
             f"{run.folder} holds a run with other settings: {key} was "
-            f"{shorten(before, 60)!r} and is now {shorten(now, 60)!r}"
-            f"{others}. Choose another --results_folder (or, for a run by "
-            "itself, another --variant), or delete that folder."
+            f"{before!r} and is now {now!r}{others}. Choose another "
+            "--results_folder (or, for a run by itself, another --variant), or "
+            "delete that folder."
         )
 
 

@@ -1,5 +1,6 @@
 """The trained system, loaded as others do, says what the run measured."""
 
+import re
 import shutil
 import time
 
@@ -9,6 +10,7 @@ import soundfile
 import torch
 
 from emoq_modules import EmotionRecognizer, Recording
+from emoq_modules.dataio.audio import read_audio
 from emoq_modules.errors import AudioError, SourceError
 from emoq_modules.evaluation.results import read_predictions
 
@@ -167,6 +169,38 @@ def test_bad_recordings_are_errors_and_the_rest_goes_on(
         assert recognition.posteriors == pytest.approx(
             alone.posteriors, abs=1e-5
         )
+
+
+def test_samples_are_checked_as_files_are(recognizer, rows):
+    row = next(iter(rows.values()))
+    samples = read_audio(row["wav"])
+    faulty = {
+        "float32 of shape .*2, 16000": torch.zeros(2, 16000),
+        "int16": (samples * 30000).short(),
+        "too short: 0.625 ms": samples[:10],
+        "not finite": torch.full((16000,), torch.nan),
+        "longer than 2 s": torch.zeros(33000),
+    }
+    recordings = [Recording("it", samples=wrong) for wrong in faulty.values()]
+    good = Recording("it", row["text"], samples=samples.numpy())
+    *found, last = recognizer.recognize([*recordings, good], max_seconds=2)
+    for message, recognition in zip(faulty, found, strict=True):
+        assert re.search(message, recognition.error)
+    (expected,) = recognizer.recognize([Recording(row["wav"], row["text"])])
+    assert last.posteriors == pytest.approx(expected.posteriors, abs=1e-5)
+
+
+def test_what_was_said_in_a_recording_is_not_said_in_its_windows(
+    recognizer, tmp_path
+):
+    wav = tmp_path / "a.wav"
+    soundfile.write(wav, 0.1 * np.random.default_rng(0).random(32000), 16000)
+    windows = recognizer.timeline(Recording(wav, "great yes"), 1.0, 1.0)
+    assert [window.text for window in windows] == ["", ""]
+    assert windows == recognizer.timeline(wav, 1.0, 1.0)
+    with pytest.raises(ValueError, match="A VAD reads the file"):
+        samples = torch.zeros(16000)
+        recognizer.timeline(Recording(wav, samples=samples), vad="somewhere")
 
 
 def test_longer_recordings_are_for_the_timeline(recognizer, tmp_path):

@@ -63,6 +63,21 @@ def test_its_runs_are_told_from_runs_with_other_settings(tmp_path):
         check_settings(run)
 
 
+def test_its_presets_give_the_run_that_todays_names_give(tmp_path):
+    hparams = []
+    for place in ("lobes.small_backbones", "offline"):
+        preset = tmp_path / f"{place}.yaml"
+        preset.write_text(
+            f"text_encoder: !apply:emoq_modules.{place}.build_text_encoder\n"
+            "    folder: here\n    texts: [Oh no!]"
+        )
+        (run,) = plan_runs(
+            "hparams/emoq_stage1.yaml", [preset], "data_folder: /data"
+        )
+        hparams.append(run.hparams_yaml)
+    assert hparams[0] == hparams[1]
+
+
 def test_its_export_gives_the_posteriors_that_it_gave():
     recognizer = EmotionRecognizer.from_hparams(str(EXPORT))
     times = torch.arange(16000) / 16000

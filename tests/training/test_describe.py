@@ -2,6 +2,7 @@
 
 import pytest
 
+from emoq_modules.errors import EmoQError
 from emoq_modules.training.describe import describe, model_parts
 
 
@@ -11,6 +12,24 @@ def sizes(stage, *presets):
         name: sum(parameter.numel() for parameter in parameters)
         for name, parameters in parts.items()
     }
+
+
+def test_small_backbones_built_on_the_spot_are_described_too(tiny_results):
+    options = f"results_folder: {tiny_results}"
+    for stage, part in ((1, "head"), (2, "LoRA")):
+        told = describe(
+            f"hparams/emoq_stage{stage}.yaml", ["tests/tiny.yaml"], options
+        )
+        assert part in told
+
+
+def test_corpus_that_is_not_prepared_is_named(tmp_path):
+    with pytest.raises(EmoQError, match="prepare the corpus, or train, first"):
+        describe(
+            "hparams/emoq_stage2.yaml",
+            ["tests/tiny.yaml"],
+            f"results_folder: {tmp_path}",
+        )
 
 
 @pytest.fixture(scope="module")
