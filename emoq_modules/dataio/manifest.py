@@ -26,7 +26,7 @@ logger = logging.getLogger(__name__)
 
 SPLITS = ("train", "valid", "test")
 DIALOGUES_FILE = "dialogues.json"
-SETTINGS_FILE = "manifest_settings.json"
+MANIFEST_SETTINGS_FILE = "manifest_settings.json"
 # Raise it when the manifests' meaning changes, so that old ones are re-made.
 _FORMAT = 2
 _SHOWN = 5
@@ -181,7 +181,7 @@ def write_manifests(
         write_atomically(save_folder / name, content)
     digests = {name: digest_of_file(save_folder / name) for name in files}
     record = {"format": _FORMAT, "settings": settings, "digests": digests}
-    write_atomically(save_folder / SETTINGS_FILE, _to_json(record))
+    write_atomically(save_folder / MANIFEST_SETTINGS_FILE, _to_json(record))
     logger.info(_summary(save_folder, splits, labels, skipped or {}))
     learned = {row.emotion for row in splits["train"]}
     for label in labels:
@@ -206,7 +206,7 @@ def is_prepared(save_folder, settings):
         the format of the manifests, or the content of one of the files.
     """
     save_folder = Path(save_folder)
-    if not (save_folder / SETTINGS_FILE).is_file():
+    if not (save_folder / MANIFEST_SETTINGS_FILE).is_file():
         return False
     why = _why_stale(save_folder, json.loads(_to_json(settings)))
     if why:
@@ -270,11 +270,11 @@ def digest_of_file(path):
 def _why_stale(save_folder, wanted):
     """Why manifests cannot be used for the wanted settings, or None."""
     try:
-        record = json.loads((save_folder / SETTINGS_FILE).read_bytes())
+        record = json.loads((save_folder / MANIFEST_SETTINGS_FILE).read_bytes())
         version, stored = record["format"], record["settings"]
         digests = record["digests"]
     except (ValueError, TypeError, KeyError):
-        return f"{SETTINGS_FILE} is damaged"
+        return f"{MANIFEST_SETTINGS_FILE} is damaged"
     if version != _FORMAT:
         return f"their format is {version}, now it is {_FORMAT}"
     changes = [
