@@ -149,7 +149,7 @@ def load_configuration(source, revision=None):
     Returns
     -------
     transformers.PretrainedConfig
-        Of the model's own class; a ``BackboneError`` if it is not to be had.
+        An object of the model's own class; a ``BackboneError`` if it is not to be had.
 
     Example
     -------

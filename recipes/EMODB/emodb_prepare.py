@@ -42,7 +42,7 @@ LABELS = ("angry", "happy", "neutral", "sad")
 
 # Test speakers of folds 1 to 5.
 FOLDS = (("03", "08"), ("09", "10"), ("11", "12"), ("13", "14"), ("15", "16"))
-# Of a validation set without speakers of its own.
+# The share of a validation set without speakers of its own.
 VALID_FRACTION = 0.1
 VALID_SEED = 1234
 

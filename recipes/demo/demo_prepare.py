@@ -173,7 +173,7 @@ def _write_wav(plan, utterance, wav):
 
 
 def _digest(wavs):
-    """Of the content of all files, in their order; a missing one counts."""
+    """Digest of all files' content, in their order; a missing one counts."""
     digest = hashlib.blake2b(digest_size=16)
     for wav in wavs:
         content = wav.read_bytes() if wav.exists() else b""

@@ -553,5 +553,5 @@ def test_all_of_meld_leaves_9988_1108_2610(tmp_path, monkeypatch, caplog):
     four = read_splits(tmp_path / "four")
     turns = read_dialogues(tmp_path / "four/dialogues.json").values()
     assert sum(map(len, turns)) == 9989 + 1109 + 2610
-    # Of the published 8245 + 897 + 2211, the two that have no audio are gone.
+    # The published 8245 + 897 + 2211, without the two that have no audio.
     assert sizes(four) == {"train": 8244, "valid": 896, "test": 2211}

@@ -222,7 +222,7 @@ def modalities():
     return {
         "train": train,
         "plan": plan,
-        # Of about equal norm, so that one kernel sees both alike.
+        # Both have about the same norm, so that one kernel sees them alike.
         "sound": sound / np.sqrt(sound.shape[1]),
         "words": words.transform(texts).toarray() / 4,
     }
