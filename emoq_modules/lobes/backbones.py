@@ -149,7 +149,8 @@ def load_configuration(source, revision=None):
     Returns
     -------
     transformers.PretrainedConfig
-        An object of the model's own class; a ``BackboneError`` if it is not to be had.
+        The configuration, in the model's own class; a ``BackboneError`` if it
+        is not to be had.
 
     Example
     -------
