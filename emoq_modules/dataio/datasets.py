@@ -40,8 +40,8 @@ class TextInputs:
     def prompt_ids(self, text, speaker=None, context=()):
         """What ``TokenizedPrompt.encode`` gives for an utterance.
 
-        ``context`` is speaker and text of the turns before, oldest first. The
-        last ones count, not those without a text.
+        ``context`` is speaker and text of the turns before, oldest first: the
+        last ``context_turns`` that have a text are told.
         """
         context = [turn for turn in context if turn[1]]
         context = context[max(0, len(context) - self.context_turns) :]
@@ -53,11 +53,12 @@ class TextInputs:
 def build_datasets(manifests, labels, audio, inputs, dialogues=None):
     """Makes a ``DynamicItemDataset`` of the rows of each split.
 
-    ``audio`` gives what the item of that name holds from an utterance's path:
-    its stored frames ``(T, audio_dim)``, or its waveform ``(T,)``. Without one
-    items have no audio, and without a prompt in the ``TextInputs`` no
-    ``prompt``. All have ``id``, ``dialogue``, ``label`` (class index) and
-    ``tokens``. ``dialogues`` hold the turns before an utterance, if wanted.
+    All items have ``id``, ``dialogue``, ``label`` (class index) and ``tokens``.
+    ``audio`` is a function from an utterance's path to its stored frames
+    ``(T, audio_dim)`` or its waveform ``(T,)``, which the item ``audio`` holds;
+    with None there is no such item. There is an item ``prompt`` where
+    ``inputs``, a ``TextInputs``, has a prompt. ``dialogues`` hold the turns
+    before an utterance, if they are wanted.
     """
 
     def prompt(text, speaker, dialogue, turn):

@@ -14,11 +14,18 @@ MODULES = sorted((ROOT / "emoq_modules").glob("*/*.py"))
 def floors_below(path):
     """The floors that a module imports from, wherever in it."""
     for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
-        if isinstance(node, ast.ImportFrom) and node.module:
+        if isinstance(node, ast.Import):
+            yield from (a.name for a in node.names if "emoq_modules" in a.name)
+        if isinstance(node, ast.ImportFrom):
+            assert not node.level, "floors are seen in absolute imports alone"
             package, _, rest = f"{node.module}.".partition(".")
             if package == "emoq_modules":
                 floor = rest.partition(".")[0]
                 yield from [floor] if floor else [a.name for a in node.names]
+
+
+def test_there_are_floors_with_modules():
+    assert {path.parent.name for path in MODULES} == set(FLOORS)
 
 
 @pytest.mark.parametrize(
@@ -29,5 +36,5 @@ def test_imports_run_downwards(path):
     for floor in floors_below(path):
         if floor in FLOORS:
             assert FLOORS.index(floor) <= own, floor
-        else:  # a lobe may be named by the package's own list of names
+        else:  # what lies under all floors
             assert floor in ("errors", "present_names", "__version__"), floor
