@@ -30,7 +30,8 @@ class PlainEncoder(nn.Module):
         self.model.to(encoder.model.device, encoder.model.dtype)
         self.model.requires_grad_(False)
         self.prepare = Wav2Vec2FeatureExtractor(
-            do_normalize=encoder.do_normalize, return_attention_mask=True
+            do_normalize=encoder.front_end.do_normalize,
+            return_attention_mask=True,
         )
         self.train(False)
 

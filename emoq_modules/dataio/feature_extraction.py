@@ -5,10 +5,14 @@ from concurrent.futures import ThreadPoolExecutor
 from itertools import chain
 
 import torch
+from speechbrain.utils.logger import get_logger
 from torch.nn.utils.rnn import pad_sequence
 from tqdm import tqdm
 
-from emoq_modules.lobes.pipeline import to_precision
+from emoq_modules.dataio.feature_store import megabytes
+from emoq_modules.lobes.pipeline import dtype_of, to_precision
+
+logger = get_logger(__name__)
 
 # A CPU is fastest where a batch stays near its caches; another device wants
 # more than a few utterances to be busy (how many, has not been measured).
@@ -38,14 +42,18 @@ def extract_features(
     others to fill the store at the same time.
 
     Rows have ``wav`` and ``duration``; ``read_audio`` gives the samples at
-    16 kHz of a path, ``(T,)``, and is called from several threads. Raises
-    ``FeatureStoreError`` if the disk is full, and ``ValueError`` if frames do
-    not fit the store's precision.
+    16 kHz of a path, ``(T,)``, and is called from several threads. How much
+    there is to compute and to store is logged first. Raises
+    ``FeatureStoreError`` if the disk has no room for it, or is full, and
+    ``ValueError`` if frames do not fit the store's precision.
     """
     durations = {row["wav"]: row["duration"] for row in rows}
+    missing = store.missing(durations)
+    if missing:
+        _announce([durations[path] for path in missing], encoder, store)
     todo = [
         path
-        for path in store.missing(durations)
+        for path in missing
         if int(store.key(path), 16) % world_size == rank
     ]
     if not todo:
@@ -93,6 +101,23 @@ def extract_features(
         write()
         bar.close()
     return count
+
+
+def _announce(durations, encoder, store):
+    """Says what is to be computed and stored; refuses what has no room."""
+    frames = 0
+    if encoder.num_layers is not None:
+        frames = encoder.num_layers * len(durations)
+    elif encoder.hop_s is not None:
+        frames = sum(durations) / encoder.hop_s
+    size = frames * encoder.dim * dtype_of(store.precision).itemsize
+    takes = f"about {megabytes(size)}" if size else "a size that is not known"
+    logger.info(
+        f"Audio features of {len(durations)} utterances, "
+        f"{sum(durations) / 3600:.1f} hours, are computed; they take {takes} "
+        f"in {store.folder}."
+    )
+    store.check_room(size)
 
 
 def _batches(paths, durations, max_batch_seconds):

@@ -225,16 +225,39 @@ class FeatureStore:
             if error.errno not in _FULL:
                 raise
             needed = len(content) + still_to_come
-            there = next(p for p in self.folder.parents if p.exists())
-            free = shutil.disk_usage(there).free
-            raise FeatureStoreError(
-                f"No space left in {self.folder} ({error.strerror}): "
-                f"{_megabytes(free)} are free, and the feature store needs "
-                f"about {_megabytes(needed)} more. Make room and start the run "
-                "again, which goes on from here; or give a --feature_store on "
-                "another disk, or null to compute features on the fly."
-            ) from error
+            raise self._no_room(needed, error.strerror) from error
         self._add([name])
+
+    def check_room(self, size):
+        """Refuses what the disk has no room for, before it is computed.
+
+        Arguments
+        ---------
+        size : float
+            Bytes that are to be stored.
+
+        Raises
+        ------
+        FeatureStoreError
+            If fewer are free.
+        """
+        if size > self._free():
+            raise self._no_room(size, "told before anything is computed")
+
+    def _free(self):
+        there = next(p for p in self.folder.parents if p.exists())
+        return shutil.disk_usage(there).free
+
+    def _no_room(self, needed, reason):
+        return FeatureStoreError(
+            f"No space left in {self.folder} ({reason}): "
+            f"{megabytes(self._free())} are free, and the feature store needs "
+            f"about {megabytes(needed)} more. Make room and start the run "
+            "again, which goes on from here; or take fewer layers "
+            "(--audio_layer), or half precision (--store_precision fp16), or "
+            "give a --feature_store on another disk, or null to compute "
+            "features on the fly."
+        )
 
     def refresh(self):
         """Takes notice of shards that others have written or removed.
@@ -322,5 +345,12 @@ def _check_size(file, size, or_more=False):
         raise ValueError(f"it has {there} bytes instead of {size}")
 
 
-def _megabytes(size):
+def megabytes(size):
+    """A number of bytes for people.
+
+    Example
+    -------
+    >>> megabytes(1_500_000)
+    '1.5 MB'
+    """
     return f"{size / 1e6:.1f} MB"

@@ -95,6 +95,8 @@ def save_recognizer(folder, resolved, hparams):
             # Named from here, so that the run may be moved.
             built = os.path.relpath(hparams[key], folder)
             _replace(tree, training[key], RefTag(f"<pretrained_path>/{built}"))
+    # Counted once: elsewhere the source may have another name.
+    _replace(tree, training.get("audio_layers"), hparams.get("audio_layers"))
     for key in ("decoder", "audio_encoder"):
         source = (tree[key] or {}).get("source")
         # A node with a tag is a call, whose value may well be a folder.

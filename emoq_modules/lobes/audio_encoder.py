@@ -5,19 +5,15 @@ frames of an utterance do not depend on what else is in its batch: they may be
 computed once, stored, and used in any other batch.
 """
 
-import math
-import uuid
-from pathlib import Path
-
 import torch
-from safetensors import SafetensorError
 from speechbrain.dataio.dataio import length_to_mask
 from torch import nn
 from torch.nn.utils.rnn import pad_sequence
-from transformers import AutoConfig, AutoFeatureExtractor, AutoModel
 
-from emoq_modules.errors import BackboneError
-from emoq_modules.lobes.backbones import fingerprint, local_folder
+from emoq_modules.lobes.audio_families import (
+    load_audio_configuration,
+    load_audio_model,
+)
 
 
 class FrozenEncoder(nn.Module):
@@ -41,6 +37,8 @@ class FrozenEncoder(nn.Module):
     hop_s = None
     # How many layers there are where each is a "frame".
     num_layers = None
+    # How many layers lie side by side in a frame; dim is the size of all.
+    frame_layers = 1
 
     def __init__(self, dim, identity):
         super().__init__()
@@ -128,12 +126,15 @@ class FrozenEncoder(nn.Module):
 
 
 class HuggingFaceEncoder(FrozenEncoder):
-    """HuBERT, WavLM or wav2vec 2.0, from Hugging Face.
+    """HuBERT and its relatives, w2v-BERT or Whisper, from Hugging Face.
 
-    SpeechBrain's wrappers normalize the waveforms of a batch with their
-    padding. Here each is normalized by itself, and models whose first
-    convolution is normalized over time (HuBERT-base, for one) take the
-    utterances one by one.
+    The families are data2vec-audio, HuBERT, UniSpeech, UniSpeech-SAT, wav2vec
+    2.0, wav2vec2-bert, WavLM and Whisper, of which the encoder is taken. Each
+    utterance is prepared by itself, as the feature extractor beside the weights
+    does; where padding would show in the frames, utterances are taken one by
+    one. Whisper hears 30 s, filled up with silence: longer audio goes in
+    windows of 30 s, whose frames are joined, and what stands for silence at the
+    end is cut off. An adapter after the layers is left out.
 
     Arguments
     ---------
@@ -141,16 +142,20 @@ class HuggingFaceEncoder(FrozenEncoder):
         Name on the Hugging Face hub, or a local folder with the weights and
         ``preprocessor_config.json``; or the values of a configuration, with
         ``model_type``, which gives random weights.
-    layer : int
+    layer : int | list of int | str
         Whose output to take: -1 the model's output, k > 0 the k-th transformer
-        layer's (those above are dropped), 0 what the first layer gets.
+        layer's, before any norm that follows the last layer (those above are
+        dropped), 0 what the first layer gets. Of several, none of them -1, or
+        of "all", from 0 on, the frames lie side by side; ``dim`` is the size of
+        all, and ``frame_layers`` their number.
     revision : str | None
         Branch, tag or commit on the hub.
     save_path : str | None
         Where downloads are kept; None is Hugging Face's own cache.
     precision : str
-        What to compute in: fp32, or bf16, for which GPUs have more arithmetic,
-        and which rounds more than a store of half precision does.
+        What to compute in, whatever the weights are stored in: fp32, or bf16,
+        for which GPUs have more arithmetic, and which rounds more than a store
+        of half precision does.
 
     Raises
     ------
@@ -164,10 +169,10 @@ class HuggingFaceEncoder(FrozenEncoder):
     >>> hubert = {"model_type": "hubert", "hidden_size": 32}
     >>> hubert |= {"num_hidden_layers": 2, "num_attention_heads": 4}
     >>> hubert |= {"intermediate_size": 64, "conv_dim": [32] * 7}
-    >>> encoder = HuggingFaceEncoder(hubert)
+    >>> encoder = HuggingFaceEncoder(hubert, layer=[1, 2])
     >>> frames, lens = encoder(torch.rand(2, 16000), torch.tensor([1.0, 0.5]))
-    >>> frames.shape
-    torch.Size([2, 49, 32])
+    >>> frames.shape, encoder.frame_layers
+    (torch.Size([2, 49, 64]), 2)
     >>> [round(count) for count in (49 * lens).tolist()]
     [49, 24]
     """
@@ -185,34 +190,30 @@ class HuggingFaceEncoder(FrozenEncoder):
                 f"The precision of an audio encoder is {' or '.join(_DTYPES)}; "
                 f"it is {precision!r}."
             )
-        if isinstance(source, dict):
-            model, do_normalize, origin = _build(source)
-        else:
-            model, do_normalize, origin = _load(source, revision, save_path)
+        model, front_end, origin = load_audio_model(source, revision, save_path)
         config = model.config
-        if not -1 <= layer <= config.num_hidden_layers:
-            raise ValueError(
-                f"There is no layer {layer} in {origin['source']}: it has "
-                f"{config.num_hidden_layers}. -1 is the model's output."
-            )
-        identity = {"class": type(self).__name__, "version": 2, **origin}
-        if precision != "fp32":
-            identity["precision"] = precision
-        super().__init__(config.hidden_size, {**identity, "layer": layer})
-        if layer >= 0:
-            model.encoder.layers = model.encoder.layers[:layer]
-            if config.do_stable_layer_norm:  # it follows the last layer
-                model.encoder.layer_norm = nn.Identity()
+        layers = _chosen(layer, config.num_hidden_layers, origin["source"])
+        single = len(layers) == 1
+        super().__init__(
+            config.hidden_size * len(layers),
+            {
+                "class": type(self).__name__,
+                "version": 2,
+                **origin,
+                **({} if precision == "fp32" else {"precision": precision}),
+                "layer": layers[0] if single else layers,
+            },
+        )
+        self.frame_layers = len(layers)
+        if layers != [-1]:
+            stack = getattr(model, "encoder", model)
+            stack.layers = stack.layers[: max(layers)]
+            if front_end.final_norm:
+                stack.layer_norm = nn.Identity()
         self.model = model.to(_DTYPES[precision])
-        self.do_normalize = do_normalize
-        # A group norm's statistics run over time, so also over padding.
-        self.one_by_one = config.feat_extract_norm == "group"
-        self.hop_s = math.prod(config.conv_stride) / self.sample_rate
-        # Samples that one frame is made of: 25 ms.
-        self.receptive_field = 1
-        sizes = zip(config.conv_kernel, config.conv_stride, strict=True)
-        for kernel, stride in reversed([*sizes]):
-            self.receptive_field = (self.receptive_field - 1) * stride + kernel
+        self.front_end = front_end
+        self.hop_s = front_end.hop / self.sample_rate
+        self._layers = [-1] if single else layers  # the last is its output
 
     def encode(self, wavs, samples):
         """Computes frames, one every 20 ms.
@@ -228,104 +229,83 @@ class HuggingFaceEncoder(FrozenEncoder):
         Returns
         -------
         list of torch.Tensor
-            Frames ``(T', dim)`` of each, float32, at least one.
+            Frames ``(T', dim)`` of each, float32, at least one; of several
+            layers one layer's values after the other's.
         """
-        if self.one_by_one and len(samples) > 1:
+        if self.front_end.one_by_one and len(samples) > 1:
             return [
                 self.encode(wav[None, :count], [count])[0]
                 for wav, count in zip(wavs, samples, strict=True)
             ]
-        if self.do_normalize:
-            wavs = _normalize(wavs, samples)
-        shortfall = self.receptive_field - wavs.shape[1]
-        wavs = nn.functional.pad(wavs, (0, max(0, shortfall)))
-        counts = torch.tensor(samples, device=wavs.device)
-        counts = counts.clamp(min=self.receptive_field)
+        features, mask, counts = self.front_end(wavs, samples)
         output = self.model(
-            wavs.to(self.model.dtype),
-            attention_mask=length_to_mask(counts, wavs.shape[1]),
-            output_hidden_states=self.num_layers is not None,
+            features.to(self.model.dtype),
+            attention_mask=mask,
+            output_hidden_states=len(self._layers) > 1,
         )
-        counts = self.model._get_feat_extract_output_lengths(counts).tolist()
-        return self._take(output, counts)
+        # The last of the hidden states may lack what follows the layers.
+        states = (output.hidden_states or ())[:-1] + (output.last_hidden_state,)
+        # The windows of an utterance are one after the other.
+        return self._take(
+            [
+                state.reshape(len(samples), -1, state.shape[-1])
+                for state in states
+            ],
+            counts,
+        )
 
-    def _take(self, output, counts):
-        """Takes of the model's output what stands for each utterance."""
-        frames = output.last_hidden_state.float()  # (B, T', dim)
+    def _take(self, states, counts):
+        """Takes of hidden states ``(B, T', n)`` what stands for each."""
+        frames = torch.cat([states[k] for k in self._layers], dim=-1).float()
         return [f[:count] for f, count in zip(frames, counts, strict=True)]
 
 
-_DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
-_FAMILIES = "hubert", "wav2vec2", "wavlm"
+def count_layers(source, layer, revision=None, save_path=None):
+    """Counts the layers that a frame of ``HuggingFaceEncoder`` holds.
 
+    Arguments
+    ---------
+    source : str | dict
+        As of ``HuggingFaceEncoder``; looked at only for "all".
+    layer : int | list of int | str
+        Likewise.
+    revision : str | None
+        Branch, tag or commit on the hub.
+    save_path : str | None
+        Where downloads are kept; None is Hugging Face's own cache.
 
-def _build(values):
-    """Builds a model of random weights."""
-    values = dict(values)
-    family = values.pop("model_type")
-    _check_family(family, "the configuration")
-    config = AutoConfig.for_model(family, **values)
-    model = AutoModel.from_config(config)
-    # No other encoder has these weights, so none shares its features.
-    origin = {"source": family, "revision": None, "weights": uuid.uuid4().hex}
-    return model, config.feat_extract_norm == "layer", origin
+    Returns
+    -------
+    int
+        Their number; a ``BackboneError`` if the source is not to be had.
 
-
-def _load(source, revision, save_path):
-    """Loads a model and its weights, all of them."""
-    folder = local_folder(
-        source,
-        revision,
-        needs=("config.json", "preprocessor_config.json"),
-        cache_dir=save_path,
-    )
-    _check_family(AutoConfig.from_pretrained(folder).model_type, source)
-    try:
-        model, report = AutoModel.from_pretrained(
-            folder, output_loading_info=True
-        )
-    except (SafetensorError, RuntimeError) as error:
-        raise BackboneError(
-            f"The weights in {folder} cannot be loaded ({error}). Delete the "
-            f"folder and download {source} again."
-        ) from error
-    # That weight stands in for masked frames, in pre-training alone.
-    missing = set(report["missing_keys"]) - {"masked_spec_embed"}
-    if missing:
-        raise BackboneError(
-            f"{folder} lacks {len(missing)} of the weights that its "
-            f"config.json asks for, for one {min(missing)}. It is not the "
-            "folder of a pre-trained model."
-        )
-    is_folder = Path(source).expanduser().is_dir()
-    origin = {
-        "source": Path(folder).resolve().name if is_folder else source,
-        # The cache names a folder by the commit that the revision stands for.
-        "revision": None if is_folder else Path(folder).name,
-        "weights": fingerprint(folder),
-    }
-    extractor = AutoFeatureExtractor.from_pretrained(folder)
-    return model, extractor.do_normalize, origin
-
-
-def _check_family(family, source):
-    if family not in _FAMILIES:
-        raise BackboneError(
-            f"{source} is of the family {family!r}; HuggingFaceEncoder knows "
-            f"{', '.join(_FAMILIES)}."
-        )
-
-
-def _normalize(wavs, samples):
-    """Gives each waveform zero mean and unit variance, and leaves padding 0.
-
-    As Hugging Face's feature extractors do, their epsilon included.
+    Example
+    -------
+    >>> count_layers("any/encoder", -1), count_layers("any/encoder", [4, 8])
+    (1, 2)
+    >>> count_layers({"model_type": "wavlm", "num_hidden_layers": 12}, "all")
+    13
     """
-    return pad_sequence(
-        [
-            (wav[:count] - wav[:count].mean())
-            / (wav[:count].var(correction=0) + 1e-7).sqrt()
-            for wav, count in zip(wavs, samples, strict=True)
-        ],
-        batch_first=True,
-    )
+    if layer != "all":
+        return len(layer) if isinstance(layer, list | tuple) else 1
+    config = load_audio_configuration(source, revision, save_path)
+    return config.num_hidden_layers + 1
+
+
+_DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
+
+
+def _chosen(layer, num_layers, source):
+    """The layers that are asked for."""
+    if layer == "all":
+        return [*range(num_layers + 1)]
+    several = isinstance(layer, list | tuple)
+    layers, lowest = [*layer] if several else [layer], 0 if several else -1
+    for k in layers or [layer]:
+        if type(k) is not int or not lowest <= k <= num_layers:
+            raise ValueError(
+                f"There is no layer {k} in {source}: it has {num_layers}. Give "
+                "a number from 0 on, several as [4, 8], or all; -1 by itself "
+                "is the model's output."
+            )
+    return layers

@@ -122,11 +122,11 @@ class LayerWeightedMean(nn.Module):
 
 
 class LayerMeanEncoder(HuggingFaceEncoder):
-    """The mean over time of every layer of HuBERT, WavLM or wav2vec 2.0.
+    """The mean over time of every layer of a ``HuggingFaceEncoder``.
 
     In the place of frames each utterance has a row for what the first layer
-    gets and one for the output of each layer, as transformers'
-    ``output_hidden_states`` has them. A weighting of layers followed by a mean
+    gets and one for the output of each layer, before any norm that follows the
+    last one. A weighting of layers followed by a mean
     over time needs no more, both being linear: see ``LayerWeightedMean``.
 
     Arguments
@@ -150,17 +150,16 @@ class LayerMeanEncoder(HuggingFaceEncoder):
     """
 
     def __init__(self, source, revision=None, save_path=None):
-        super().__init__(source, revision=revision, save_path=save_path)
+        super().__init__(source, "all", revision, save_path)
+        self.identity["layer"] = -1  # as in the stores of version 0.1
+        self.num_layers, self.frame_layers = self.frame_layers, 1
+        self.dim //= self.num_layers
         self.hop_s = None
-        self.num_layers = self.model.config.num_hidden_layers + 1
 
-    def _take(self, output, counts):
+    def _take(self, states, counts):
         return [
             torch.stack(
-                [
-                    state[row, :count].float().mean(0)
-                    for state in output.hidden_states
-                ]
+                [state[row, :count].float().mean(0) for state in states]
             )  # (num_layers, dim)
             for row, count in enumerate(counts)
         ]

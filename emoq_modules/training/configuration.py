@@ -24,6 +24,7 @@ from emoq_modules import present_names
 from emoq_modules.errors import ConfigurationError
 
 _SECTIONS = ("stage1", "stage2")
+_OR_A_WORD = ("audio_layer",)  # the encoder says which
 # How HyperPyYAML begins its messages.
 _REFUSED = "There is no such|Invalid argument to"
 
@@ -265,7 +266,8 @@ def _lay_over(tree, values, origin):
                 f"{key!r} in {origin} is no key of this experiment, so nothing "
                 f"would read it.{hint}"
             )
-        if isinstance(tree[key], bool | int | float) and isinstance(value, str):
+        is_number = isinstance(tree[key], bool | int | float)
+        if is_number and isinstance(value, str) and key not in _OR_A_WORD:
             raise ConfigurationError(
                 f"{key} in {origin} is {value!r}; it has to be something like "
                 f"{tree[key]}."

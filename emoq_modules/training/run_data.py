@@ -81,16 +81,26 @@ def make_datasets(hparams, manifests, device, progressbar=True, dialogues=None):
     )
 
 
+def _check_width(encoder, dim, layers):
+    """Whether the frames are of the size that the fusion is made for."""
+    given = encoder.dim // encoder.frame_layers, encoder.frame_layers
+    for key, found, wanted in zip(
+        ("audio_dim", "audio_layers"), given, (dim, layers), strict=True
+    ):
+        if found != wanted:
+            raise ConfigurationError(
+                f"audio_encoder gives frames of {given[0]} values "
+                f"({given[1]} layer{'s' * (given[1] > 1)} side by side), and "
+                f"{key} is {wanted}: set {key} to {found}."
+            )
+
+
 def _audio_source(hparams, manifests, device, progressbar):
     """What makes frames, or a waveform, of a path."""
     encoder = hparams["audio_encoder"]
     if encoder is None:
         return None
-    if encoder.dim != hparams["audio_dim"]:
-        raise ConfigurationError(
-            f"audio_dim is {hparams['audio_dim']}, but a frame of "
-            f"audio_encoder has {encoder.dim} values."
-        )
+    _check_width(encoder, hparams["audio_dim"], hparams.get("audio_layers", 1))
     if hparams["feature_store"] is None:
         return read_audio
     if hparams["augment_audio"] is not None:

@@ -1,20 +1,35 @@
 """Frozen audio encoders: batch-invariant, in eval mode, never trained."""
 
+import json
+from itertools import product
+from pathlib import Path
+
 import pytest
+import soundfile
 import torch
 from transformers import (
     AutoConfig,
     AutoFeatureExtractor,
     AutoModel,
+    SeamlessM4TFeatureExtractor,
     Wav2Vec2FeatureExtractor,
+    WhisperFeatureExtractor,
 )
 
 from emoq_modules import HuggingFaceEncoder
 from emoq_modules.errors import BackboneError
-from emoq_modules.lobes.audio_encoder import FrozenEncoder
+from emoq_modules.lobes.audio_encoder import FrozenEncoder, count_layers
+from emoq_modules.lobes.backbones import fingerprint
 
-FAMILIES = ["hubert", "wav2vec2", "wavlm"]
 NORMS = ["layer", "group"]
+# Families, and where there is a choice, what their first convolution has.
+KINDS = [
+    *product(["hubert", "unispeech", "unispeech-sat"], NORMS),
+    *product(["wav2vec2", "wavlm"], NORMS),
+    ("data2vec-audio", None),
+    ("wav2vec2-bert", None),
+    ("whisper", None),
+]
 LAYERS = 3
 # Dropout and masking would show at once in train mode.
 TINY = {
@@ -32,22 +47,76 @@ TINY = {
     "mask_time_prob": 0.5,
     "initializer_range": 0.2,
 }
+# Windows of a second in the place of 30.
+TINY_WHISPER = {
+    "d_model": 32,
+    "encoder_layers": LAYERS,
+    "encoder_attention_heads": 4,
+    "encoder_ffn_dim": 48,
+    "num_mel_bins": 20,
+    "max_source_positions": 50,
+    "decoder_layers": 1,
+    "decoder_attention_heads": 4,
+    "decoder_ffn_dim": 48,
+    "vocab_size": 9,
+    "pad_token_id": 0,
+    "dropout": 0.5,
+    "encoder_layerdrop": 0.5,
+    "init_std": 0.2,
+}
 
 
-def save_tiny(folder, family, norm):
-    config = AutoConfig.for_model(
-        family,
-        feat_extract_norm=norm,
-        do_stable_layer_norm=norm == "layer",
-        **TINY,
+def save_tiny(folder, family, norm=None, **values):
+    if norm is not None:
+        values["feat_extract_norm"] = norm
+        values["do_stable_layer_norm"] = norm == "layer"
+    tiny = TINY_WHISPER if family == "whisper" else TINY
+    extractor = Wav2Vec2FeatureExtractor(
+        do_normalize=norm != "group", return_attention_mask=True
     )
+    if family == "whisper":
+        extractor = WhisperFeatureExtractor(feature_size=20, chunk_length=1)
+    if family == "wav2vec2-bert":
+        extractor = SeamlessM4TFeatureExtractor(padding_value=1)
+    config = AutoConfig.for_model(family, **{**tiny, **values})
     with torch.random.fork_rng():
         torch.manual_seed(0)
         AutoModel.from_config(config).save_pretrained(folder)
-    Wav2Vec2FeatureExtractor(
-        do_normalize=norm == "layer", return_attention_mask=True
-    ).save_pretrained(folder)
+    extractor.save_pretrained(folder)
     return str(folder)
+
+
+def transformers_states(folder, wav):
+    """What transformers' own model makes of an utterance alone.
+
+    The input of the first layer and the output of each, by hooks, and the
+    model's output at the end; each ``(T', n)``.
+    """
+    model = AutoModel.from_pretrained(folder, dtype=torch.float32).eval()
+    if model.config.is_encoder_decoder:
+        model = model.encoder
+    extract = AutoFeatureExtractor.from_pretrained(folder)
+    inputs = extract(wav.numpy(), sampling_rate=16000, return_tensors="pt")
+    states = []
+    layers = getattr(model, "encoder", model).layers
+    layers[0].register_forward_pre_hook(lambda _, args: states.append(args[0]))
+    for layer in layers:
+        layer.register_forward_hook(
+            lambda _, args, output: states.append(
+                output[0] if isinstance(output, tuple) else output
+            )
+        )
+    with torch.no_grad():
+        states.append(model(**inputs).last_hidden_state)
+    count = states[0].shape[1]
+    if (
+        "attention_mask" in inputs
+        and model.config.model_type == "wav2vec2-bert"
+    ):
+        count = int(inputs.attention_mask.sum())
+    if model.config.model_type == "whisper":
+        count = -(-len(wav) // 320)
+    return [state[0, :count] for state in states]
 
 
 @pytest.fixture(scope="module")
@@ -55,7 +124,7 @@ def folder_of(tmp_path_factory):
     """Folders of tiny models, each made at first use."""
     made = {}
 
-    def make(family, norm):
+    def make(family, norm=None):
         if (family, norm) not in made:
             folder = tmp_path_factory.mktemp(f"{family}-{norm}")
             made[family, norm] = save_tiny(folder, family, norm)
@@ -99,45 +168,90 @@ def assert_same_alone_and_padded(encoder, wavs, tolerance):
         assert (row[count:] == 0).all()
 
 
-@pytest.mark.parametrize("norm", NORMS)
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize(("family", "norm"), KINDS)
 def test_frames_are_the_same_alone_and_padded(folder_of, family, norm):
     encoder = HuggingFaceEncoder(folder_of(family, norm))
-    assert encoder.one_by_one == (norm == "group")
-    wavs = [*speech(4000, 12345, 7777, 400, 399, 1), torch.zeros(3000)]
+    wavs = [*speech(4000, 12345, 40000, 400, 399, 1), torch.zeros(3000)]
     assert_same_alone_and_padded(encoder, wavs, 1e-5)
-    encoder.do_normalize = not encoder.do_normalize
-    assert_same_alone_and_padded(encoder, wavs, 1e-5)
+    if norm is not None:
+        front_end = encoder.front_end
+        front_end.do_normalize = not front_end.do_normalize
+        assert_same_alone_and_padded(encoder, wavs, 1e-5)
 
 
-@pytest.mark.parametrize("norm", NORMS)
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize(("family", "norm"), KINDS)
 def test_frames_are_those_of_transformers(folder_of, family, norm):
     folder = folder_of(family, norm)
-    model = AutoModel.from_pretrained(folder).eval()
-    extract = AutoFeatureExtractor.from_pretrained(folder)
-    (wav,) = speech(9000)
+    (wav,) = speech(9100)  # for w2v-BERT an odd number of mel frames
     wav = wav * 0.01  # so quiet that the epsilon of normalizing it counts
-    inputs = extract(wav.numpy(), sampling_rate=16000, return_tensors="pt")
-    with torch.no_grad():
-        expected = model(inputs.input_values, output_hidden_states=True)
-    for layer, states in [
-        (-1, expected.last_hidden_state),
-        (0, expected.hidden_states[0]),
-        (2, expected.hidden_states[2]),
+    *states, output = transformers_states(folder, wav)
+    for layer, used, expected in [
+        (-1, LAYERS, output),
+        (0, 0, states[0]),
+        (2, 2, states[2]),
+        (LAYERS, LAYERS, states[LAYERS]),
+        ([2, 1], 2, torch.cat([states[2], states[1]], dim=1)),
+        ([0], 0, states[0]),
+        ("all", LAYERS, torch.cat(states, dim=1)),
     ]:
         encoder = HuggingFaceEncoder(folder, layer=layer)
-        used = LAYERS if layer < 0 else layer
-        assert len(encoder.model.encoder.layers) == used  # no more are kept
+        stack = getattr(encoder.model, "encoder", encoder.model)
+        assert len(stack.layers) == used  # no more are kept
+        assert encoder.frame_layers == count_layers(folder, layer)
+        assert encoder.dim == 32 * encoder.frame_layers
         frames = alone(encoder, wav)
-        assert frames.shape == states[0].shape
-        torch.testing.assert_close(frames, states[0], atol=1e-5, rtol=1e-5)
+        assert frames.shape == expected.shape
+        torch.testing.assert_close(frames, expected, atol=1e-5, rtol=1e-5)
 
 
-def test_a_layer_that_does_not_exist_is_refused(folder_of):
-    for layer in (LAYERS + 1, -2):
-        with pytest.raises(ValueError, match=f"no layer {layer} .* has 3"):
-            HuggingFaceEncoder(folder_of("hubert", "layer"), layer=layer)
+def test_whisper_hears_longer_audio_in_windows_and_all_of_it(folder_of):
+    encoder = HuggingFaceEncoder(folder_of("whisper"))
+    assert not [k for k, _ in encoder.named_parameters() if "decoder" in k]
+    (wav,) = speech(40001)
+    windows = [alone(encoder, window) for window in wav.split(16000)]
+    assert [len(window) for window in windows] == [50, 50, 26]
+    torch.testing.assert_close(alone(encoder, wav), torch.cat(windows))
+    counts = [len(alone(encoder, wav[:n])) for n in (1, 320, 321, 16000)]
+    assert counts == [1, 1, 2, 50]
+
+
+def test_trained_whisper_is_loaded_in_single_precision(shared_data):
+    folder = Path("~/.cache/emoq-models/whisper-base").expanduser()
+    if not folder.is_dir():
+        pytest.skip(f"needs trained weights in {folder}, which are not there")
+    recording = sorted((shared_data / "emodb/flac").glob("*.flac"))[0]
+    wav = torch.from_numpy(soundfile.read(recording, dtype="float32")[0])
+    *states, output = transformers_states(folder, wav)
+    stored = json.loads((folder / "config.json").read_text())["dtype"]
+    assert stored == "float16"
+    encoder = HuggingFaceEncoder(folder, layer=[4, 6])
+    torch.testing.assert_close(
+        alone(encoder, wav), torch.cat([states[4], states[6]], dim=1)
+    )
+    torch.testing.assert_close(alone(HuggingFaceEncoder(folder), wav), output)
+
+
+@pytest.mark.parametrize(
+    ("layer", "names"),
+    [
+        *((k, str(k)) for k in (LAYERS + 1, -2, 1.5, True, "last")),
+        *(([1, k], str(k)) for k in (-1, LAYERS + 1)),
+        ([], r"\[\]"),
+    ],
+)
+def test_a_layer_that_does_not_exist_is_refused(folder_of, layer, names):
+    folder = folder_of("hubert", "layer")
+    with pytest.raises(ValueError, match=f"no layer {names} in .* has 3.*all"):
+        HuggingFaceEncoder(folder, layer=layer)
+
+
+def test_an_adapter_after_the_layers_is_left_out(folder_of, tmp_path):
+    (wav,) = speech(9000)
+    adapted = save_tiny(tmp_path, "wav2vec2-bert", add_adapter=True)
+    frames = alone(HuggingFaceEncoder(adapted), wav)
+    *_, output = transformers_states(adapted, wav)
+    without = alone(HuggingFaceEncoder(folder_of("wav2vec2-bert")), wav)
+    assert len(output) < len(frames) == len(without)
 
 
 @pytest.mark.parametrize("norm", NORMS)
@@ -202,7 +316,17 @@ def test_identity_follows_what_determines_the_frames(folder_of, tmp_path):
     folder = folder_of("hubert", "layer")
     first = HuggingFaceEncoder(folder).identity
     assert HuggingFaceEncoder(folder).identity == first
-    assert HuggingFaceEncoder(folder, layer=1).identity != first
+    assert first == {  # as stores of version 0.1 have it
+        "class": "HuggingFaceEncoder",
+        "version": 2,
+        "source": Path(folder).name,
+        "revision": None,
+        "weights": fingerprint(folder),
+        "layer": -1,
+    }
+    for layer, kept in [(1, 1), ([1, 2], [1, 2]), ("all", [0, 1, 2, 3])]:
+        encoder = HuggingFaceEncoder(folder, layer=layer)
+        assert encoder.identity == {**first, "layer": kept}
     other = HuggingFaceEncoder(folder).model
     other.encoder.layers[0].final_layer_norm.bias[0] += 1
     # The same name, other weights.
@@ -253,15 +377,54 @@ def test_weights_in_pytorchs_format_are_loaded(folder_of, tmp_path):
         HuggingFaceEncoder(tmp_path)
 
 
-def test_a_model_of_another_family_is_refused(text_encoder, tmp_path):
-    AutoModel.from_pretrained(text_encoder).save_pretrained(tmp_path)
-    Wav2Vec2FeatureExtractor().save_pretrained(tmp_path)
-    with pytest.raises(BackboneError, match="family 'roberta'.* hubert, wav2"):
+@pytest.mark.parametrize(
+    ("file", "content", "says"),
+    [
+        (
+            "config.json",
+            '{"model_type": "bert"}',
+            "family 'bert'.* hubert, uni",
+        ),
+        (
+            "config.json",
+            '{"model_type": "sew"}',
+            "'sew', which is no audio enc",
+        ),
+        ("config.json", "{}", "family None"),
+        ("config.json", "{", "config.json is no JSON .*download"),
+        ("preprocessor_config.json", None, "lacks preprocessor_config.json. G"),
+        (
+            "preprocessor_config.json",
+            '{"feature_size": 80, "chunk_length": 1}',
+            "gives 80 mel filters, and 20 are wanted: take the one",
+        ),
+        (
+            "preprocessor_config.json",
+            '{"feature_size": 20}',
+            "gives 3000 mel frames, and 100",
+        ),
+        (
+            "preprocessor_config.json",
+            '{"sampling_rate": 8000}',
+            "gives 8000 samples a second, and 16000",
+        ),
+    ],
+)
+def test_a_folder_that_is_no_audio_encoders_is_refused(
+    tmp_path, file, content, says
+):
+    save_tiny(tmp_path, "whisper")
+    (tmp_path / file).unlink()
+    if content is not None:
+        (tmp_path / file).write_text(content)
+    with pytest.raises(BackboneError, match=f"^[^\n]*{says}[^\n]*$"):
         HuggingFaceEncoder(tmp_path)
 
 
-def test_frames_of_hubert_are_20_ms_apart(folder_of):
-    encoder = HuggingFaceEncoder(folder_of("hubert", "layer"))
+@pytest.mark.parametrize("family", ["hubert", "wav2vec2-bert", "whisper"])
+def test_frames_are_20_ms_apart(folder_of, family):
+    norm = "layer" if family == "hubert" else None
+    encoder = HuggingFaceEncoder(folder_of(family, norm))
     assert encoder.hop_s == 0.02
     more = len(alone(encoder, torch.zeros(32000))) - len(
         alone(encoder, torch.zeros(16000))
