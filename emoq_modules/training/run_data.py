@@ -82,17 +82,19 @@ def make_datasets(hparams, manifests, device, progressbar=True, dialogues=None):
 
 
 def _check_width(encoder, dim, layers):
-    """Whether the frames are of the size that the fusion is made for."""
-    given = encoder.dim // encoder.frame_layers, encoder.frame_layers
-    for key, found, wanted in zip(
-        ("audio_dim", "audio_layers"), given, (dim, layers), strict=True
-    ):
-        if found != wanted:
-            raise ConfigurationError(
-                f"audio_encoder gives frames of {given[0]} values "
-                f"({given[1]} layer{'s' * (given[1] > 1)} side by side), and "
-                f"{key} is {wanted}: set {key} to {found}."
-            )
+    """Whether frames are of the size that the fusion is made for."""
+    given = encoder.frame_layers, encoder.dim // encoder.frame_layers
+    if given == (layers, dim):
+        return
+    advice = f"audio_dim to {given[1]}"
+    if given[0] != layers:
+        advice = "audio_layer to a single layer"
+    raise ConfigurationError(
+        "audio_encoder gives frames of {} x {} values (layers x audio_dim), "
+        "and what takes them is made for {} x {}: set {}.".format(
+            *given, layers, dim, advice
+        )
+    )
 
 
 def _audio_source(hparams, manifests, device, progressbar):

@@ -251,6 +251,17 @@ REFUSED = [
         r"1 \(lost\).*prepare step again",
         own_manifest_of_an_unknown_dialogue,
     ),
+    *(
+        (
+            f"frames of another size, by {key}",
+            again(f"--{key}", value, *AFRESH),
+            rf"frames of 1 x 80 .* made for {made_for}: set {key} to {advice}",
+        )
+        for key, value, made_for, advice in [
+            ("audio_dim", "64", "1 x 64", "80"),
+            ("audio_layer", "[1, 2]", "2 x 80", "a single layer"),
+        ]
+    ),
     (
         "folder as experiment",
         ["--data_folder", "results", STAGE1],

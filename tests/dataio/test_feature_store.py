@@ -6,7 +6,9 @@ import multiprocessing
 import os
 import pickle
 import random
+import re
 import resource
+import shutil
 import signal
 import threading
 import time
@@ -500,6 +502,31 @@ def test_what_is_still_to_come_is_estimated(folder, rows, monkeypatch):
     fill(rows, store)
     for index, estimate in enumerate(estimates):
         assert estimate == pytest.approx(sum(sizes[index + 1 :]), abs=2)
+
+
+def test_what_a_store_will_take_is_said_before_and_refused_without_room(
+    folder, rows, monkeypatch, caplog
+):
+    store, encoder = store_of(folder), CountingEncoder()
+    encoder.hop_s = DIM / 16000
+    sizes = []
+    monkeypatch.setattr(store, "check_room", sizes.append)
+    fill(rows, store, encoder)
+    stored = sum(store.load(row["wav"]).numel() for row in rows) * 2
+    assert sizes == [pytest.approx(stored)]
+
+    store, encoder = store_of(folder.parent / "other"), CountingEncoder()
+    encoder.hop_s = DIM / 16000
+    room = shutil.disk_usage(folder)._replace(free=2_303_000_000)
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: room)
+    hours = [{**row, "duration": 3600.0} for row in rows]
+    with (
+        caplog.at_level("INFO"),
+        pytest.raises(FeatureStoreError, match="needs about 2304.0 .*_layer"),
+    ):
+        fill(hours, store, encoder)
+    assert encoder.count == 0
+    assert re.search("20 utterances, 20.0 hours.* about 2304.0 MB", caplog.text)
 
 
 def test_what_a_dead_process_left_is_tidied_up(folder, rows):
