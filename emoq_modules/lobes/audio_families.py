@@ -196,13 +196,12 @@ def load_audio_model(source, revision=None, save_path=None):
 
     Example
     -------
-    >>> whisper = {"model_type": "whisper", "d_model": 8, "vocab_size": 9}
-    >>> whisper |= {"encoder_layers": 1, "encoder_attention_heads": 2}
-    >>> whisper |= {"pad_token_id": 0, "decoder_layers": 1}
-    >>> model, front_end, _ = load_audio_model(whisper)
-    >>> mel, _, counts = front_end(torch.rand(1, 16000), [16000])
-    >>> mel.shape, model(mel).last_hidden_state.shape, counts
-    (torch.Size([1, 80, 3000]), torch.Size([1, 1500, 8]), [50])
+    >>> wavlm = {"model_type": "wavlm", "hidden_size": 32, "conv_dim": [8] * 7}
+    >>> wavlm |= {"num_hidden_layers": 1, "num_attention_heads": 4}
+    >>> model, front_end, _ = load_audio_model(wavlm)
+    >>> features, _, counts = front_end(torch.rand(1, 16000), [16000])
+    >>> model(features).last_hidden_state.shape, counts
+    (torch.Size([1, 49, 32]), [49])
     """
     if isinstance(source, dict):
         config = load_audio_configuration(source)

@@ -28,6 +28,7 @@ from emoq_modules.evaluation.calibration import fit_temperature
 from emoq_modules.evaluation.results import read_predictions
 from emoq_modules.inference.export import export_recognizer
 from tests.fake_hub import COMMIT, Hub
+from tests.lobes.test_audio_encoder import save_tiny
 
 LABELS = ["angry", "happy", "sad"]
 ABLATIONS = [
@@ -111,6 +112,31 @@ def test_every_ablation_can_be_exported(variant, train_tiny, rows, tmp_path):
         assert (out / "fusion.safetensors").exists() == has_fusion
         has_projector = variant != "text_only"
         assert (out / "projector.safetensors").exists() == has_projector
+
+
+@pytest.mark.parametrize(
+    ("family", "layer"), [("whisper", "all"), ("wav2vec2-bert", "[1, 2]")]
+)
+def test_encoder_of_any_family_goes_along_and_need_not_be_trusted(
+    family, layer, train_tiny, rows, tmp_path
+):
+    source = save_tiny(tmp_path / "encoder", family)
+    preset = tmp_path / "encoder.yaml"
+    preset.write_text(
+        f"audio_source: {source}\naudio_layer: {layer}\naudio_dim: 32\n"
+        "audio_encoder: !new:emoq_modules.HuggingFaceEncoder "
+        "{source: !ref <audio_source>, layer: !ref <audio_layer>}\n"
+    )
+    run = train_tiny(
+        *("--preset", "hparams/presets/end_to_end.yaml"),
+        *("--preset", str(preset), "--number_of_epochs", "1"),
+        variant="end_to_end",
+    )
+    folder = export_recognizer(run, tmp_path / "export")
+    for path in (tmp_path / "encoder", run / "recognizer"):
+        shutil.rmtree(path)
+    recognizer = EmotionRecognizer.from_hparams(folder)
+    assert_gives_the_predictions(recognizer, rows, run)
 
 
 def test_weights_are_safetensors_and_text_and_nothing_else(exported, merged):
