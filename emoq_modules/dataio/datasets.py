@@ -1,5 +1,7 @@
 """From manifests to batches: audio or stored frames, tokens and labels."""
 
+from functools import partial
+
 import torch
 from speechbrain.dataio.dataset import DynamicItemDataset
 
@@ -50,7 +52,9 @@ class TextInputs:
         return self.prompt.encode(text, speaker, context)
 
 
-def build_datasets(manifests, labels, audio, inputs, dialogues=None):
+def build_datasets(
+    manifests, labels, audio, inputs, dialogues=None, untold=False
+):
     """Makes a ``DynamicItemDataset`` of the rows of each split.
 
     All items have ``id``, ``dialogue``, ``label`` (class index) and ``tokens``.
@@ -58,7 +62,9 @@ def build_datasets(manifests, labels, audio, inputs, dialogues=None):
     ``(T, audio_dim)`` or its waveform ``(T,)``, which the item ``audio`` holds;
     with None there is no such item. There is an item ``prompt`` where
     ``inputs``, a ``TextInputs``, has a prompt. ``dialogues`` hold the turns
-    before an utterance, if they are wanted.
+    before an utterance, if they are wanted. With ``untold`` there are also the
+    tokens and the prompt of each without its transcript, ``untold_tokens`` and
+    ``untold_prompt``.
     """
 
     def prompt(text, speaker, dialogue, turn):
@@ -74,9 +80,18 @@ def build_datasets(manifests, labels, audio, inputs, dialogues=None):
         {"func": labels.index, "takes": "emotion", "provides": "label"},
         {"func": inputs.tokens, "takes": "text", "provides": "tokens"},
     ]
+    places = ["speaker", "dialogue", "turn"]
     if inputs.prompt is not None:
-        takes = ["text", "speaker", "dialogue", "turn"]
+        takes = ["text", *places]
         items += [{"func": prompt, "takes": takes, "provides": "prompt"}]
+    if untold:
+        nothing = partial(inputs.tokens, "")
+        items += [{"func": nothing, "takes": [], "provides": "untold_tokens"}]
+    if untold and inputs.prompt is not None:
+        without = partial(prompt, "")
+        items += [
+            {"func": without, "takes": places, "provides": "untold_prompt"}
+        ]
     if audio is not None:
         items += [{"func": audio, "takes": "wav", "provides": "audio"}]
     keys = ["id", "dialogue", *(item["provides"] for item in items)]

@@ -24,13 +24,14 @@ _REPEATED = "speaker", "session", "dialogue", "emotion"
 _TEXTS = "wav", "text", *_REPEATED
 
 
-def read_manifest(path, labels, data_root=None, digests=None):
+def read_manifest(path, labels, data_root=None, digests=None, with_audio=True):
     """Reads a manifest, and checks every row of it and its audio.
 
     Gives the ``Utterance`` of each id, ``wav`` resolved by what ``{data_root}``
     stands for, as SpeechBrain's ``DynamicItemDataset`` takes them. Audio that
-    the ``AudioDigests`` know is not opened. ``CorpusError`` names the first few
-    rows at fault, what is wrong and what to do.
+    the ``AudioDigests`` know is not opened, and none at all not ``with_audio``,
+    where nothing hears it. ``CorpusError`` names the first few rows at fault,
+    what is wrong and what to do.
     """
     rows = parse_manifest(path, data_root)
     problems = []
@@ -39,7 +40,7 @@ def read_manifest(path, labels, data_root=None, digests=None):
         if row.emotion not in labels:
             words = ", ".join(labels)
             problem = f"has the label '{row.emotion}', not one of {words}"
-        elif digests is None or digests.known(row.wav) is None:
+        elif with_audio and (digests is None or digests.known(row.wav) is None):
             problem = _audio_problem(row.wav, data_root)
         if problem is not None:
             problems.append(f"row '{key}' {problem}")

@@ -12,6 +12,7 @@ both give the same results.
 """
 
 import torch
+from speechbrain.dataio.batch import PaddedData
 from speechbrain.utils.data_utils import batch_pad_right
 
 DTYPES = {
@@ -21,8 +22,56 @@ DTYPES = {
 }
 
 
+def leave_out(batch, text_dropout, audio_dropout):
+    """Leaves out the transcripts of some utterances, and the frames of others.
+
+    A system that trains with both alone leans on the stronger of the two. What
+    is left out is drawn from torch's generator, one number an utterance.
+
+    Arguments
+    ---------
+    batch : speechbrain.dataio.batch.PaddedBatch
+        With ``tokens`` and, for stage 2, ``prompt``, which change; and where
+        transcripts are left out, with ``untold_tokens`` and ``untold_prompt``
+        to take their places.
+    text_dropout : float
+        The share of utterances whose transcript is left out.
+    audio_dropout : float
+        Likewise, of others, whose frames are; both together are 1 at most.
+
+    Returns
+    -------
+    torch.Tensor | None
+        Whose frames are heard, ``(B,)``, bool; None if all are.
+    """
+    if not text_dropout and not audio_dropout:
+        return None
+    tokens, lens = batch.tokens
+    draws = torch.rand(len(tokens)).to(tokens.device)
+    untold = draws < text_dropout
+    if text_dropout:
+        nothing, _ = batch.untold_tokens
+        tokens = tokens.clone()
+        tokens[untold, : nothing.shape[1]] = nothing[untold]
+        share = nothing.shape[1] / tokens.shape[1]
+        batch.tokens = PaddedData(tokens, lens.masked_fill(untold, share))
+    if text_dropout and hasattr(batch, "prompt"):
+        batch.prompt = [
+            without if left_out else prompt
+            for prompt, without, left_out in zip(
+                batch.prompt, batch.untold_prompt, untold.tolist(), strict=True
+            )
+        ]
+    return draws < 1 - audio_dropout
+
+
 def embed(
-    modules, batch, store_precision, augment_audio=None, augment_frames=None
+    modules,
+    batch,
+    store_precision,
+    augment_audio=None,
+    augment_frames=None,
+    heard=None,
 ):
     """Computes the embeddings e'_q of a batch.
 
@@ -42,6 +91,8 @@ def embed(
         a batch is as varied as an epoch.
     augment_frames : callable | None
         What changes the frames, ``(B, T, audio_dim)``.
+    heard : torch.Tensor | None
+        Whose frames are not left out, ``(B,)``, bool; None leaves none out.
 
     Returns
     -------
@@ -59,6 +110,8 @@ def embed(
     frames = audio.float()
     if augment_frames is not None:
         frames = augment_frames(frames)
+    if heard is not None:
+        lens = lens * heard
     return modules["fusion"](frames, lens, *batch.tokens)
 
 

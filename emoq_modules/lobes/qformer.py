@@ -1,9 +1,9 @@
 """The EmoQ-Former: learnable queries that fuse the text with the audio.
 
-A RoBERTa encoder whose input is the learnable queries followed by the text.
-Both attend to each other (Eqs. 1 and 2 of the paper); in every second layer
-the queries also attend to the audio frames (Eq. 3). What the queries hold in
-the end is pooled by attention and scaled to unit length: the embedding e'_q.
+A BERT, in the paper RoBERTa, whose input is the learnable queries followed by
+the text. Both attend to each other (Eqs. 1 and 2 of the paper); in every second
+layer the queries also attend to the audio frames (Eq. 3). What they hold in the
+end is pooled by attention and scaled to unit length: the embedding e'_q.
 
 ::
 
@@ -24,7 +24,9 @@ the end is pooled by attention and scaled to unit length: the embedding e'_q.
                queries    projection   embeddings
            Q (B, N_q, d_h)    ^        T (B, L, d_h)
                               |          ^
-                 frames (B, T, audio_dim)|  tokens (B, L)
+                   norm, mix      |
+                              ^          |
+                frames (B, T, audio_dim)|  tokens (B, L)
 
 Source: Y. Yang and M.-W. Mak, https://arxiv.org/abs/2509.15775, Sec. 2.1; after
 BLIP-2, https://arxiv.org/abs/2301.12597.
@@ -37,43 +39,57 @@ import torch
 from speechbrain.dataio.dataio import length_to_mask
 from torch import nn
 from torch.nn import functional as F
+from transformers.activations import ACT2FN
 
+from emoq_modules.lobes.frame_norm import FrameNorm
 from emoq_modules.lobes.pooling import AttentivePooling
-from emoq_modules.lobes.roberta_weights import load_roberta, roberta_names
+from emoq_modules.lobes.text_encoder import (
+    TextEmbeddings,
+    bert_names,
+    load_text_encoder,
+)
 
 
 class EmoQFormer(nn.Module):
     """Fuses audio frames and text into one embedding of unit length.
 
-    The layer is BLIP-2's, with RoBERTa in the place of BERT. The mask of Eq. 3
-    is additive: a product inside the softmax would leave weight on the padding.
+    The layer is BLIP-2's, on any BERT. The mask of Eq. 3 is additive: a product
+    inside the softmax would leave weight on the padding. Weights that no
+    checkpoint gives keep the size of what passes through them, at any width.
 
     Arguments
     ---------
-    source : str | Path | dict | transformers.RobertaConfig
-        A RoBERTa name on the Hugging Face hub or a local folder, whose weights
-        are loaded; or a configuration (its values in a dict), which gives
+    source : str | Path | dict | transformers.PretrainedConfig
+        A BERT, RoBERTa, XLM-R, CamemBERT or MiniLM: its name on the Hugging
+        Face hub or a local folder, whose weights are loaded; or a configuration
+        (its values in a dict, RoBERTa's without ``model_type``), which gives
         random weights.
     audio_dim : int
-        Size of an audio frame.
+        Size of an audio frame, of one layer of the audio encoder.
     num_queries : int
-        Number of learnable queries. With 0 the module is RoBERTa itself, of
-        which only ``encode`` is of use.
+        Number of learnable queries. With 0 the module is the text encoder
+        itself, of which only ``encode`` is of use.
     cross_attention_every : int
         The queries attend to the audio in layers 0, n, 2n, ...; with 0 never.
     pooling_heads : int
         Heads of the attentive pooling over the queries.
     dropout : float | None
-        Dropout of hidden states and attention, in place of RoBERTa's.
+        Dropout of hidden states and attention, in place of the text encoder's.
     revision : str | None
         Branch, tag or commit on the hub.
+    frame_norm : bool
+        Whether frames pass a ``FrameNorm`` before the projection. Where weights
+        are loaded that were trained without one, it is taken out.
+    audio_layers : int
+        Layers that a frame holds, side by side: ``FrameNorm`` mixes them.
 
     Raises
     ------
     BackboneError
         If the source is neither a folder, nor cached, nor reachable.
     ValueError
-        If the weights found are not those of a RoBERTa of this configuration.
+        If the source is no BERT, its weights are not those of its
+        configuration, or several layers have no ``frame_norm``.
 
     Example
     -------
@@ -94,19 +110,29 @@ class EmoQFormer(nn.Module):
         pooling_heads=8,
         dropout=None,
         revision=None,
+        frame_norm=True,
+        audio_layers=1,
     ):
         super().__init__()
-        config, pretrained = load_roberta(source, revision)
+        if audio_layers > 1 and not frame_norm:
+            raise ValueError(
+                f"Frames of {audio_layers} layers are mixed after each is "
+                "normalized: set frame_norm to True, or take one layer."
+            )
+        config, pretrained = load_text_encoder(source, revision)
         if dropout is not None:
             config.hidden_dropout_prob = dropout
             config.attention_probs_dropout_prob = dropout
         self.config = config
         self.output_dim = dim = config.hidden_size
-        self.text_embeddings = _TextEmbeddings(config)
+        self.text_embeddings = TextEmbeddings(config)
         # The queries carry no position: their order means nothing.
         self.queries = nn.Parameter(torch.empty(num_queries, dim))
         self.query_norm = nn.LayerNorm(dim, eps=config.layer_norm_eps)
         listens = num_queries > 0 and cross_attention_every > 0
+        self.frame_norm = None
+        if listens and frame_norm:
+            self.frame_norm = FrameNorm(audio_dim, audio_layers)
         self.audio_projection = nn.Linear(audio_dim, dim) if listens else None
         self.dropout = nn.Dropout(config.hidden_dropout_prob)
         depth = config.num_hidden_layers
@@ -129,12 +155,12 @@ class EmoQFormer(nn.Module):
         Arguments
         ---------
         audio : torch.Tensor
-            Frames of any encoder, ``(B, T, audio_dim)``.
+            Frames of any encoder, ``(B, T, audio_layers * audio_dim)``.
         audio_lens : torch.Tensor
-            Relative lengths of the audio, ``(B,)``.
+            Relative lengths of the audio, ``(B,)``; 0 where it is not heard.
         tokens : torch.Tensor
-            RoBERTa token ids of the transcript, ``(B, L)``; a ``ValueError`` if
-            they are more than the text encoder has positions.
+            Token ids of the transcript, ``(B, L)``; a ``ValueError`` if they
+            are more than the text encoder has positions.
         token_lens : torch.Tensor
             Relative lengths of the transcript, ``(B,)``; 0 where there is none.
 
@@ -153,7 +179,7 @@ class EmoQFormer(nn.Module):
         Arguments
         ---------
         audio : torch.Tensor
-            As ``forward`` takes it, ``(B, T, audio_dim)``.
+            As ``forward`` takes it, ``(B, T, audio_layers * audio_dim)``.
         audio_lens : torch.Tensor
             Likewise, ``(B,)``.
         tokens : torch.Tensor
@@ -184,9 +210,15 @@ class EmoQFormer(nn.Module):
             # Padding would be most of the work: recordings differ in length.
             places = audio_mask.flatten().nonzero().squeeze(1)  # (M,)
             inside = audio.flatten(0, 1).index_select(0, places)
+            if self.frame_norm is not None:
+                inside = self.frame_norm(inside)
             frames = self.audio_projection(inside), places  # (M, d_h)
+        heard = audio_mask.any(dim=1, keepdim=True)
+        audio_mask |= ~heard  # a softmax over nothing is not a number
         for layer in self.layers:
-            queries, text = layer(queries, text, self_mask, frames, audio_mask)
+            queries, text = layer(
+                queries, text, self_mask, frames, audio_mask, heard
+            )
         return queries, text
 
     @contextmanager
@@ -237,20 +269,25 @@ class EmoQFormer(nn.Module):
     def _initialize(self, pretrained):
         deviation = self.config.initializer_range
         for module in self.modules():
-            if isinstance(module, (nn.Linear, nn.Embedding)):
+            if isinstance(module, nn.Linear):
+                # What goes in with a deviation of 1 comes out with one of 1.
+                scale = 1 / math.sqrt(module.in_features)
+                nn.init.normal_(module.weight, std=scale)
+            if isinstance(module, nn.Embedding):
                 nn.init.normal_(module.weight, std=deviation)
             if getattr(module, "bias", None) is not None:
                 nn.init.zeros_(module.bias)
+        # Their norm follows. As small as this, they move at small rates too.
         nn.init.normal_(self.queries, std=deviation)
         if pretrained is not None:
             parameters = dict(self.named_parameters())
             with torch.no_grad():
-                for name, origin in roberta_names(parameters).items():
+                for name, origin in bert_names(parameters).items():
                     parameters[name].copy_(pretrained[origin])
 
 
 class _FusionLayer(nn.Module):
-    """A RoBERTa layer with ways for those of the queries, audio and text."""
+    """A BERT's layer with ways for those of the queries, audio and text."""
 
     def __init__(self, config, queries, audio, text):
         super().__init__()
@@ -259,19 +296,23 @@ class _FusionLayer(nn.Module):
         self.query_output = _FeedForward(config) if queries else nn.Identity()
         self.text_output = _FeedForward(config) if text else nn.Identity()
 
-    def forward(self, queries, text, self_mask, frames, audio_mask):
-        """Maps queries and text, ``(B, N, d_h)``, to the next layer's."""
+    def forward(self, queries, text, self_mask, frames, audio_mask, heard):
+        """Maps queries and text, ``(B, N, d_h)``, to the next layer's.
+
+        Queries of audio that is not heard, ``(B, 1)``, pass by it.
+        """
         num_queries = queries.shape[1]
         joint = torch.cat([queries, text], dim=1)  # (B, N_q + L, d_h), Eq. 1
         joint = self.self_attention(joint, joint, self_mask)  # Eq. 2
         queries, text = joint[:, :num_queries], joint[:, num_queries:]
         if self.cross_attention is not None:
-            queries = self.cross_attention(queries, frames, audio_mask)  # Eq. 3
+            listened = self.cross_attention(queries, frames, audio_mask)
+            queries = torch.where(heard[..., None], listened, queries)  # Eq. 3
         return self.query_output(queries), self.text_output(text)
 
 
 class _Attention(nn.Module):
-    """Attention with its residual connection and norm, as in RoBERTa."""
+    """Attention with its residual connection and norm, as in BERT."""
 
     def __init__(self, config):
         super().__init__()
@@ -326,51 +367,21 @@ class _CrossAttention(_Attention):
 
 
 class _FeedForward(nn.Module):
-    """Feed-forward with its residual connection and norm, as in RoBERTa."""
+    """Feed-forward with its residual connection and norm, as in BERT."""
 
     def __init__(self, config):
         super().__init__()
         dim, inner_dim = config.hidden_size, config.intermediate_size
         self.intermediate = nn.Linear(dim, inner_dim)
+        self.activation = ACT2FN[config.hidden_act]
         self.output = nn.Linear(inner_dim, dim)
         self.norm = nn.LayerNorm(dim, eps=config.layer_norm_eps)
         self.dropout = nn.Dropout(config.hidden_dropout_prob)
 
     def forward(self, x):
         """Maps each position of ``(B, N, d_h)`` by itself."""
-        inner = F.gelu(self.intermediate(x))
+        inner = self.activation(self.intermediate(x))
         return self.norm(x + self.dropout(self.output(inner)))
-
-
-class _TextEmbeddings(nn.Module):
-    """Word, position and type embeddings, as in RoBERTa."""
-
-    def __init__(self, config):
-        super().__init__()
-        dim = config.hidden_size
-        # RoBERTa counts positions from the one after the padding index.
-        self.first_position = config.pad_token_id + 1
-        self.max_tokens = config.max_position_embeddings - self.first_position
-        self.word = nn.Embedding(config.vocab_size, dim)
-        self.position = nn.Embedding(config.max_position_embeddings, dim)
-        self.token_type = nn.Embedding(config.type_vocab_size, dim)
-        self.norm = nn.LayerNorm(dim, eps=config.layer_norm_eps)
-        self.dropout = nn.Dropout(config.hidden_dropout_prob)
-
-    def forward(self, tokens, mask):
-        """Embeds token ids ``(B, L)``; the mask is False on padding."""
-        length = tokens.shape[1]
-        if length > self.max_tokens:
-            raise ValueError(
-                f"A transcript of {length} tokens is longer than the text "
-                f"encoder's {self.max_tokens} positions; shorten it before "
-                "(max_text_tokens)."
-            )
-        positions = torch.arange(length, device=tokens.device)
-        positions = (positions + self.first_position).expand_as(tokens)
-        positions = positions.masked_fill(~mask, self.first_position - 1)
-        embeddings = self.word(tokens) + self.position(positions)
-        return self.dropout(self.norm(embeddings + self.token_type.weight[0]))
 
 
 def _mask(sequence, lens):

@@ -46,7 +46,7 @@ def load_adapter(decoder, path, end_of_epoch=True):
     end_of_epoch : bool
         Unused; part of SpeechBrain's interface.
     """
-    _load(_adapter_tensors(decoder.llm), path)
+    _fill(_adapter_tensors(decoder.llm), _read(path), path)
 
 
 def save_adapter(decoder, folder, base=None):
@@ -121,7 +121,10 @@ def load_trainable(module, path, end_of_epoch=True):
     CheckpointError
         If the file is damaged, or its keys or shapes are another model's.
     """
-    _load(_trainable(module), path)
+    weights = _read(path)
+    if "frame_norm.weight" in _trainable(module).keys() - weights.keys():
+        module.frame_norm = None  # version 0.1 trained without one
+    _fill(_trainable(module), weights, path)
 
 
 def _trainable(module):
@@ -132,15 +135,19 @@ def _trainable(module):
     }
 
 
-def _load(tensors, path):
-    """Fills tensors from a file that has these names and no others."""
+def _read(path):
+    """The tensors of a file, by name."""
     try:
-        weights = load_file(path)
+        return load_file(path)
     except (SafetensorError, OSError) as error:
         raise CheckpointError(
             f"{path} cannot be read ({error}). Restore the file, or delete it: "
             "the same command then makes it again from what was before it."
         ) from error
+
+
+def _fill(tensors, weights, path):
+    """Fills tensors from a file's, which have these names and no others."""
     found, wanted = (
         {name: tuple(tensor.shape) for name, tensor in named.items()}
         for named in (weights, tensors)

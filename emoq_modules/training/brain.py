@@ -19,6 +19,7 @@ from transformers import SchedulerType, get_scheduler
 
 from emoq_modules.errors import CheckpointError, ConfigurationError
 from emoq_modules.evaluation.metrics import MEASURES, EmotionStats
+from emoq_modules.lobes.pipeline import leave_out
 from emoq_modules.lobes.weights import load_trainable
 from emoq_modules.training.distributed import (
     join,
@@ -43,12 +44,17 @@ class EmoQBrain(sb.Brain):
 
     loaded_epoch = None  # that of the weights, where evaluation loaded them
 
-    def pipeline_options(self, stage):
-        """Options of ``pipeline.embed``; what augments does so in training."""
+    def pipeline_options(self, stage, batch):
+        """Options of ``pipeline.embed``; in training a batch is augmented."""
         options = {"store_precision": self.hparams.store_precision}
         if stage == sb.Stage.TRAIN:
             options["augment_audio"] = self.hparams.augment_audio
             options["augment_frames"] = self.hparams.augment_frames
+            options["heard"] = leave_out(
+                batch,
+                getattr(self.hparams, "text_dropout", 0.0),
+                getattr(self.hparams, "audio_dropout", 0.0),
+            )
         return options
 
     def keep_tested(self, embeddings, stage):

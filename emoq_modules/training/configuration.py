@@ -82,6 +82,7 @@ def plan_runs(experiment, presets=(), options="", folds=None, debug=False):
             values["variant"] = f"{tree['variant']}-debug"
         before = first and StageRun(_resolve(path, first, **values))
         runs.append(StageRun(_resolve(experiment, tree, **values), before))
+        _check_shares(runs[-1].hparams)
         if tree["stage"] == 2:
             _check_context(runs[-1].hparams)
     return runs
@@ -146,6 +147,19 @@ def read_options(experiment, arguments):
     keys = read_keys(experiment)
     given = {k: run_opts[k] for k in run_opts.overridden_args if k in keys}
     return change(options, **given), run_opts
+
+
+def _check_shares(hparams):
+    """Whether what is left out in training are shares of the utterances."""
+    text, audio = (
+        hparams.get(key, 0) for key in ("text_dropout", "audio_dropout")
+    )
+    if min(text, audio) < 0 or text + audio > 1:
+        raise ConfigurationError(
+            f"text_dropout is {text} and audio_dropout {audio}; they have to "
+            "be shares of the training utterances, from 0 on and together 1 "
+            "at most."
+        )
 
 
 def _check_context(hparams):

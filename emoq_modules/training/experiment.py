@@ -140,6 +140,13 @@ def _load_in_turn(run):
     if not if_main_process():
         ddp_barrier()
     hparams = run.load()
+    fusion, dim = hparams["fusion"], hparams["embedding_dim"]
+    if fusion is not None and fusion.output_dim != dim:
+        raise ConfigurationError(
+            f"embedding_dim is {dim}, but the embeddings of "
+            f"{type(fusion).__name__} have {fusion.output_dim} values: set "
+            f"embedding_dim to {fusion.output_dim}."
+        )
     if if_main_process():
         ddp_barrier()
     return hparams

@@ -17,6 +17,7 @@ from emoq_modules.training.distributed import own_rank, world_size
 
 def read_manifests(hparams):
     """Reads the manifests of a run, by split."""
+    hears = hparams.get("audio_encoder", True) is not None
     digests = None
     if hparams["feature_store"] is not None:
         # Files that have been read are known by these; others are checked.
@@ -27,6 +28,7 @@ def read_manifests(hparams):
             hparams["labels"],
             hparams["data_root"],
             digests,
+            with_audio=hears,
         )
         for split in SPLITS
     }
@@ -78,6 +80,7 @@ def make_datasets(hparams, manifests, device, progressbar=True, dialogues=None):
             hparams["text_tokenizer"], hparams["max_text_tokens"], **of_prompt
         ),
         dialogues,
+        untold=hparams.get("text_dropout", 0) > 0,
     )
 
 

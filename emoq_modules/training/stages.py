@@ -64,7 +64,7 @@ class Stage1Brain(EmoQBrain):
             Unnormalized log-probabilities, ``(B, C)``.
         """
         batch = batch.to(self.device, non_blocking=True)
-        options = self.pipeline_options(stage)
+        options = self.pipeline_options(stage, batch)
         embeddings = embed(self.modules, batch, **options)
         self.keep_tested(embeddings, stage)
         return embeddings, self.modules["head"](embeddings)
@@ -145,7 +145,7 @@ class Stage2Brain(EmoQBrain):
             batch,
             batch.label,
             with_posteriors=stage != sb.Stage.TRAIN,
-            **self.pipeline_options(stage),
+            **self.pipeline_options(stage, batch),
         )
         self.keep_tested(embeddings, stage)
         return loss, posteriors

@@ -70,6 +70,7 @@ def prepare_meld(
     labels: tuple[str, ...] = LABELS,
     max_duration_s: float = 30.0,
     num_workers: int | None = None,
+    without_clips: bool = False,
 ):
     """Make MELD's manifests, on its own splits, and the audio they name.
 
@@ -92,6 +93,10 @@ def prepare_meld(
         Longer clips are cut to it: three are far longer than what is said.
     num_workers : int, optional
         Processes that extract audio; one a core unless given.
+    without_clips : bool
+        Whether the three CSV files alone will do, as where nothing hears the
+        audio. Every row is an utterance then, of the length that its times
+        tell. Where there are clips, they are taken all the same.
 
     Raises
     ------
@@ -109,7 +114,7 @@ def prepare_meld(
         )
     audio_folder = Path(audio_folder or Path(save_folder) / "audio")
     with ClipStore(audio_folder, max_duration_s, num_workers) as store:
-        _fill(store, data_folder)
+        _fill(store, data_folder, without_clips)
     tables = {s: _find_csv(s, data_folder, audio_folder) for s in SPLITS}
     digest = hashlib.sha256(b"".join(p.read_bytes() for p in tables.values()))
     settings = {
@@ -128,18 +133,24 @@ def prepare_meld(
         for split, path in tables.items()
         for key, row in _annotations(split, path).items()
     }
-    _report(store, rows)
+    if store.durations:
+        _report(store, rows)
+    else:
+        logger.info("There are no clips: the transcripts alone are prepared.")
+        store.durations = {k: _annotated_s(row) for k, row in rows.items()}
     splits, skipped = _utterances(store, rows, labels)
     write_manifests(
         save_folder, splits, labels, settings, skipped, _dialogues(rows)
     )
 
 
-def _fill(store, data_folder):
+def _fill(store, data_folder, without_clips):
     """Put the audio of all the clips at hand into the store."""
     clips, archives = _find_clips(data_folder)
     in_store = {key.split("/")[0] for key in store.durations}
     at_hand = in_store.union(clips, *archives.values())
+    if without_clips and not at_hand:
+        return
     for split in SPLITS:
         if split not in at_hand:
             raise CorpusError(
@@ -265,6 +276,25 @@ def _annotations(split, path):
             )
         rows[key] = row
     return rows
+
+
+def _annotated_s(row):
+    """Seconds from an utterance's annotated start to its end.
+
+    In one row, of the test split, the two are the same.
+    """
+    start, end = (
+        sum(
+            float(part) * unit
+            for part, unit in zip(
+                row[column].replace(",", ".").split(":"),
+                (3600, 60, 1),
+                strict=True,
+            )
+        )
+        for column in ("StartTime", "EndTime")
+    )
+    return max(end - start, 0.01)
 
 
 def _repair(text):

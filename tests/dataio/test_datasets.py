@@ -194,3 +194,14 @@ def test_training_labels_are_those_of_the_items(tmp_path, tokenizer):
     )
     assert [item["id"] for item in chosen] == ["u1"]
     assert [item["id"] for item in dataset] == ["u0", "u1"]
+
+
+def test_items_without_their_transcript_are_made_where_they_are_wanted(
+    tokenizer,
+):
+    rows = {"u1": row("sad"), "u2": row("angry", text="")}
+    inputs = TextInputs(tokenizer, prompt=Told())
+    made = build_datasets({"train": rows}, LABELS, None, inputs, untold=True)
+    told, silent = made["train"][0], made["train"][1]
+    assert told["untold_prompt"] == ("", "Ross", []) != told["prompt"]
+    assert torch.equal(told["untold_tokens"], silent["tokens"])

@@ -78,7 +78,8 @@ def numpy_weights(fusion, audio, tokens):
         + p["text_embeddings.token_type.weight"][0],
     )
     queries = norm(p, "query_norm", p["queries"])
-    frames = linear(p, "audio_projection", audio)
+    frames = norm({**p, "eps": 1e-5}, "frame_norm", audio)
+    frames = linear(p, "audio_projection", frames)
     recorded = []
     for index in range(len(fusion.layers)):
         name = f"layers.{index}"

@@ -5,7 +5,7 @@ import torch
 from speechbrain.dataio.batch import PaddedBatch
 from torch import nn
 
-from emoq_modules.lobes.pipeline import decode, embed, to_precision
+from emoq_modules.lobes.pipeline import decode, embed, leave_out, to_precision
 from tests.lobes.test_audio_encoder import OwnEncoder
 
 
@@ -79,3 +79,47 @@ def test_without_fusion_there_is_no_embedding_and_the_decoder_is_told_so():
 def test_values_that_a_precision_cannot_hold_are_refused():
     with pytest.raises(ValueError, match="do not fit fp16.*Try.*bf16"):
         to_precision(torch.tensor([1e6]), "fp16")
+
+
+def utterances(number):
+    """A batch of utterances with and without their transcripts."""
+    return PaddedBatch(
+        [
+            {
+                "audio": torch.randn(9, 3),
+                "tokens": torch.tensor([0, *range(5, 5 + index % 3), 2]),
+                "untold_tokens": torch.tensor([0, 2]),
+                "prompt": ([index], [7]),
+                "untold_prompt": ([index], []),
+            }
+            for index in range(number)
+        ]
+    )
+
+
+def test_transcripts_are_left_out_of_tokens_and_prompt_alike():
+    torch.manual_seed(0)
+    batch = utterances(400)
+    before, lens = batch.tokens
+    heard = leave_out(batch, 0.3, 0.2)
+    tokens, new_lens = batch.tokens
+    untold = torch.tensor([after == [] for _, after in batch.prompt])
+    assert 90 < untold.sum() < 150 and 50 < (~heard).sum() < 110
+    assert not (untold & ~heard).any()  # something is left of each
+    assert [prompt[0] for prompt in batch.prompt] == [[i] for i in range(400)]
+    counts = (new_lens * tokens.shape[1]).round()
+    assert (counts[untold] == 2).all()
+    assert (tokens[untold, :2] == torch.tensor([0, 2])).all()
+    assert torch.equal(tokens[~untold], before[~untold])
+    assert torch.equal(new_lens[~untold], lens[~untold])
+
+
+def test_nothing_is_drawn_where_nothing_is_left_out(modules):
+    batch, state = utterances(3), torch.get_rng_state()
+    assert leave_out(batch, 0.0, 0.0) is None
+    assert torch.equal(torch.get_rng_state(), state)
+    del modules["encoder"]
+    _, lens, *_ = embed(
+        modules, utterances(2), "fp16", heard=torch.tensor([True, False])
+    )
+    assert lens.tolist() == [1, 0]

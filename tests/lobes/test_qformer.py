@@ -1,13 +1,15 @@
-"""The EmoQ-Former: RoBERTa's weights, masks, gradients."""
+"""The EmoQ-Former: a BERT's weights, fresh ones, masks, gradients."""
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from transformers import RobertaModel
+from transformers import AutoConfig, AutoModel, BertConfig, ElectraConfig
 
 from emoq_modules import AttentivePooling, EmoQFormer
+from emoq_modules.lobes.weights import load_trainable, save_trainable
 
 AUDIO_DIM = 12
 
@@ -28,14 +30,41 @@ def batch(seed=0):
     return audio, torch.tensor([1, 17 / 30]), tokens, torch.tensor([1, 4 / 9])
 
 
-def test_without_queries_it_is_roberta(text_encoder):
-    ours = EmoQFormer(text_encoder, AUDIO_DIM, num_queries=0).eval()
-    reference = RobertaModel.from_pretrained(
-        text_encoder, add_pooling_layer=False
-    ).eval()
+SIZES = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4}
+SIZES |= {"intermediate_size": 48, "vocab_size": 200}
+MINILM = Path("~/.cache/emoq-models/all-MiniLM-L6-v2").expanduser()
+
+
+def saved(model_type, folder, **values):
+    """The folder of a small text encoder of random weights."""
+    config = AutoConfig.for_model(model_type, **SIZES, **values)
+    AutoModel.from_config(config).save_pretrained(folder)
+    return str(folder)
+
+
+@pytest.mark.parametrize(
+    ("model_type", "values"),
+    [
+        ("bert", {}),
+        ("bert", {"hidden_act": "relu"}),
+        ("roberta", {}),
+        ("xlm-roberta", {"pad_token_id": 3}),
+        ("camembert", {"type_vocab_size": 1}),
+        ("MiniLM", {}),
+    ],
+)
+def test_without_queries_it_is_the_text_encoder(model_type, values, tmp_path):
+    source = MINILM
+    if model_type != "MiniLM":
+        source = saved(model_type, tmp_path, **values)
+    elif not MINILM.is_dir():
+        pytest.skip(f"{MINILM} is not there")
+    ours = EmoQFormer(source, AUDIO_DIM, num_queries=0).eval()
+    reference = AutoModel.from_pretrained(source).eval()
     audio, audio_lens, tokens, token_lens = batch()
     mask = torch.tensor([[1] * 9, [1] * 4 + [0] * 5])
-    tokens = tokens.masked_fill(mask == 0, 1)  # RoBERTa reads pads by their id
+    # RoBERTa reads pads by their id
+    tokens = tokens.masked_fill(mask == 0, reference.config.pad_token_id)
     with torch.no_grad():
         _, text = ours.encode(audio, audio_lens, tokens, token_lens)
         expected = reference(tokens, attention_mask=mask).last_hidden_state
@@ -95,9 +124,106 @@ def test_every_parameter_has_a_gradient(text_encoder, every):
     assert without == []
 
 
+@pytest.mark.parametrize(
+    "source",
+    [
+        {"model_type": "distilbert"},
+        {"model_type": "no-such-type"},
+        ElectraConfig(),
+        BertConfig(position_embedding_type="relative_key"),
+    ],
+    ids=lambda source: type(source).__name__,
+)
+def test_what_has_other_layers_than_bert_is_refused(source):
+    with pytest.raises(ValueError, match="Give one"):
+        EmoQFormer(source, AUDIO_DIM)
+
+
 def test_wrong_backbone_is_refused(llm):
-    with pytest.raises(ValueError, match="no RoBERTa"):
+    with pytest.raises(ValueError, match="of the type 'qwen2'"):
         EmoQFormer(llm, AUDIO_DIM)
+
+
+def test_a_configuration_object_is_taken_for_what_it_is():
+    bert = BertConfig(**SIZES)
+    assert EmoQFormer(bert, AUDIO_DIM).text_embeddings.first_position == 0
+    assert EmoQFormer(SIZES, AUDIO_DIM).text_embeddings.first_position == 2
+
+
+def test_weights_of_another_width_are_refused(tmp_path):
+    folder = saved("bert", tmp_path)
+    BertConfig(**SIZES | {"intermediate_size": 64}).save_pretrained(folder)
+    with pytest.raises(ValueError, match="not those of its config.json"):
+        EmoQFormer(folder, AUDIO_DIM)
+
+
+def test_fresh_weights_tell_recordings_apart_alike_at_every_width():
+    torch.manual_seed(0)
+    audio = 20 * (torch.randn(2, 30, 512) + torch.randn(2, 1, 512))
+    tokens, one = torch.randint(5, 200, (1, 9)).expand(2, -1), torch.ones(2)
+    distances = []
+    for width in (64, 384, 768):
+        sizes = SIZES | {"hidden_size": width, "intermediate_size": 4 * width}
+        fusion = EmoQFormer(sizes, 512, num_queries=8).eval()
+        with torch.no_grad():
+            first, second = fusion(audio, one, tokens, one)
+        distances.append((first - second).norm().item())
+    assert max(distances) < 1.5 * min(distances)
+    assert min(distances) > 0.2
+
+
+@pytest.mark.parametrize("layers", [1, 3])
+def test_frames_are_normalized_and_layers_mixed(text_encoder, layers):
+    fusion = EmoQFormer(text_encoder, AUDIO_DIM, audio_layers=layers)
+    norm = fusion.frame_norm
+    torch.nn.init.normal_(norm.weight)
+    torch.nn.init.normal_(norm.bias)
+    if layers > 1:
+        norm.scores.data = torch.tensor([0.0, 1.0, -1.0])
+    frames = 100 * np.random.default_rng(0).normal(size=(7, layers * AUDIO_DIM))
+    expected, scores = 0, np.exp([0.0, 1.0, -1.0][:layers])
+    for layer, score in zip(
+        np.split(frames, layers, axis=1), scores, strict=True
+    ):
+        deviation = layer.std(axis=1, keepdims=True)
+        normal = (layer - layer.mean(axis=1, keepdims=True)) / deviation
+        expected = expected + score / scores.sum() * normal
+    norm = norm.double()
+    expected = expected * norm.weight.detach().numpy()
+    expected += norm.bias.detach().numpy()
+    found = norm(torch.tensor(frames)).detach().numpy()
+    np.testing.assert_allclose(found, expected, atol=1e-6)
+
+
+def test_several_layers_need_the_norm(text_encoder):
+    with pytest.raises(ValueError, match="set frame_norm to True"):
+        EmoQFormer(text_encoder, 12, frame_norm=False, audio_layers=2)
+
+
+def test_weights_that_trained_without_the_norm_compute_what_they_did(
+    text_encoder, tmp_path
+):
+    before = EmoQFormer(text_encoder, AUDIO_DIM, frame_norm=False).eval()
+    save_trainable(before, tmp_path / "fusion.safetensors")
+    after = EmoQFormer(text_encoder, AUDIO_DIM).eval()
+    load_trainable(after, tmp_path / "fusion.safetensors")
+    with torch.no_grad():
+        assert torch.equal(after(*batch()), before(*batch()))
+
+
+def test_audio_that_is_left_out_is_not_heard(fusion):
+    fusion.eval()
+    audio, audio_lens, tokens, token_lens = batch()
+    lens = audio_lens * torch.tensor([0, 1])
+    with torch.no_grad():
+        both = fusion(audio, audio_lens, tokens, token_lens)
+        one = fusion(audio, lens, tokens, token_lens)
+        other = fusion(-audio, lens, tokens, token_lens)
+        none = fusion(audio, lens * 0, tokens, token_lens)
+    torch.testing.assert_close(one[1], both[1])
+    assert torch.equal(one[0], other[0]) and torch.equal(one[0], none[0])
+    assert (one[0] - both[0]).abs().max() > 1e-3
+    assert none.isfinite().all()
 
 
 def test_backbone_with_weights_missing_is_refused(text_encoder, tmp_path):

@@ -469,6 +469,25 @@ def test_missing_parts_are_named(raw, tmp_path):
         assert not (tmp_path / name).exists()
 
 
+def test_the_tables_alone_will_do_where_nothing_hears_the_audio(tmp_path):
+    for split, table in TABLES.items():
+        write(tmp_path / "raw" / f"{split}_sent_emo.csv", table)
+    with pytest.raises(CorpusError, match="no clips of MELD's train split"):
+        recipe.prepare_meld(tmp_path / "raw", tmp_path / "out")
+    recipe.prepare_meld(tmp_path / "raw", tmp_path / "out", without_clips=True)
+    splits = read_splits(tmp_path / "out")
+    assert [len(rows) for rows in splits.values()] == [5, 3, 3]
+    for row in all_rows(tmp_path / "out").values():
+        assert row["duration"] == pytest.approx(2.793)
+
+
+def test_clips_that_are_there_are_taken_all_the_same(raw, tmp_path):
+    with_clips, without = tmp_path / "with", tmp_path / "without"
+    recipe.prepare_meld(raw, with_clips)
+    recipe.prepare_meld(raw, without, without_clips=True)
+    assert read_splits(with_clips) == read_splits(without)
+
+
 def test_the_script_runs_alone(raw, tmp_path, processes, run_script):
     command = ["MELD/meld_prepare.py", raw, tmp_path / "save"]
     short = ["--max_duration_s", "1", "--num_workers", "2"]

@@ -54,6 +54,7 @@ def test_emoq_former_is_roberta_base_and_what_the_queries_add(paper):
         + layers // 2 * attention  # to the audio
         + queries * dim
         + 2 * dim  # their norm
+        + 2 * 1024  # the norm of the frames
         + 1024 * dim
         + dim  # audio projection
         + dim * dim
