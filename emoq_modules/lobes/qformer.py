@@ -82,6 +82,8 @@ class EmoQFormer(nn.Module):
         are loaded that were trained without one, it is taken out.
     audio_layers : int
         Layers that a frame holds, side by side: ``FrameNorm`` mixes them.
+    all_queries : bool
+        Whether ``forward`` gives the queries after e'_q, each of unit norm too.
 
     Raises
     ------
@@ -112,6 +114,7 @@ class EmoQFormer(nn.Module):
         revision=None,
         frame_norm=True,
         audio_layers=1,
+        all_queries=False,
     ):
         super().__init__()
         if audio_layers > 1 and not frame_norm:
@@ -123,7 +126,7 @@ class EmoQFormer(nn.Module):
         if dropout is not None:
             config.hidden_dropout_prob = dropout
             config.attention_probs_dropout_prob = dropout
-        self.config = config
+        self.config, self.all_queries = config, all_queries
         self.output_dim = dim = config.hidden_size
         self.text_embeddings = TextEmbeddings(config)
         # The queries carry no position: their order means nothing.
@@ -166,12 +169,17 @@ class EmoQFormer(nn.Module):
 
         Returns
         -------
-        torch.Tensor
-            Embeddings, ``(B, d_h)``, each of unit L2 norm.
+        torch.Tensor | tuple
+            Embeddings, ``(B, d_h)``, each of unit L2 norm; with ``all_queries``
+            ``(B, 1 + N_q, d_h)``, and their relative lengths, ``(B,)``.
         """
         queries, _ = self.encode(audio, audio_lens, tokens, token_lens)
         everything = queries.new_ones(len(queries))
-        return F.normalize(self.pooling(queries, everything), dim=-1)
+        pooled = self.pooling(queries, everything)
+        if not self.all_queries:
+            return F.normalize(pooled, dim=-1)
+        several = torch.cat([pooled[:, None], queries], dim=1)
+        return F.normalize(several, dim=-1), everything
 
     def encode(self, audio, audio_lens, tokens, token_lens):
         """Computes the hidden states that ``forward`` pools.

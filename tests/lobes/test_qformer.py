@@ -211,6 +211,19 @@ def test_weights_that_trained_without_the_norm_compute_what_they_did(
         assert torch.equal(after(*batch()), before(*batch()))
 
 
+def test_all_queries_come_after_what_they_are_pooled_to(fusion):
+    fusion.eval()
+    with torch.no_grad():
+        pooled, (queries, _) = fusion(*batch()), fusion.encode(*batch())
+        fusion.all_queries = True
+        several, lens = fusion(*batch())
+    fusion.all_queries = False
+    torch.testing.assert_close(several[:, 0], pooled)
+    queries = queries / queries.norm(dim=-1, keepdim=True)
+    torch.testing.assert_close(several[:, 1:], queries)
+    assert lens.tolist() == [1, 1]
+
+
 def test_audio_that_is_left_out_is_not_heard(fusion):
     fusion.eval()
     audio, audio_lens, tokens, token_lens = batch()
