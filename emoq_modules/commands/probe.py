@@ -55,6 +55,8 @@ def add_probe(commands):
 
 def _probe(own):
     # Imports of seconds, which help and completion need not wait for.
+    from transformers.utils import logging as transformers_logging
+
     from emoq_modules.commands.reproduce_runs import PROJECT, check_clone
     from emoq_modules.training.configuration import (
         change,
@@ -65,6 +67,8 @@ def _probe(own):
     from emoq_modules.training.probe import probe_layers, probe_variant
 
     check_clone("probe")
+    if not sys.stderr.isatty():
+        transformers_logging.disable_progress_bar()  # logs take lines
     sys.path.append(str(PROJECT))  # where recipes are; train.py lies there
     experiment = PROJECT / "hparams/emoq_stage1.yaml"
     options, run_opts = read_options(experiment, own.rest)
