@@ -47,44 +47,17 @@ class LayerScore:
     valid_UA: float
 
 
-class PooledFrames(FrozenEncoder):
-    """Mean and deviation over time of the frames of any encoder, as one row.
-
-    Arguments
-    ---------
-    encoder : FrozenEncoder
-        What gives the frames.
-
-    Example
-    -------
-    >>> from emoq_modules import FbankEncoder
-    >>> encoder = PooledFrames(FbankEncoder(n_mels=40))
-    >>> encoder(torch.rand(2, 16000), torch.ones(2))[0].shape
-    torch.Size([2, 1, 80])
-    """
+class _PooledFrames(FrozenEncoder):
+    """Mean and deviation over time of any encoder's frames, as one layer."""
 
     num_layers = 1
 
     def __init__(self, encoder):
-        identity = {"class": type(self).__name__, "frames": encoder.identity}
+        identity = {"class": "PooledFrames", "frames": encoder.identity}
         super().__init__(2 * encoder.dim, identity)
         self.encoder = encoder
 
     def encode(self, wavs, samples):
-        """Computes the row of each utterance.
-
-        Arguments
-        ---------
-        wavs : torch.Tensor
-            Waveforms at 16 kHz, ``(B, T)``, float32.
-        samples : list of int
-            Length of each in samples, at least 1.
-
-        Returns
-        -------
-        list of torch.Tensor
-            ``(1, dim)`` of each.
-        """
         return [
             torch.cat([frames.mean(0), frames.std(0, correction=0)])[None]
             for frames in self.encoder.encode(wavs, samples)
@@ -122,12 +95,12 @@ def probe_variant(hparams_yaml):
             "audio_encoder is null: there is nothing to probe."
         )
     node = YAML().load(text)["audio_encoder"]
-    source = re.match(r"\S+ !\w+:(\S+)", text)[1]  # its class
+    name = re.match(r"\S+ !\w+:\S*?(\w+)\s", text)[1]  # its class
     if isinstance(node, dict) and "source" in node:
-        source = node["source"]
-    if isinstance(source, dict):
-        source = source["model_type"]
-    return f"probe-{re.split(r'[/:.]', source.rstrip('/'))[-1]}"
+        name = node["source"]
+    if isinstance(name, dict):
+        name = name["model_type"]
+    return f"probe-{Path(name).name}"
 
 
 def _dumped(node):
@@ -154,7 +127,7 @@ def probe_layers(runs, run_opts=None, command=()):
     first, labels = runs[0].hparams, runs[0].hparams["labels"]
     encoder = load_hparams(encoder_yaml(runs[0].hparams_yaml))["audio_encoder"]
     if encoder.num_layers is None:
-        encoder = PooledFrames(encoder)
+        encoder = _PooledFrames(encoder)
     rows = _layer_rows(encoder, folds, first, run_opts or {})
     scores = [
         _best_of_layer(layer, rows, folds, labels)
@@ -163,7 +136,8 @@ def probe_layers(runs, run_opts=None, command=()):
     best = max(scores, key=lambda score: score.valid_UA)
     seconds = (time.time() - started) / len(runs)
     for run, fold in zip(runs, folds, strict=True):
-        stats = _regress(fold, rows, best, labels, ("valid", "test"))
+        chosen = best.layer, best.strength
+        valid, test = _regress(fold, rows, *chosen, labels, "valid", "test")
         described = ("corpus", "variant", "fold", "stage", "seed")
         info = {key: run.hparams[key] for key in described}
         info |= {"layer": best.layer, "strength": best.strength}
@@ -171,9 +145,9 @@ def probe_layers(runs, run_opts=None, command=()):
         info |= {"train_utterances": len(fold["train"])}
         write_results(
             run.folder,
-            stats["test"],
+            test,
             info | {"seconds": round(seconds, 1)},
-            valid_stats=stats["valid"],
+            valid_stats=valid,
         )
         settings = run.folder / SETTINGS_FILE
         write_atomically(settings, run.hparams_yaml.encode())
@@ -209,52 +183,42 @@ def _best_of_layer(layer, rows, folds, labels):
     """A layer's score at the strength that is best on validation."""
     scores = []
     for strength in STRENGTHS:
-        score = LayerScore(layer, strength, 0.0)
-        # An utterance may validate in several folds: counts are added.
-        confusion = sum(
-            np.array(
-                _regress(fold, rows, score, labels, ["valid"])[
-                    "valid"
-                ].summarize("confusion")
-            )
+        counts = [
+            stats.summarize("confusion")
             for fold in folds
-        )
-        found = confusion_metrics(confusion)["UA"]
+            for stats in _regress(fold, rows, layer, strength, labels, "valid")
+        ]
+        # Counts are added, as an utterance may validate in several folds.
+        found = confusion_metrics(np.sum(counts, axis=0))["UA"]
         scores.append(LayerScore(layer, strength, float(found)))
     return max(scores, key=lambda score: score.valid_UA)
 
 
-def _regress(fold, rows, score, labels, splits):
+def _regress(fold, rows, layer, strength, labels, *splits):
     """``EmotionStats`` of some splits of a fold, trained on its ``train``."""
     from sklearn.linear_model import LogisticRegression  # takes a second
     from sklearn.pipeline import make_pipeline
     from sklearn.preprocessing import StandardScaler
 
-    def inputs(split):
-        return np.stack(
-            [rows[row["wav"]][score.layer] for row in fold[split].values()]
-        )
-
-    def targets(split):
-        return [labels.index(r["emotion"]) for r in fold[split].values()]
-
     regression = LogisticRegression(
-        C=score.strength, class_weight="balanced", max_iter=1000
+        C=strength, class_weight="balanced", max_iter=1000
     )
     model = make_pipeline(StandardScaler(), regression)
-    model.fit(inputs("train"), targets("train"))
-    found = {}
-    for split in splits:
-        posteriors = torch.zeros(len(fold[split]), len(labels))
+    for split in ("train", *splits):
+        utterances = fold[split].values()
+        inputs = np.stack([rows[row["wav"]][layer] for row in utterances])
+        targets = [labels.index(row["emotion"]) for row in utterances]
+        if split == "train":
+            model.fit(inputs, targets)
+            continue
+        posteriors = np.zeros((len(inputs), len(labels)))
         # A class may be lacking in training.
-        posteriors[:, regression.classes_] = torch.from_numpy(
-            model.predict_proba(inputs(split))
-        ).float()
-        found[split] = EmotionStats(labels)
-        found[split].append(
+        posteriors[:, regression.classes_] = model.predict_proba(inputs)
+        stats = EmotionStats(labels)
+        stats.append(
             list(fold[split]),
-            posteriors,
-            torch.tensor(targets(split)),
-            [row["dialogue"] for row in fold[split].values()],
+            torch.from_numpy(posteriors),
+            torch.tensor(targets),
+            [row["dialogue"] for row in utterances],
         )
-    return found
+        yield stats

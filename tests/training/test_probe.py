@@ -216,6 +216,14 @@ def test_encoder_of_an_experiment_is_probed_layer_by_layer(
     assert layers is None or encoder.frame_norm
 
 
+def test_encoders_have_folders_of_their_own():
+    for source in ("facebook/w2v-bert-2.0", "my/folder/"):
+        options = f"data_folder: x\naudio_source: {source}"
+        whole = merge_presets("hparams/emoq_stage1.yaml", (), options)
+        name = source.rstrip("/").split("/")[-1]
+        assert probe_variant(whole) == f"probe-{name}"
+
+
 def test_experiment_without_an_encoder_is_refused(tmp_path, capsys):
     preset = tmp_path / "preset.yaml"
     preset.write_text("audio_encoder: null")
