@@ -11,6 +11,7 @@ from emoq_modules import __version__
 from emoq_modules.commands.export import add_export
 from emoq_modules.commands.options import exit_status
 from emoq_modules.commands.predict import add_predict
+from emoq_modules.commands.probe import add_probe
 from emoq_modules.commands.reproduce import add_reproduce
 from emoq_modules.commands.serve import add_serve
 from emoq_modules.errors import ConfigurationError
@@ -39,7 +40,8 @@ def main(arguments=None):
 
 def _run(parser, arguments):
     own, own.rest = parser.parse_known_args(arguments)
-    if own.rest and own.command != "reproduce":  # it hands them to train.py
+    # These two take the options of train.py.
+    if own.rest and own.command not in ("reproduce", "probe"):
         raise ConfigurationError(
             f"emoq {own.command} knows no {' '.join(own.rest)}; emoq "
             f"{own.command} --help lists what it knows."
@@ -68,6 +70,7 @@ def _make_parser():
         title="commands", dest="command", metavar="COMMAND", required=True
     )
     add_reproduce(commands)
+    add_probe(commands)
     add_predict(commands)
     add_export(commands)
     add_serve(commands)

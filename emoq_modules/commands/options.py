@@ -59,6 +59,7 @@ def load_recognizer(own, **options):
 
     transformers_logging.disable_progress_bar()  # logs take lines
     # Between libraries; whoever runs a program can do nothing about them.
+    transformers_logging.set_verbosity_error()
     warnings.simplefilter("ignore", FutureWarning)
     run_opts = {}
     if own.device is not None:

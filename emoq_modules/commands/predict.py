@@ -66,6 +66,12 @@ def add_predict(commands):
         help="transcribes recordings without a text: a speech recognition "
         "model of transformers, a folder or a name on the hub",
     )
+    command.add_argument(
+        "--asr_language",
+        metavar="L",
+        help="the language that the model of --asr, a Whisper, is to expect: "
+        "de, german; found out by itself for each recording if not given",
+    )
     command.add_argument("--speaker", help="who speaks, in all recordings")
     command.add_argument(
         "--format",
@@ -134,13 +140,17 @@ def _run(own):
 
     if own.vad and not own.timeline:
         raise ConfigurationError("--vad is for --timeline: give both.")
+    if own.asr_language and not own.asr:
+        raise ConfigurationError("--asr_language is for --asr: give both.")
     if own.timeline and (own.text or own.transcripts):
         raise ConfigurationError(
             "What is said in a recording is not said in each of its windows: "
             "give --asr with --timeline, or no text."
         )
     transcripts = Transcripts(own.transcripts) if own.transcripts else None
-    recognizer = load_recognizer(own, asr=own.asr)
+    recognizer = load_recognizer(
+        own, asr=own.asr, asr_language=own.asr_language
+    )
     paths, total = find_recordings(own.sources), None
     if sys.stderr.isatty() and "-" not in own.sources and not own.timeline:
         paths = list(paths)  # how many there are is for the progress bar

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
-from emoq_modules.commands.reproduce_results import NOTHING, counted
+from emoq_modules.commands.reproduce_results import NOTHING, PROBE, counted
 from emoq_modules.commands.reproduce_runs import PROJECT
 from emoq_modules.dataio.files import write_atomically
 from emoq_modules.errors import ResultsError
@@ -106,6 +106,7 @@ def _opening(table, rows):
         "measured": measured,
         "folds": counted(folds, "fold"),
         "seeds": counted(seeds, "seed"),
+        "probe": any(row.source == PROBE for row in rows),
         "several_folds": len(folds) > 1,
         "several_seeds": len(seeds) > 1,
         "missing": [f"{row.name}: {row.lacks}" for row in rows if row.lacks],

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field, replace
 
 import numpy as np
 
+from emoq_modules.commands.reproduce_runs import Run
 from emoq_modules.errors import ResultsError
 from emoq_modules.evaluation.calibration import (
     apply_temperature,
@@ -26,8 +27,12 @@ from emoq_modules.evaluation.results import (
     pool_results,
     read_predictions,
 )
+from emoq_modules.inference.recognizer_folder import SETTINGS_FILE
+from emoq_modules.training.configuration import StageRun
+from emoq_modules.training.probe import encoder_yaml, probe_variant
 
 NOTHING = "–"  # where nothing was measured
+PROBE = "emoq probe"  # the source of its row
 
 
 @dataclass(frozen=True)
@@ -114,30 +119,55 @@ def read_rows(table, runs):
     """Reads what the runs of a table have left: a ``Row`` each, in its order.
 
     ``runs`` are those of all folds; one that is not done leaves its row without
-    metrics. ResultsError if predictions cannot be read, contradict each other,
-    or are not those of the run whose folder they are in.
+    metrics. Before the last row stands the linear probe of its encoder, where
+    ``emoq probe`` has left one. ResultsError if predictions cannot be read,
+    contradict each other, or are not those of the run whose folder they are in.
     """
-    stats = {run: _read_run(run) for run in runs if run.is_done}
+    probe = _find_probe(runs)
+    stats = {run: _read_run(run) for run in [*runs, *probe] if run.is_done}
     if stats:
         check_labels({run.folder: found for run, found in stats.items()})
-    return [
-        _read_row(
-            Row(
-                entry["name"],
-                entry["source"],
-                {measure: entry[measure] for measure in table["measures"]},
-                [run for run in runs if run.row == entry["name"]],
-            ),
-            stats,
+    rows = [
+        Row(
+            entry["name"],
+            entry["source"],
+            {measure: entry[measure] for measure in table["measures"]},
+            [run for run in runs if run.row == entry["name"]],
         )
         for entry in table["rows"]
     ]
+    if probe:
+        paper = dict.fromkeys(table["measures"])
+        rows.insert(-1, Row(probe[0].row, PROBE, paper, probe))
+    return [_read_row(row, stats) for row in rows]
 
 
 def counted(values, name):
     """Some values with what they are, such as ``folds 1, 2``."""
     plural = "s" * (len(values) > 1)
     return f"{name}{plural} {', '.join(map(str, values))}"
+
+
+def _find_probe(runs):
+    """The runs of a probe of the last run's encoder, of all folds, or none."""
+    wanted = encoder_yaml(runs[-1].stages[-1].hparams_yaml)
+    if wanted is None:
+        return []
+    corpus_folder, seed = runs[-1].folder.parents[2], runs[0].seed
+    variant = probe_variant(runs[-1].stages[-1].hparams_yaml)
+    found, layers = [], {}
+    for fold in dict.fromkeys(run.fold for run in runs):
+        folder = corpus_folder / variant / f"fold{fold}-seed{seed}" / "stage1"
+        if not (folder / RESULTS_FILE).exists():
+            return []
+        results = json.loads((folder / RESULTS_FILE).read_bytes())
+        stage = StageRun((folder / SETTINGS_FILE).read_text(encoding="utf-8"))
+        if encoder_yaml(stage.hparams_yaml) != wanted:
+            return []
+        layers[results["layer"]] = None
+        found.append((fold, seed, tuple(results["command"]), (stage,)))
+    name = f"linear probe, {counted(layers, 'layer')}"
+    return [Run(name, *described) for described in found]
 
 
 def _read_run(run):

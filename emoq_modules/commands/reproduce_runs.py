@@ -69,6 +69,16 @@ def is_done(folder):
     return (folder / RESULTS_FILE).exists()
 
 
+def check_clone(command):
+    """Refuses a command where there are no recipes and experiments."""
+    if not (PROJECT / "train.py").is_file():
+        raise ConfigurationError(
+            f"emoq {command} needs a clone of EmoQ's repository, whose "
+            f"recipes and experiments it runs; {PROJECT} is none. Clone it, "
+            "and install it from there by: pip install -e ."
+        )
+
+
 def read_table(number):
     """A table of the paper, as ``paper_tables.yaml`` describes it."""
     tables = {t["table"]: t for t in YAML(typ="safe").load(_TABLES)["tables"]}
@@ -92,12 +102,7 @@ def plan(table, presets=(), arguments=(), folds="all", seeds=None, rows=None):
     does not exist, no run has a key for an argument, two runs would share a
     folder, or what is there was made with other settings.
     """
-    if not (PROJECT / "train.py").is_file():
-        raise ConfigurationError(
-            "emoq reproduce needs a clone of EmoQ's repository, whose train.py "
-            f"and recipes it runs; {PROJECT} is none. Clone it, and install it "
-            "from there by: pip install -e ."
-        )
+    check_clone("reproduce")
     chosen = _chosen_rows(table, rows)
     taken = _taken_by_each(chosen, arguments)
     runs = []

@@ -45,7 +45,7 @@ class EmotionRecognizer(Pretrained):
     HPARAMS_NEEDED = ["labels", "text_tokenizer", "max_text_tokens"]
     MODULES_NEEDED = ["decoder"]
 
-    def __init__(self, modules, hparams, asr=None, **kwargs):
+    def __init__(self, modules, hparams, asr=None, asr_language=None, **kwargs):
         # A system that has not been calibrated is taken at its word.
         defaults = {"temperature": 1.0, "abstain_below": 0.0}
         hparams = {**defaults, "eval_precision": "fp32", **hparams}
@@ -63,7 +63,9 @@ class EmotionRecognizer(Pretrained):
             device_type=torch.device(self.device).type,
             dtype=AMPConfig.from_name(self.hparams.eval_precision).dtype,
         )
-        self.asr = None if asr is None else load_transcriber(asr, self.device)
+        self.asr = asr
+        if asr is not None:
+            self.asr = load_transcriber(asr, self.device, asr_language)
 
     @classmethod
     def from_hparams(
@@ -93,8 +95,8 @@ class EmotionRecognizer(Pretrained):
             Whether the YAML may name any code.
         **kwargs : dict
             As ``speechbrain.inference.interfaces.Pretrained`` takes them, for
-            instance ``run_opts={"device": "cuda"}``; and ``asr``, as of
-            ``load_transcriber``, which transcribes recordings without a text.
+            instance ``run_opts={"device": "cuda"}``; ``asr`` and its
+            ``asr_language``, as of ``load_transcriber``, for what has no text.
 
         Returns
         -------

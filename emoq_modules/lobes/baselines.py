@@ -137,6 +137,11 @@ class LayerMeanEncoder(HuggingFaceEncoder):
         Branch, tag or commit on the hub.
     save_path : str | None
         Where downloads are kept; None is Hugging Face's own cache.
+    frame_norm : bool
+        Whether each frame of each layer is normalized before the mean, by a
+        layer norm without weights, as ``EmoQFormer`` normalizes what it is
+        given. Of values that reach hundreds, as in Whisper's middle layers, the
+        mean would be that of a few frames.
 
     Example
     -------
@@ -149,17 +154,23 @@ class LayerMeanEncoder(HuggingFaceEncoder):
     (torch.Size([2, 3, 32]), 3, tensor([1., 1.]))
     """
 
-    def __init__(self, source, revision=None, save_path=None):
+    def __init__(self, source, revision=None, save_path=None, frame_norm=False):
         super().__init__(source, "all", revision, save_path)
+        self.frame_norm = frame_norm
+        if frame_norm:
+            self.identity["frame_norm"] = True
         self.identity["layer"] = -1  # as in the stores of version 0.1
         self.num_layers, self.frame_layers = self.frame_layers, 1
         self.dim //= self.num_layers
         self.hop_s = None
 
     def _take(self, states, counts):
+        states = [state.float() for state in states]
+        if self.frame_norm:
+            states = [F.layer_norm(state, (self.dim,)) for state in states]
         return [
             torch.stack(
-                [state[row, :count].float().mean(0) for state in states]
+                [state[row, :count].mean(0) for state in states]
             )  # (num_layers, dim)
             for row, count in enumerate(counts)
         ]

@@ -185,6 +185,7 @@ def test_timeline_has_a_row_for_each_window(predict, tmp_path):
         (["--abstain_below", "2"], "abstain_below is 2.0"),
         (["--device", "warp"], "--device warp is not to be had"),
         (["--vad", "a/b"], "--vad is for --timeline"),
+        (["--asr_language", "de"], "--asr_language is for --asr"),
         (["--timeline", "--hop_s", "0"], "hop_s is 0.0"),
         (["--timeline", "--text", "hello"], "each of its windows"),
         (["--transcripts", "missing.csv"], "missing.csv cannot be read"),

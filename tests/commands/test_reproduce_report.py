@@ -261,6 +261,42 @@ def test_another_corpus_is_not_compared(tmp_path):
     assert "here, demo" in format_rows(TABLE, read_rows(TABLE, runs))
 
 
+def test_a_probe_of_the_same_encoder_is_a_row(runs, tmp_path):
+    def with_encoder(hparams, size):
+        encoder = f'"audio_encoder": !new:my.Encoder {{size: {size}}}'
+        return f"{json.dumps(hparams)[:-1]}, {encoder}}}"
+
+    def write_probe(size):
+        for fold in (1, 2, 3):
+            folder = tmp_path / f"toy/probe-Encoder/fold{fold}-seed7/stage1"
+            hparams = {"corpus": "toy", "variant": "probe-Encoder", "stage": 1}
+            hparams["output_folder"] = str(folder)
+            info = hparams | {"fold": fold, "seed": 7, "seconds": 1.0}
+            info |= {"layer": 3, "command": ["-m", "emoq_modules", "probe"]}
+            write_results(folder, make_stats("test", 7, fold, 1.0), info)
+            settings = with_encoder(hparams, size)
+            (folder / "hyperparams.yaml").write_text(settings)
+
+    (stage,) = runs[-1].stages
+    stage = StageRun(with_encoder(stage.hparams, 1))
+    runs[-1] = replace(runs[-1], stages=(stage,))
+    write_probe(2)
+    assert "linear probe" not in report(TABLE, runs, tmp_path / "report")[0]
+    write_probe(1)
+    markdown, _ = report(TABLE, runs, tmp_path / "report")
+    found = tables(markdown)
+    names = [cells[0] for cells in found["The table"][1:]]
+    assert names == ["Quoted", BASELINE, "linear probe, layer 3", WHOLE]
+    row = row_of(found["The table"], "linear probe, layer 3")
+    pooled = pool_results(tmp_path.glob("toy/probe-Encoder/*/stage1"))
+    assert row["UA, here"] == f"{pooled.summarize('UA'):.1f}"
+    assert (row["UA, paper"], row["source"]) == ("–", "emoq probe")
+    compared = [cells[0] for cells in found[f"{WHOLE} against the others"]]
+    assert "linear probe, layer 3" in compared
+    assert "python -m emoq_modules probe" in markdown
+    assert "logistic regression on the frames" in markdown
+
+
 # --- What is missing ----------------------------------------------------------
 
 

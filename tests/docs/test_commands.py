@@ -136,7 +136,15 @@ def test_reproduce_plans_the_command(words, tmp_path, capsys):
     assert "train.py" in capsys.readouterr().out
 
 
-@collected("emoq", lambda words: words[0] != "reproduce")
+@collected("emoq", lambda words: words[0] == "probe")
+def test_probe_lacks_nothing_but_the_corpus(words, tmp_path, capsys):
+    assert cli.main([*words, "--results_folder", str(tmp_path)]) == 2
+    said = capsys.readouterr().err
+    (data_folder,) = [word for word in words if word.startswith("/data/")]
+    assert "error: " in said and data_folder in said, said
+
+
+@collected("emoq", lambda words: words[0] not in ("reproduce", "probe"))
 def test_emoq_takes_the_options(words, capsys):
     with pytest.raises(SystemExit):
         cli.main([words[0], "--help"])

@@ -1,7 +1,9 @@
 """Recordings without a text are transcribed, by whatever model there is."""
 
+import csv
 import json
 import time
+from pathlib import Path
 
 import pytest
 import soundfile
@@ -17,12 +19,16 @@ from transformers import (
 )
 
 from emoq_modules import EmotionRecognizer, Recording
+from emoq_modules.dataio.audio import read_audio
 from emoq_modules.errors import BackboneError
-from emoq_modules.inference.asr import load_transcriber
+from emoq_modules.inference import asr
+from emoq_modules.inference.asr import load_transcriber, with_texts
+from emoq_modules.inference.batching import Segment
 from emoq_modules.inference.vad import load_vad
 
 VOCABULARY = ["<pad>", "|", *"abcdefghijklmnopqrstuvwxyz"]
 WAV = torch.sin(torch.arange(16000) ** 1.5 / 100) / 2
+WHISPER = Path("~/.cache/emoq-models/whisper-base").expanduser()
 
 
 @pytest.fixture(scope="module")
@@ -92,6 +98,92 @@ def test_only_recordings_without_a_text_are_transcribed(
         tmp_path / "a.wav", 0.5, 0.5, asr=lambda samples: f"{len(samples)}"
     )
     assert [window.text for window in windows] == ["8000", "8000"]
+
+
+def texts_of(sounds, transcribe):
+    segments = (
+        Segment(Recording(name), 0.0, 1.0, sound)
+        for name, sound in sounds.items()
+    )
+    found = with_texts(segments, transcribe)
+    return {each.recording.path: each.recording.text for each in found}
+
+
+def test_what_repeats_itself_or_comes_from_silence_is_left_out(caplog):
+    said = {1: "Der " + 220 * "lap ", 2: "", 3: "No, no, no, no, no, no!"}
+    heard = texts_of(
+        {"silence": WAV / 1e4, "loop": WAV, "nothing": 2 * WAV, "no": 3 * WAV},
+        # What is silent is not even asked about.
+        lambda samples: said[round(2 * samples.max().item())],
+    )
+    assert heard == {"silence": "", "loop": "", "nothing": "", "no": said[3]}
+    warnings = dict(line.split(", 0.0 to 1.0 s, ") for line in caplog.messages)
+    assert "is silent" in warnings.pop("silence")
+    assert "repeats itself ('Der lap lap" in warnings.pop("loop")
+    assert "no speech was heard" in warnings.pop("nothing")
+    assert not warnings
+
+
+@pytest.fixture(scope="module")
+def whisper():
+    """A trained Whisper that is told to expect German."""
+    if not WHISPER.exists():
+        pytest.skip(f"needs whisper-base in {WHISPER}, which is not there")
+    with pytest.raises(BackboneError, match="no language 'klingon'"):
+        load_transcriber(WHISPER, language="klingon")
+    return load_transcriber(WHISPER, language="german")
+
+
+def test_whisper_hears_german(whisper, shared_data, monkeypatch):
+    with (shared_data / "emodb/sentences.tsv").open(encoding="utf-8") as file:
+        sentences = {
+            row["code"]: row["text"]
+            for row in csv.DictReader(file, delimiter="\t")
+        }
+
+    def letters(text):
+        return "".join(filter(str.isalnum, text.lower()))
+
+    sounds = {}
+    for code in sentences:
+        first = min((shared_data / "emodb/flac").glob(f"03{code}*.flac"))
+        sounds[code] = read_audio(first)
+    heard = {code: whisper(sound) for code, sound in sounds.items()}
+    right = [
+        code
+        for code, text in sentences.items()
+        if letters(heard[code]) == letters(text)
+    ]
+    assert len(right) >= 8, heard
+    # What is drawn after a fallback is the same whatever was drawn before, and
+    # nobody else's random numbers are taken.
+    monkeypatch.setitem(asr._FALLBACKS, "temperature", (0.0, 1.0))
+    monkeypatch.setitem(asr._FALLBACKS, "logprob_threshold", 0.0)
+    drawn = set()
+    for seed in range(2):
+        torch.manual_seed(seed)
+        state = torch.get_rng_state()
+        drawn.add(whisper(sounds["a04"]))
+        assert torch.equal(torch.get_rng_state(), state)
+    assert len(drawn) == 1 and drawn != {heard["a04"]}
+
+
+@pytest.mark.parametrize("language", ["en", None])
+def test_whisper_hears_no_words_in_noise(whisper, language, caplog):
+    if language == "en":  # says "Thank you." otherwise
+        whisper = load_transcriber(WHISPER, language=language)
+    noise = torch.randn(48000, generator=torch.Generator().manual_seed(0))
+    hum = sum(torch.sin(torch.arange(48000) * k / 51) for k in range(1, 6))
+    sounds = {"noise": noise / 10, "hum": hum / 20, "zeros": 0 * hum}
+    assert texts_of(sounds, whisper) == dict.fromkeys(sounds, "")
+    assert len(caplog.messages) == 3
+
+
+def test_language_is_for_whisper_alone(ctc_folder):
+    with pytest.raises(BackboneError, match="'wav2vec2', which cannot be gi"):
+        load_transcriber(ctc_folder, language="de")
+    with pytest.raises(BackboneError, match="has its own options"):
+        load_transcriber(lambda samples: "ja", language="de")
 
 
 def test_folder_of_another_kind_is_said(recognizer_folder, llm):

@@ -35,6 +35,7 @@ def test_rows_are_the_means_of_transformers_hidden_states(
 ):
     folder = save_tiny(tmp_path, family, norm)
     encoder = LayerMeanEncoder(folder)
+    normalized = LayerMeanEncoder(folder, frame_norm=True)
     wavs = speech(9000, 12345, 600)
     rows, lens = encoder(*padded(wavs, rubbish=0.3))
     assert lens.tolist() == [1.0] * len(wavs)
@@ -46,6 +47,13 @@ def test_rows_are_the_means_of_transformers_hidden_states(
         )
         for found in (among_others, alone(encoder, wav)):
             np.testing.assert_allclose(found, expected, atol=1e-5, rtol=1e-5)
+        frames = torch.stack(states).double()  # (layers, T', dim)
+        frames = frames - frames.mean(dim=-1, keepdim=True)
+        variance = frames.square().mean(dim=-1, keepdim=True)
+        expected = (frames / (variance + 1e-5).sqrt()).mean(dim=1)
+        np.testing.assert_allclose(
+            alone(normalized, wav), expected, atol=1e-5, rtol=1e-5
+        )
 
 
 def test_rows_are_not_taken_for_the_frames_of_the_same_model(hubert):
@@ -53,6 +61,8 @@ def test_rows_are_not_taken_for_the_frames_of_the_same_model(hubert):
     assert means.identity["weights"] == frames.identity["weights"]
     assert means.identity == {**frames.identity, "class": "LayerMeanEncoder"}
     assert LayerMeanEncoder(hubert).identity == means.identity
+    normalized = LayerMeanEncoder(hubert, frame_norm=True)
+    assert normalized.identity == {**means.identity, "frame_norm": True}
     # Rows of layers are not in time.
     assert (means.num_layers, means.hop_s) == (4, None)
     assert frames.num_layers is FbankEncoder().num_layers is None
