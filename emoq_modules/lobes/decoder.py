@@ -6,16 +6,13 @@ The embedding e'_q is projected into the LLM's space and stands in the place of
 Source: Y. Yang and M.-W. Mak, https://arxiv.org/abs/2509.15775, Sec. 2.3.
 """
 
-import inspect
-
 import torch
 from torch import nn
 from torch.nn import functional as F
-from transformers import DynamicCache
 
 from emoq_modules.lobes.backbones import load_tokenizer
 from emoq_modules.lobes.llm import load_llm
-from emoq_modules.lobes.packing import Packed, pack
+from emoq_modules.lobes.packed_llm import PackedLLM
 from emoq_modules.lobes.projector import Projector
 
 # LoRA of the paper; on which layers and with which alpha, it does not say.
@@ -111,7 +108,6 @@ class SoftPromptDecoder(nn.Module):
             )
         self.word_weight = word_weight
         self.cache_prefix = False
-        self._cached_prefixes = {}  # by device and precision
         self.row_tokens = row_tokens
         llm = load_llm(source, revision, getattr(torch, dtype), quantization)
         self.prompt = prompt.bind(
@@ -135,11 +131,10 @@ class SoftPromptDecoder(nn.Module):
 
             llm = get_peft_model(llm, LoraConfig(**lora)).get_base_model()
         self.llm = llm
-        self._adapted = [
-            module
-            for module in llm.modules()
-            if hasattr(module, "cast_input_dtype_enabled")
-        ]
+        # Any token does for padding: it is not read.
+        self._reader = PackedLLM(
+            llm, self.prompt.prefix_ids, self.prompt.eos_id
+        )
         self.projector = None
         if embedding_dim is not None:
             self.projector = Projector(embedding_dim, word_embeddings)
@@ -253,102 +248,17 @@ class SoftPromptDecoder(nn.Module):
             for (before, after), answer in zip(prompts, answers, strict=True)
         ]
         # An answer of n tokens is predicted from the last n positions.
-        return self._last_states(embeddings, continued, map(len, answers))
+        return self._last_states(
+            embeddings, continued, list(map(len, answers))
+        )
 
     def _last_states(self, embeddings, prompts, counts):
-        """The last hidden states, ``(sum of counts, d_l)``, of the prompts."""
-        self._leave_casts_to_autocast()
-        soft = int(self.projector is not None)
-        # Any token does for padding and for the soft prompt: neither is read.
-        pad_id = self.prompt.eos_id
-        sequences = [
-            before + [pad_id] * soft + after for before, after in prompts
-        ]
-        embed = self.llm.get_input_embeddings()
-        packed = pack(
-            sequences, len(self.prompt.prefix_ids), self.row_tokens, pad_id
+        soft_prompts = None
+        if self.projector is not None:
+            soft_prompts = self.projector(embeddings)
+        return self._reader.last_states(
+            prompts, soft_prompts, counts, self.row_tokens, self.cache_prefix
         )
-        packed = Packed(*(part.to(embed.weight.device) for part in packed))
-        inputs = embed(packed.tokens)  # (R, S, d_l)
-        if soft:
-            places = packed.shifts + torch.tensor(
-                [len(before) for before, _ in prompts], device=inputs.device
-            )
-            projected = self.projector(embeddings).to(inputs.dtype)
-            inputs = inputs.index_put((packed.rows, places), projected)
-        past, known = None, 0
-        if self.cache_prefix and not torch.is_grad_enabled():
-            past = self._prefix_cache(len(inputs))
-            known = past.get_seq_length()
-        hidden = self.llm.base_model(
-            inputs_embeds=inputs[:, known:],
-            attention_mask=self._additive_if_eager(
-                packed.attention_mask[:, :, known:], inputs.dtype
-            ),
-            position_ids=packed.positions[:, known:],
-            use_cache=False,
-            **{self._cache_argument(): past},
-        ).last_hidden_state
-        last = [
-            (index, len(sequence) - count + k)
-            for index, (sequence, count) in enumerate(
-                zip(sequences, counts, strict=True)
-            )
-            for k in range(count)
-        ]
-        owners, places = torch.tensor(last, device=hidden.device).unbind(dim=1)
-        places = packed.shifts[owners] + places - known
-        return hidden[packed.rows[owners], places]
-
-    def _prefix_cache(self, num_rows):
-        """Keys and values of what every prompt begins with, in each row."""
-        embed = self.llm.get_input_embeddings()
-        device = embed.weight.device
-        autocast = torch.is_autocast_enabled(device.type)
-        kind = (device, embed.weight.dtype, autocast)
-        if kind not in self._cached_prefixes:
-            seen = DynamicCache()
-            if self.prompt.prefix_ids:
-                tokens = torch.tensor([self.prompt.prefix_ids], device=device)
-                self.llm.base_model(
-                    inputs_embeds=embed(tokens),
-                    use_cache=True,
-                    **{self._cache_argument(): seen},
-                )
-            self._cached_prefixes = {
-                kind: [(layer.keys, layer.values) for layer in seen.layers]
-            }
-        cache = DynamicCache()
-        for index, states in enumerate(self._cached_prefixes[kind]):
-            keys, values = (
-                state.expand(num_rows, -1, -1, -1) for state in states
-            )
-            cache.update(keys, values, index)
-        return cache
-
-    def _cache_argument(self):
-        """What transformers calls it: ``cache`` from some release on."""
-        arguments = inspect.signature(self.llm.base_model.forward).parameters
-        return "cache" if "cache" in arguments else "past_key_values"
-
-    def _leave_casts_to_autocast(self):
-        """Has peft cast what its layers get only where autocast does not.
-
-        It would make copies in float32, of which autocast makes others in
-        half precision. The switch stays as it is set: gradient checkpointing
-        comes by here once more, in the backward pass.
-        """
-        device = self.llm.get_input_embeddings().weight.device.type
-        wanted = not torch.is_autocast_enabled(device)
-        for module in self._adapted:
-            module.cast_input_dtype_enabled = wanted
-
-    def _additive_if_eager(self, attention_mask, dtype):
-        if self.llm.config._attn_implementation != "eager":
-            return attention_mask
-        # It adds the mask to the scores.
-        mask = torch.zeros_like(attention_mask, dtype=dtype)
-        return mask.masked_fill(~attention_mask, torch.finfo(dtype).min)
 
     def _answers(self, labels):
         words, ids = self.prompt.labels, self.prompt.label_ids

@@ -1,0 +1,161 @@
+"""Runs an LLM over prompts, packed into rows, up to its last hidden states.
+
+Apart from the decoder, which makes losses and posteriors of these: what a kind
+of LLM asks for (masks, positions, the name of its cache) is known here alone.
+"""
+
+import inspect
+
+import torch
+from transformers import DynamicCache
+
+from emoq_modules.lobes.packing import Packed, pack
+
+
+class PackedLLM:
+    """An LLM that reads packed prompts, each as it would read it alone.
+
+    Arguments
+    ---------
+    llm : transformers.PreTrainedModel
+        The LLM, with or without LoRA in its layers.
+    prefix_ids : list of int
+        Token ids that every prompt begins with, and goes on after.
+    pad_id : int
+        Any token: it pads, and stands where a soft prompt comes.
+
+    Example
+    -------
+    >>> from emoq_modules.lobes.llm import load_llm
+    >>> tiny = {"model_type": "qwen2", "vocab_size": 50, "hidden_size": 16}
+    >>> tiny |= {"num_hidden_layers": 1, "num_attention_heads": 2}
+    >>> tiny |= {"num_key_value_heads": 1, "intermediate_size": 32}
+    >>> reader = PackedLLM(load_llm(tiny), prefix_ids=[7], pad_id=0)
+    >>> prompts = [([7, 8], [9]), ([7, 1, 2], [3])]
+    >>> reader.last_states(prompts, torch.rand(2, 16), [1, 2]).shape
+    torch.Size([3, 16])
+    """
+
+    def __init__(self, llm, prefix_ids, pad_id):
+        self.llm = llm
+        self.prefix_ids = prefix_ids
+        self.pad_id = pad_id
+        self._cached_prefixes = {}  # by device and precision
+        self._adapted = [
+            module
+            for module in llm.modules()
+            if hasattr(module, "cast_input_dtype_enabled")
+        ]
+
+    def last_states(
+        self, prompts, soft_prompts, counts, row_tokens=0, keep_prefix=False
+    ):
+        """Computes the last hidden states before what is to be predicted.
+
+        Arguments
+        ---------
+        prompts : list of tuple
+            Token ids before and after the soft prompt, of each.
+        soft_prompts : torch.Tensor | None
+            One for each prompt, ``(B, d_l)``; None if there are none.
+        counts : list of int
+            How many states are wanted of each prompt, from its end.
+        row_tokens : int
+            As of ``SoftPromptDecoder``.
+        keep_prefix : bool
+            Whether what the LLM makes of the prefix is kept from call to call,
+            where no gradient is asked for.
+
+        Returns
+        -------
+        torch.Tensor
+            ``(sum of counts, d_l)``, one prompt after another.
+        """
+        self._leave_casts_to_autocast()
+        soft = int(soft_prompts is not None)
+        sequences = [
+            before + [self.pad_id] * soft + after for before, after in prompts
+        ]
+        embed = self.llm.get_input_embeddings()
+        packed = pack(sequences, len(self.prefix_ids), row_tokens, self.pad_id)
+        packed = Packed(*(part.to(embed.weight.device) for part in packed))
+        inputs = embed(packed.tokens)  # (R, S, d_l)
+        if soft:
+            places = packed.shifts + torch.tensor(
+                [len(before) for before, _ in prompts], device=inputs.device
+            )
+            soft_prompts = soft_prompts.to(inputs.dtype)
+            inputs = inputs.index_put((packed.rows, places), soft_prompts)
+        past, known = None, 0
+        if keep_prefix and not torch.is_grad_enabled():
+            past = self._prefix_cache(len(inputs))
+            known = past.get_seq_length()
+        hidden = self.llm.base_model(
+            inputs_embeds=inputs[:, known:],
+            attention_mask=self._additive_if_eager(
+                packed.attention_mask[:, :, known:], inputs.dtype
+            ),
+            position_ids=packed.positions[:, known:],
+            use_cache=False,
+            **{self._cache_argument(): past},
+        ).last_hidden_state
+        last = [
+            (index, len(sequence) - count + k)
+            for index, (sequence, count) in enumerate(
+                zip(sequences, counts, strict=True)
+            )
+            for k in range(count)
+        ]
+        owners, places = torch.tensor(last, device=hidden.device).unbind(dim=1)
+        places = packed.shifts[owners] + places - known
+        return hidden[packed.rows[owners], places]
+
+    def _prefix_cache(self, num_rows):
+        """Keys and values of what every prompt begins with, in each row."""
+        embed = self.llm.get_input_embeddings()
+        device = embed.weight.device
+        autocast = torch.is_autocast_enabled(device.type)
+        kind = (device, embed.weight.dtype, autocast)
+        if kind not in self._cached_prefixes:
+            seen = DynamicCache()
+            if self.prefix_ids:
+                tokens = torch.tensor([self.prefix_ids], device=device)
+                self.llm.base_model(
+                    inputs_embeds=embed(tokens),
+                    use_cache=True,
+                    **{self._cache_argument(): seen},
+                )
+            self._cached_prefixes = {
+                kind: [(layer.keys, layer.values) for layer in seen.layers]
+            }
+        cache = DynamicCache()
+        for index, states in enumerate(self._cached_prefixes[kind]):
+            keys, values = (
+                state.expand(num_rows, -1, -1, -1) for state in states
+            )
+            cache.update(keys, values, index)
+        return cache
+
+    def _cache_argument(self):
+        """What transformers calls it: ``cache`` from some release on."""
+        arguments = inspect.signature(self.llm.base_model.forward).parameters
+        return "cache" if "cache" in arguments else "past_key_values"
+
+    def _leave_casts_to_autocast(self):
+        """Has peft cast what its layers get only where autocast does not.
+
+        It would make copies in float32, of which autocast makes others in
+        half precision. The switch stays as it is set: gradient checkpointing
+        comes by here once more, in the backward pass.
+        """
+        device = self.llm.get_input_embeddings().weight.device.type
+        wanted = not torch.is_autocast_enabled(device)
+        for module in self._adapted:
+            module.cast_input_dtype_enabled = wanted
+
+    def _additive_if_eager(self, attention_mask, dtype):
+        if self.llm.config._attn_implementation != "eager":
+            return attention_mask
+        # It adds the mask to the scores.
+        mask = torch.zeros_like(attention_mask, dtype=dtype)
+        return mask.masked_fill(~attention_mask, torch.finfo(dtype).min)
