@@ -248,9 +248,7 @@ class SoftPromptDecoder(nn.Module):
             for (before, after), answer in zip(prompts, answers, strict=True)
         ]
         # An answer of n tokens is predicted from the last n positions.
-        return self._last_states(
-            embeddings, continued, list(map(len, answers))
-        )
+        return self._last_states(embeddings, continued, list(map(len, answers)))
 
     def _last_states(self, embeddings, prompts, counts):
         soft_prompts = None
@@ -288,19 +286,35 @@ class SoftPromptDecoder(nn.Module):
 
     def _label_posteriors(self, hidden):
         """From the hidden states before the word, ``(B, d_l)``."""
-        layer = self.llm.get_output_embeddings()
-        rows = torch.tensor(
-            [ids[0] for ids in self.prompt.label_ids], device=hidden.device
-        )
-        bias = None if layer.bias is None else layer.bias[rows]
-        logits = F.linear(hidden, layer.weight[rows], bias)  # (B, C)
-        return logits.float().softmax(dim=-1)
+        rows = [ids[0] for ids in self.prompt.label_ids]
+        return self._exact_logits(hidden, rows).softmax(dim=-1)
 
     def _whole_label_posteriors(self, embeddings, prompts):
         scores = []
         for ids in self.prompt.label_ids:
-            answers = [ids] * len(prompts)
-            hidden = self._teacher_forced(embeddings, prompts, answers)
-            losses = self._token_losses(hidden, answers)
-            scores.append(-losses.view(len(prompts), -1).mean(dim=1))
+            hidden = self._teacher_forced(
+                embeddings, prompts, [ids] * len(prompts)
+            ).view(len(prompts), len(ids), -1)
+            size = len(self.llm.get_output_embeddings().weight)
+            # In parts: of half precision there is no whole copy in float32.
+            totals = [
+                self._exact_logits(
+                    hidden, slice(start, start + 2**14)
+                ).logsumexp(dim=-1)
+                for start in range(0, size, 2**14)
+            ]
+            logits = self._exact_logits(hidden, ids)  # (B, S, S)
+            chosen = logits.diagonal(dim1=1, dim2=2)
+            scores.append((chosen - torch.stack(totals).logsumexp(0)).mean(1))
         return torch.stack(scores, dim=1).softmax(dim=-1)
+
+    def _exact_logits(self, hidden, rows):
+        """Those of some tokens, in float32 whatever the precision around.
+
+        bfloat16 has steps of 0.125 from 16 on: the likeliest two would often
+        be equal, and the class that is listed first would be taken.
+        """
+        layer = self.llm.get_output_embeddings()
+        bias = None if layer.bias is None else layer.bias[rows].float()
+        with torch.autocast(hidden.device.type, enabled=False):
+            return F.linear(hidden.float(), layer.weight[rows].float(), bias)

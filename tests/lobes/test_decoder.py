@@ -256,6 +256,76 @@ def test_bfloat16_llm_trains_and_predicts(llm, embeddings):
     assert decoder.projector.linear.weight.grad.isfinite().all()
 
 
+@pytest.mark.parametrize("labels", [LABELS, ["angry", "passive-aggressive"]])
+def test_scores_are_exact_in_half_precision_too(
+    llm, embeddings, monkeypatch, labels
+):
+    decoder, seen = make_decoder(llm, labels, dtype="bfloat16"), []
+    inner = decoder._reader.last_states
+    monkeypatch.setattr(
+        *(decoder._reader, "last_states"),
+        lambda *given: seen.append(inner(*given)) or seen[-1],
+    )
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+        decoder.llm.get_output_embeddings().weight.mul_(5)
+        posteriors = decoder.posteriors(embeddings, encode(decoder))
+    weight = decoder.llm.get_output_embeddings().weight.double()
+    words = decoder.prompt.label_ids
+    if decoder.prompt.labels_are_single_tokens:
+        scores = (seen[0].double() @ weight.T)[:, [ids[0] for ids in words]]
+    else:
+        scores = torch.stack(
+            [
+                (hidden.double() @ weight.T)
+                .log_softmax(dim=1)[range(3 * len(ids)), ids * 3]
+                .view(3, -1)
+                .mean(dim=1)
+                for hidden, ids in zip(seen, words, strict=True)
+            ],
+            dim=1,
+        )
+    torch.testing.assert_close(
+        posteriors.double().log(), scores.log_softmax(1), atol=1e-4, rtol=1e-4
+    )
+
+
+def test_posteriors_tell_apart_what_ties_in_bfloat16(llm):
+    """Logits of 16 to 32 are 0.125 apart there, and the first class is taken."""
+    decoder = make_decoder(llm, dtype="bfloat16", row_tokens=4096)
+    torch.manual_seed(0)
+    embeddings = torch.nn.functional.normalize(torch.randn(300, DIM), dim=-1)
+    prompts = encode(decoder, ["Leave me alone."] * 300, ["Ross"] * 300)
+    (before, after), embed = prompts[0], decoder.llm.get_input_embeddings()
+    soft = decoder.projector(embeddings)[:, None].bfloat16()
+    layer = decoder.llm.get_output_embeddings()
+    seen = []
+    with torch.no_grad():
+        inputs = [
+            embed(torch.tensor(before)).expand(300, -1, -1),
+            soft,
+            embed(torch.tensor(after)).expand(300, -1, -1),
+        ]
+        hidden = decoder.llm.base_model(
+            inputs_embeds=torch.cat(inputs, dim=1)
+        ).last_hidden_state[:, -1]
+        mean = hidden.float().mean(dim=0)
+        noise = torch.randn(len(layer.weight), len(mean)) / 2
+        layer.weight.copy_(24 * mean / mean.square().sum() + noise)
+        firsts = [ids[0] for ids in decoder.prompt.label_ids]
+        rounded = layer(hidden)[:, firsts]
+        with torch.autocast("cpu", torch.bfloat16):
+            seen.append(decoder.posteriors(embeddings, prompts))
+        seen.append(decoder.posteriors(embeddings, prompts))
+    assert 16 < rounded.amax(dim=1).min() < rounded.max() < 32
+
+    def ties(scores):
+        first, second = scores.topk(2, dim=1).values.unbind(dim=1)
+        return (first == second).sum().item()
+
+    assert ties(rounded) >= 3
+    assert [ties(posteriors) for posteriors in seen] == [0, 0]
+
+
 TINY = {
     "vocab_size": 2000,
     "hidden_size": 32,
