@@ -290,7 +290,7 @@ def test_scores_are_exact_in_half_precision_too(
 
 
 def test_posteriors_tell_apart_what_ties_in_bfloat16(llm):
-    """Logits of 16 to 32 are 0.125 apart there, and the first class is taken."""
+    """There logits of 16 to 32 are 0.125 apart; the first class is taken."""
     decoder = make_decoder(llm, dtype="bfloat16", row_tokens=4096)
     torch.manual_seed(0)
     embeddings = torch.nn.functional.normalize(torch.randn(300, DIM), dim=-1)
