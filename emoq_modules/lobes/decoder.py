@@ -38,7 +38,7 @@ class SoftPromptDecoder(nn.Module):
     prompt : PromptTemplate
         The chat around the soft prompt.
     labels : list of str
-        The emotion words, in the order of the classes.
+        The classes, in their order.
     embedding_dim : int | None
         Size of the embeddings; None if the prompt has no ``<AUDIO>``.
     lora : dict | None
@@ -59,6 +59,11 @@ class SoftPromptDecoder(nn.Module):
         The prompts of a batch lie side by side in rows of about this many
         tokens, with what all of them begin with once a row; 0 gives each a row
         of its own.
+    words : dict | None
+        What the LLM says for a label where it is not the label itself, for
+        instance ``{"sad": "sadness"}``.
+    chat_template_options : dict | None
+        What else the chat template takes, such as ``enable_thinking``.
 
     Raises
     ------
@@ -98,6 +103,8 @@ class SoftPromptDecoder(nn.Module):
         gradient_checkpointing=False,
         quantization=None,
         row_tokens=1024,
+        words=None,
+        chat_template_options=None,
     ):
         super().__init__()
         if prompt.has_audio != (embedding_dim is not None):
@@ -109,12 +116,15 @@ class SoftPromptDecoder(nn.Module):
         self.word_weight = word_weight
         self.cache_prefix = False
         self.row_tokens = row_tokens
-        llm = load_llm(source, revision, getattr(torch, dtype), quantization)
+        # First, as what is wrong with it shows before the weights are there.
         self.prompt = prompt.bind(
-            load_tokenizer(tokenizer or source, revision), labels
+            load_tokenizer(tokenizer or source, revision),
+            *(labels, words),
+            **(chat_template_options or {}),
         )
-        word_embeddings = llm.get_input_embeddings().weight
-        tokens, rows = len(self.prompt.tokenizer), len(word_embeddings)
+        llm = load_llm(source, revision, getattr(torch, dtype), quantization)
+        embed, output = llm.get_input_embeddings(), llm.get_output_embeddings()
+        tokens, rows = len(self.prompt.tokenizer), len(embed.weight)
         if tokens > rows:
             raise ValueError(
                 f"The tokenizer has {tokens} tokens and the LLM {rows}: they "
@@ -130,6 +140,13 @@ class SoftPromptDecoder(nn.Module):
             from peft import LoraConfig, get_peft_model
 
             llm = get_peft_model(llm, LoraConfig(**lora)).get_base_model()
+        layers = llm.get_input_embeddings(), llm.get_output_embeddings()
+        if layers != (embed, output):
+            raise ValueError(
+                "LoRA is on the LLM's word embeddings or its output layer, of "
+                "which the decoder reads rows: leave them out of target_modules"
+                " (lora_target_modules) and modules_to_save."
+            )
         self.llm = llm
         # Any token does for padding: it is not read.
         self._reader = PackedLLM(
@@ -137,7 +154,7 @@ class SoftPromptDecoder(nn.Module):
         )
         self.projector = None
         if embedding_dim is not None:
-            self.projector = Projector(embedding_dim, word_embeddings)
+            self.projector = Projector(embedding_dim, embed)
 
     def forward(self, embeddings, prompts, labels=None, with_posteriors=True):
         """Computes loss and posteriors, in one pass where labels are one token.

@@ -102,6 +102,7 @@ def test_every_ablation_can_be_exported(variant, train_tiny, rows, tmp_path):
     run = train_tiny(
         *("--preset", f"hparams/presets/{variant}.yaml"),
         *("--number_of_epochs", "1", *no_stage1 * has_fusion),
+        *("--words", "{happy: sad, sad: happy}"),
         variant=variant,
     )
     for merged in (False, True):

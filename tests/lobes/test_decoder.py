@@ -8,13 +8,23 @@ from peft import LoraConfig, get_peft_model
 from transformers import AutoModelForCausalLM
 
 from emoq_modules import PromptTemplate, SoftPromptDecoder
-from emoq_modules.lobes.decoder import Projector
 
 LABELS = ["angry", "happy", "neutral", "sad"]
 TEXTS = ["Leave me alone.", "I can't believe we won the game, at last!", ""]
 SPEAKERS = ["Ross", None, "Rachel Green"]
 TARGETS = torch.tensor([0, 1, 3])
 DIM = 6
+TINY = {
+    "vocab_size": 2000,
+    "hidden_size": 32,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "intermediate_size": 64,
+    "pad_token_id": 0,
+    "bos_token_id": 0,
+    "eos_token_id": 2,
+}
+HEADS = {"num_key_value_heads": 2}
 
 
 def template(audio="\nVoice: <AUDIO>"):
@@ -220,14 +230,38 @@ def test_lora_is_what_peft_makes_of_the_llm(decoder, llm, embeddings):
     )
 
 
-def test_soft_prompt_starts_as_long_as_a_word_embedding():
-    torch.manual_seed(0)
-    word_embeddings = 3 * torch.randn(500, 64)
-    projector = Projector(32, word_embeddings)
-    embeddings = torch.nn.functional.normalize(torch.randn(200, 32), dim=-1)
-    lengths = projector(embeddings).norm(dim=-1)
-    ratio = lengths.mean() / word_embeddings.norm(dim=-1).mean()
-    assert 0.9 < ratio < 1.1
+@pytest.mark.parametrize("model_type", ["qwen2", "gemma", "recurrent_gemma"])
+def test_soft_prompt_starts_as_long_as_what_the_llm_sees_of_a_word(
+    llm, model_type
+):
+    decoder = make_decoder(
+        {**TINY, **HEADS, "model_type": model_type, "num_hidden_layers": 3},
+        tokenizer=llm,
+    )
+    embeddings = torch.nn.functional.normalize(torch.randn(200, DIM), dim=-1)
+    seen = []
+    hook = decoder.llm.base_model.layers[0].register_forward_pre_hook(
+        lambda module, inputs: seen.append(inputs[0][0].norm(dim=1).mean())
+    )
+    with torch.no_grad():
+        decoder.llm(torch.arange(2000)[None])
+        decoder.llm(inputs_embeds=decoder.projector(embeddings)[None])
+    hook.remove()
+    assert 0.9 < seen[1] / seen[0] < 1.1
+
+
+@pytest.mark.parametrize(
+    "lora",
+    [
+        {"target_modules": ["q_proj", "lm_head"]},
+        {"target_modules": ["embed_tokens"]},
+        {"target_modules": ["q_proj"], "modules_to_save": ["lm_head"]},
+    ],
+    ids=str,
+)
+def test_lora_on_what_the_decoder_reads_rows_of_is_refused(llm, lora):
+    with pytest.raises(ValueError, match="LoRA is on the LLM's word embeddi"):
+        make_decoder(llm, lora=lora)
 
 
 def test_gradient_checkpointing_changes_nothing(llm, decoder, embeddings):
@@ -324,19 +358,6 @@ def test_posteriors_tell_apart_what_ties_in_bfloat16(llm):
 
     assert ties(rounded) >= 3
     assert [ties(posteriors) for posteriors in seen] == [0, 0]
-
-
-TINY = {
-    "vocab_size": 2000,
-    "hidden_size": 32,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 4,
-    "intermediate_size": 64,
-    "pad_token_id": 0,
-    "bos_token_id": 0,
-    "eos_token_id": 2,
-}
-HEADS = {"num_key_value_heads": 2}
 
 
 @pytest.mark.parametrize(
