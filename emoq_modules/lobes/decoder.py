@@ -6,12 +6,16 @@ The embedding e'_q is projected into the LLM's space and stands in the place of
 Source: Y. Yang and M.-W. Mak, https://arxiv.org/abs/2509.15775, Sec. 2.3.
 """
 
+from functools import partial
+from pathlib import Path
+
 import torch
 from torch import nn
 from torch.nn import functional as F
 
 from emoq_modules.lobes.backbones import load_tokenizer
 from emoq_modules.lobes.llm import load_llm
+from emoq_modules.lobes.llm_check import check_llm
 from emoq_modules.lobes.packed_llm import PackedLLM
 from emoq_modules.lobes.projector import Projector
 
@@ -58,12 +62,16 @@ class SoftPromptDecoder(nn.Module):
     row_tokens : int
         The prompts of a batch lie side by side in rows of about this many
         tokens, with what all of them begin with once a row; 0 gives each a row
-        of its own.
+        of its own, which the LLM reads as it would by itself. So do LLMs whose
+        layers carry a state, such as Mamba's.
     words : dict | None
         What the LLM says for a label where it is not the label itself, for
         instance ``{"sad": "sadness"}``.
     chat_template_options : dict | None
         What else the chat template takes, such as ``enable_thinking``.
+    check : bool
+        Whether the chat template, and an LLM with trained weights, are tried
+        for some seconds first.
 
     Raises
     ------
@@ -71,7 +79,7 @@ class SoftPromptDecoder(nn.Module):
         If the LLM, its tokenizer or bitsandbytes is not to be had.
     ValueError
         If prompt and ``embedding_dim``, or tokenizer and LLM do not fit, or
-        as ``load_llm`` does.
+        as ``load_llm`` and ``check_llm`` do.
 
     Example
     -------
@@ -105,6 +113,7 @@ class SoftPromptDecoder(nn.Module):
         row_tokens=1024,
         words=None,
         chat_template_options=None,
+        check=False,
     ):
         super().__init__()
         if prompt.has_audio != (embedding_dim is not None):
@@ -122,6 +131,8 @@ class SoftPromptDecoder(nn.Module):
             *(labels, words),
             **(chat_template_options or {}),
         )
+        if check:
+            self.prompt.check()
         llm = load_llm(source, revision, getattr(torch, dtype), quantization)
         embed, output = llm.get_input_embeddings(), llm.get_output_embeddings()
         tokens, rows = len(self.prompt.tokenizer), len(embed.weight)
@@ -130,6 +141,10 @@ class SoftPromptDecoder(nn.Module):
                 f"The tokenizer has {tokens} tokens and the LLM {rows}: they "
                 "do not belong together."
             )
+        if check and isinstance(source, str | Path):
+            rows = [ids[0] for ids in self.prompt.label_ids]
+            score = partial(_exact_logits, output, rows=rows)
+            check_llm(llm, self.prompt, score, row_tokens)
         if gradient_checkpointing:
             llm.gradient_checkpointing_enable(
                 gradient_checkpointing_kwargs={"use_reentrant": False}
@@ -139,7 +154,14 @@ class SoftPromptDecoder(nn.Module):
             # Here, as an LLM with LoRA merged into it needs no peft.
             from peft import LoraConfig, get_peft_model
 
-            llm = get_peft_model(llm, LoraConfig(**lora)).get_base_model()
+            try:
+                llm = get_peft_model(llm, LoraConfig(**lora)).get_base_model()
+            except ValueError as error:
+                raise ValueError(
+                    f"LoRA does not go on {type(llm).__name__} as it is set: "
+                    "change lora_target_modules, or set lora_dropout to 0 "
+                    f"({' '.join(str(error).split())})."
+                ) from error
         layers = llm.get_input_embeddings(), llm.get_output_embeddings()
         if layers != (embed, output):
             raise ValueError(
@@ -304,34 +326,34 @@ class SoftPromptDecoder(nn.Module):
     def _label_posteriors(self, hidden):
         """From the hidden states before the word, ``(B, d_l)``."""
         rows = [ids[0] for ids in self.prompt.label_ids]
-        return self._exact_logits(hidden, rows).softmax(dim=-1)
+        layer = self.llm.get_output_embeddings()
+        return _exact_logits(layer, hidden, rows).softmax(dim=-1)
 
     def _whole_label_posteriors(self, embeddings, prompts):
-        scores = []
+        layer, scores = self.llm.get_output_embeddings(), []
         for ids in self.prompt.label_ids:
             hidden = self._teacher_forced(
                 embeddings, prompts, [ids] * len(prompts)
             ).view(len(prompts), len(ids), -1)
-            size = len(self.llm.get_output_embeddings().weight)
             # In parts: of half precision there is no whole copy in float32.
             totals = [
-                self._exact_logits(
-                    hidden, slice(start, start + 2**14)
+                _exact_logits(
+                    layer, hidden, slice(start, start + 2**14)
                 ).logsumexp(dim=-1)
-                for start in range(0, size, 2**14)
+                for start in range(0, len(layer.weight), 2**14)
             ]
-            logits = self._exact_logits(hidden, ids)  # (B, S, S)
+            logits = _exact_logits(layer, hidden, ids)  # (B, S, S)
             chosen = logits.diagonal(dim1=1, dim2=2)
             scores.append((chosen - torch.stack(totals).logsumexp(0)).mean(1))
         return torch.stack(scores, dim=1).softmax(dim=-1)
 
-    def _exact_logits(self, hidden, rows):
-        """Those of some tokens, in float32 whatever the precision around.
 
-        bfloat16 has steps of 0.125 from 16 on: the likeliest two would often
-        be equal, and the class that is listed first would be taken.
-        """
-        layer = self.llm.get_output_embeddings()
-        bias = None if layer.bias is None else layer.bias[rows].float()
-        with torch.autocast(hidden.device.type, enabled=False):
-            return F.linear(hidden.float(), layer.weight[rows].float(), bias)
+def _exact_logits(layer, hidden, rows):
+    """Those of some tokens, in float32 whatever the precision around.
+
+    bfloat16 has steps of 0.125 from 16 on: the likeliest two would often be
+    equal, and the class that is listed first would be taken.
+    """
+    bias = None if layer.bias is None else layer.bias[rows].float()
+    with torch.autocast(hidden.device.type, enabled=False):
+        return F.linear(hidden.float(), layer.weight[rows].float(), bias)

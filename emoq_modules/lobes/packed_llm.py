@@ -2,6 +2,12 @@
 
 Apart from the decoder, which makes losses and posteriors of these: what a kind
 of LLM asks for (masks, positions, the name of its cache) is known here alone.
+
+Prompts share rows where attention is all that joins tokens, and takes masks
+and positions as they are given. Where a layer carries a state from token to
+token (Mamba, LFM2, RecurrentGemma, Qwen3-Next), or attention makes a bias of
+distances itself (Bloom, MPT, Falcon's), each prompt has a row of its own, which
+the LLM reads as it would by itself.
 """
 
 import inspect
@@ -38,6 +44,7 @@ class PackedLLM:
 
     def __init__(self, llm, prefix_ids, pad_id):
         self.llm = llm
+        self.windows = _windows(llm)
         self.prefix_ids = prefix_ids
         self.pad_id = pad_id
         self._cached_prefixes = {}  # by device and precision
@@ -72,12 +79,14 @@ class PackedLLM:
             ``(sum of counts, d_l)``, one prompt after another.
         """
         self._leave_casts_to_autocast()
+        packs = row_tokens and self.windows is not None
         soft = int(soft_prompts is not None)
         sequences = [
             before + [self.pad_id] * soft + after for before, after in prompts
         ]
         embed = self.llm.get_input_embeddings()
-        packed = pack(sequences, len(self.prefix_ids), row_tokens, self.pad_id)
+        shared = len(self.prefix_ids) if packs else 0
+        packed = pack(sequences, shared, row_tokens * packs, self.pad_id)
         packed = Packed(*(part.to(embed.weight.device) for part in packed))
         inputs = embed(packed.tokens)  # (R, S, d_l)
         if soft:
@@ -86,18 +95,20 @@ class PackedLLM:
             )
             soft_prompts = soft_prompts.to(inputs.dtype)
             inputs = inputs.index_put((packed.rows, places), soft_prompts)
-        past, known = None, 0
-        if keep_prefix and not torch.is_grad_enabled():
-            past = self._prefix_cache(len(inputs))
-            known = past.get_seq_length()
+        given, known = {}, 0
+        if packs:
+            past = None
+            if keep_prefix and not torch.is_grad_enabled():
+                past = self._prefix_cache(len(inputs))
+                known = past.get_seq_length()
+            given = {
+                "attention_mask": self._masks(packed, known, inputs.dtype),
+                "position_ids": packed.positions[:, known:],
+                self._cache_argument(): past,
+            }
+        # What pads comes after the prompt, where nothing is read.
         hidden = self.llm.base_model(
-            inputs_embeds=inputs[:, known:],
-            attention_mask=self._additive_if_eager(
-                packed.attention_mask[:, :, known:], inputs.dtype
-            ),
-            position_ids=packed.positions[:, known:],
-            use_cache=False,
-            **{self._cache_argument(): past},
+            inputs_embeds=inputs[:, known:], use_cache=False, **given
         ).last_hidden_state
         last = [
             (index, len(sequence) - count + k)
@@ -153,9 +164,40 @@ class PackedLLM:
         for module in self._adapted:
             module.cast_input_dtype_enabled = wanted
 
-    def _additive_if_eager(self, attention_mask, dtype):
-        if self.llm.config._attn_implementation != "eager":
-            return attention_mask
-        # It adds the mask to the scores.
-        mask = torch.zeros_like(attention_mask, dtype=dtype)
-        return mask.masked_fill(~attention_mask, torch.finfo(dtype).min)
+    def _masks(self, packed, known, dtype):
+        """What each kind of layer attends to, ``(R, 1, S - known, S)``."""
+        masks, places = {}, packed.positions
+        distances = places[:, known:, None] - places[:, None]
+        for kind, window in self.windows.items():
+            mask = packed.attention_mask[:, :, known:]
+            if window is not None:  # in a sequence's own places
+                mask = mask & (distances < window)[:, None]
+            if self.llm.config._attn_implementation == "eager":
+                # It adds the mask to the scores.
+                added = torch.zeros_like(mask, dtype=dtype)
+                mask = added.masked_fill(~mask, torch.finfo(dtype).min)
+            masks[kind] = mask
+        return masks if len(masks) > 1 else mask
+
+
+def _windows(llm):
+    """How far each kind of layer sees, None without end.
+
+    None in the place of all if rows cannot be shared.
+    """
+    config = llm.config.get_text_config()
+    if (
+        getattr(llm, "_is_stateful", False)
+        or not getattr(llm, "_supports_attention_backend", False)
+        or getattr(config, "attention_chunk_size", None) is not None
+    ):
+        return None
+    windows = {
+        "full_attention": None,
+        "sliding_attention": getattr(config, "sliding_window", None),
+    }
+    # Without types all layers are of the kind that the window tells.
+    layer_types = getattr(config, "layer_types", None) or ["sliding_attention"]
+    if not set(layer_types) <= set(windows):
+        return None
+    return {kind: windows[kind] for kind in layer_types}

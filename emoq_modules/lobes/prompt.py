@@ -9,7 +9,7 @@ before can pass for the transcript or the speaker.
 from itertools import combinations
 from os.path import commonprefix
 
-from jinja2.exceptions import TemplateError
+from emoq_modules.lobes.chat import Chat
 
 _AUDIO = "<AUDIO>"
 # Characters for private use stand for the fields while the chat template is
@@ -24,10 +24,6 @@ _PLACES = {
 # No token of any vocabulary begins or ends with this one and goes on.
 _ANCHOR = "\ue004"
 _BETWEEN_TURNS = " | "
-# What a chat template that asks for the day's date is told, in any form:
-# prompts, and what comes of them, are the same every day. The + keeps a newline
-# at the template's beginning.
-_SAME_DATE = "{% macro strftime_now(form) %}26 Jul 2024{% endmacro +%}"
 
 
 class PromptTemplate:
@@ -158,7 +154,7 @@ class TokenizedPrompt:
         self.template = template
         self.tokenizer = tokenizer
         self.labels = list(labels)
-        self._options = chat_template_options
+        self._chat = Chat(tokenizer, **chat_template_options)
         if others := set(words or {}) - set(labels):
             raise ValueError(
                 f"There are words for {', '.join(sorted(map(str, others)))}, "
@@ -191,6 +187,17 @@ class TokenizedPrompt:
         return len({tuple(word) for word in self.label_ids}) == len(
             self.label_ids
         ) and all(len(word) == 1 for word in self.label_ids)
+
+    def check(self):
+        """Refuses a chat template that this prompt does not survive.
+
+        Raises
+        ------
+        ValueError
+            As of ``Chat.check``.
+        """
+        template = self.template
+        self._chat.check(self._system, template.user, template.answer)
 
     def encode(self, text=None, speaker=None, context=()):
         """Tokenizes the prompt of one utterance.
@@ -294,38 +301,15 @@ class TokenizedPrompt:
         user = "\n".join(lines)
         for place, mark in _PLACES.items():
             user = user.replace(place, mark)
-        system = self.template.system.format(labels=", ".join(self.words))
-        return self._apply_chat_template(system, user) + self.template.answer
+        return self._chat.render(self._system, user) + self.template.answer
 
-    def _apply_chat_template(self, system, user, answer=None):
-        """The chat, up to the assistant's turn or with its ``answer``."""
-        if self.tokenizer.chat_template is None:
-            return f"{self.tokenizer.bos_token or ''}{system}\n\n{user}\n\n"
-        system_turn = {"role": "system", "content": system}
-        user_turn = {"role": "user", "content": user}
-        turns = [{"role": "assistant", "content": answer}] * bool(answer)
-        options = {
-            "tokenize": False,
-            "add_generation_prompt": answer is None,
-            "chat_template": _SAME_DATE + self.tokenizer.get_chat_template(),
-            **self._options,
-        }
-        try:
-            return self.tokenizer.apply_chat_template(
-                [system_turn, user_turn, *turns], **options
-            )
-        except TemplateError:  # Gemma's, for one, knows no system turn.
-            user_turn["content"] = f"{system}\n\n{user}"
-            return self.tokenizer.apply_chat_template(
-                [user_turn, *turns], **options
-            )
+    @property
+    def _system(self):
+        return self.template.system.format(labels=", ".join(self.words))
 
     def _end_of_turn(self):
         """What the chat template closes a turn with, or else eos_token."""
-        closing = ""
-        if self.tokenizer.chat_template is not None:
-            chat = self._apply_chat_template("a", "b", _ANCHOR)
-            closing = chat.rpartition(_ANCHOR)[2].strip()
+        closing = self._chat.closing()
         if closing:
             return self._template_ids(closing, is_within=True)[0]
         if self.tokenizer.eos_token_id is None:

@@ -11,6 +11,7 @@ from pathlib import Path
 from statistics import median
 
 import torch
+from ruamel.yaml import YAML
 from speechbrain.utils.distributed import (
     ddp_barrier,
     if_main_process,
@@ -45,9 +46,13 @@ def run_folds(runs, run_opts=None):
     Takes what ``plan_runs`` returned, and returns the results of each stage,
     over the folds together, as text.
     """
-    folders = {}
+    folders, tried = {}, []
     for run in runs:
-        for stage in _due(run):
+        _refuse_half_precision(run, run_opts)
+        due = _due(run)
+        if len(due) > 1:
+            run_on_main(_try_llm, args=[run, tried])
+        for stage in due:
             run_stage(stage, run_opts)
         weights = run.hparams["fusion_weights"]
         if run.hparams["stage"] == 2 and weights is not None:
@@ -76,6 +81,31 @@ def _due(run):
         )
     logger.info(f"{weights} is not there yet: stage 1 comes first.")
     return [run.first, run]
+
+
+def _refuse_half_precision(run, run_opts):
+    if run.hparams.get("llm_dtype") != "float16":
+        return
+    if "cpu" in str((run_opts or {}).get("device") or infer_device()):
+        raise ConfigurationError(
+            "llm_dtype is float16, which is for a GPU, and this run is on a "
+            "CPU: set it to float32, or to bfloat16."
+        )
+
+
+def _try_llm(run, tried):
+    """Builds the decoder of a stage 2, which tries the LLM, and drops it.
+
+    What is wrong with it shows before stage 1 takes its hours; once for all
+    folds. An LLM that is built on the spot is none of a person's choice, and
+    its transcripts are not there yet.
+    """
+    decoder = YAML().load(run.hparams_yaml)["decoder"]
+    wanted = decoder.get("check") and isinstance(decoder["source"], str)
+    if wanted and decoder not in tried:
+        logger.info(f"Trying the LLM {decoder['source']} first.")
+        run.load("decoder")
+        tried.append(decoder)
 
 
 def run_stage(run, run_opts=None):

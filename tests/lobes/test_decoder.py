@@ -360,33 +360,6 @@ def test_posteriors_tell_apart_what_ties_in_bfloat16(llm):
     assert [ties(posteriors) for posteriors in seen] == [0, 0]
 
 
-@pytest.mark.parametrize(
-    "source",
-    [
-        None,
-        {"model_type": "llama", **TINY, **HEADS},
-        {"model_type": "mistral", **TINY, **HEADS},
-        {"model_type": "gpt2", **TINY},
-    ],
-    ids=lambda source: source["model_type"] if source else "qwen2",
-)
-def test_posteriors_equal_the_full_computation(llm, source, embeddings):
-    decoder = make_decoder(source or llm, tokenizer=llm)
-    rows = [ids[0] for ids in decoder.prompt.label_ids]
-    expected = torch.stack(
-        [
-            full_logits(decoder, *item)[-1, rows].softmax(dim=-1)
-            for item in zip(embeddings, TEXTS, SPEAKERS, strict=True)
-        ]
-    )
-    posteriors = decoder.posteriors(embeddings, encode(decoder))
-    torch.testing.assert_close(posteriors, expected, atol=1e-5, rtol=1e-5)
-    decoder.cache_prefix = True
-    with torch.no_grad():
-        posteriors = decoder.posteriors(embeddings, encode(decoder))
-    torch.testing.assert_close(posteriors, expected, atol=1e-5, rtol=1e-5)
-
-
 def test_text_only_prompt_needs_no_embeddings(llm):
     decoder = SoftPromptDecoder(llm, template(audio=""), LABELS).eval()
     posteriors = decoder.posteriors(None, encode(decoder))

@@ -33,6 +33,7 @@ def test_how_far_a_recording_alone_is_from_the_same_in_a_batch_in_bfloat16(
         LABELS,
         lora=None,
         dtype="bfloat16",
+        check=True,
     ).eval()
     decoder.cache_prefix = True
     prompts = decoder.prompt.encode_batch(
