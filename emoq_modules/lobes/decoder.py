@@ -354,6 +354,8 @@ def _exact_logits(layer, hidden, rows):
     bfloat16 has steps of 0.125 from 16 on: the likeliest two would often be
     equal, and the class that is listed first would be taken.
     """
+    if isinstance(rows, list):
+        rows = torch.tensor(rows, device=hidden.device)
     bias = None if layer.bias is None else layer.bias[rows].float()
     with torch.autocast(hidden.device.type, enabled=False):
         return F.linear(hidden.float(), layer.weight[rows].float(), bias)
