@@ -185,8 +185,10 @@ class SoftPromptDecoder(nn.Module):
 
         Arguments
         ---------
-        embeddings : torch.Tensor | None
-            ``(B, embedding_dim)``; None if the prompt has no ``<AUDIO>``.
+        embeddings : torch.Tensor | tuple | None
+            ``(B, embedding_dim)``; or several soft prompts each, ``(B, N,
+            embedding_dim)``, and their relative lengths, ``(B,)``; None if the
+            prompt has no ``<AUDIO>``.
         prompts : list of tuple
             What ``prompt.encode_batch`` gives.
         labels : torch.Tensor | None
@@ -223,7 +225,7 @@ class SoftPromptDecoder(nn.Module):
 
         Arguments
         ---------
-        embeddings : torch.Tensor | None
+        embeddings : torch.Tensor | tuple | None
             As ``forward`` takes them.
         prompts : list of tuple
             Likewise.
@@ -247,7 +249,7 @@ class SoftPromptDecoder(nn.Module):
 
         Arguments
         ---------
-        embeddings : torch.Tensor | None
+        embeddings : torch.Tensor | tuple | None
             As ``forward`` takes them.
         prompts : list of tuple
             Likewise.
@@ -291,8 +293,13 @@ class SoftPromptDecoder(nn.Module):
 
     def _last_states(self, embeddings, prompts, counts):
         soft_prompts = None
-        if self.projector is not None:
-            soft_prompts = self.projector(embeddings)
+        if isinstance(embeddings, tuple):
+            several, lens = embeddings
+            numbers = (lens.float() * several.shape[1]).round().long().tolist()
+            own = [row[:n] for row, n in zip(several, numbers, strict=True)]
+            soft_prompts = self.projector(torch.cat(own)).split(numbers)
+        elif self.projector is not None:
+            soft_prompts = self.projector(embeddings).split(1)
         return self._reader.last_states(
             prompts, soft_prompts, counts, self.row_tokens, self.cache_prefix
         )

@@ -40,7 +40,8 @@ def check_llm(llm, prompt, score, row_tokens):
     reader = PackedLLM(llm, prompt.prefix_ids, prompt.eos_id)
     soft = None
     if prompt.template.has_audio:
-        soft = llm.get_input_embeddings()(torch.tensor([words[0]] * 2))
+        tokens = torch.tensor([words[0]] * 2, device=llm.device)
+        soft = llm.get_input_embeddings()(tokens).split(1)
 
     def differ(*how):
         states = reader.last_states(prompts, soft, [1, 1], *how)
@@ -85,7 +86,9 @@ def _alone(llm, prompts, template, token):
     try:
         for before, after in prompts:
             tokens = before + [token] * template.has_audio + after
-            found = llm(torch.tensor([tokens]), use_cache=False)
+            found = llm(
+                torch.tensor([tokens], device=llm.device), use_cache=False
+            )
             logits.append(found.logits[0, -1])
     finally:
         hook.remove()

@@ -38,7 +38,8 @@ class PackedLLM:
     >>> tiny |= {"num_key_value_heads": 1, "intermediate_size": 32}
     >>> reader = PackedLLM(load_llm(tiny), prefix_ids=[7], pad_id=0)
     >>> prompts = [([7, 8], [9]), ([7, 1, 2], [3])]
-    >>> reader.last_states(prompts, torch.rand(2, 16), [1, 2]).shape
+    >>> soft_prompts = [torch.rand(1, 16), torch.rand(4, 16)]
+    >>> reader.last_states(prompts, soft_prompts, [1, 2]).shape
     torch.Size([3, 16])
     """
 
@@ -62,9 +63,9 @@ class PackedLLM:
         Arguments
         ---------
         prompts : list of tuple
-            Token ids before and after the soft prompt, of each.
-        soft_prompts : torch.Tensor | None
-            One for each prompt, ``(B, d_l)``; None if there are none.
+            Token ids before and after the soft prompts, of each.
+        soft_prompts : list of torch.Tensor | None
+            Those of each, ``(N, d_l)``; None if there are none.
         counts : list of int
             How many states are wanted of each prompt, from its end.
         row_tokens : int
@@ -80,21 +81,23 @@ class PackedLLM:
         """
         self._leave_casts_to_autocast()
         packs = row_tokens and self.windows is not None
-        soft = int(soft_prompts is not None)
+        numbers = [0] * len(prompts)
+        if soft_prompts is not None:
+            numbers = list(map(len, soft_prompts))
         sequences = [
-            before + [self.pad_id] * soft + after for before, after in prompts
+            before + [self.pad_id] * number + after
+            for (before, after), number in zip(prompts, numbers, strict=True)
         ]
         embed = self.llm.get_input_embeddings()
         shared = len(self.prefix_ids) if packs else 0
         packed = pack(sequences, shared, row_tokens * packs, self.pad_id)
         packed = Packed(*(part.to(embed.weight.device) for part in packed))
         inputs = embed(packed.tokens)  # (R, S, d_l)
-        if soft:
-            places = packed.shifts + torch.tensor(
-                [len(before) for before, _ in prompts], device=inputs.device
-            )
-            soft_prompts = soft_prompts.to(inputs.dtype)
-            inputs = inputs.index_put((packed.rows, places), soft_prompts)
+        if soft_prompts is not None:
+            firsts = [len(before) for before, _ in prompts]
+            where = packed.where(firsts, numbers)
+            projected = torch.cat(list(soft_prompts)).to(inputs.dtype)
+            inputs = inputs.index_put(where, projected)
         given, known = {}, 0
         if packs:
             past = None
@@ -110,16 +113,12 @@ class PackedLLM:
         hidden = self.llm.base_model(
             inputs_embeds=inputs[:, known:], use_cache=False, **given
         ).last_hidden_state
-        last = [
-            (index, len(sequence) - count + k)
-            for index, (sequence, count) in enumerate(
-                zip(sequences, counts, strict=True)
-            )
-            for k in range(count)
+        firsts = [
+            len(sequence) - count
+            for sequence, count in zip(sequences, counts, strict=True)
         ]
-        owners, places = torch.tensor(last, device=hidden.device).unbind(dim=1)
-        places = packed.shifts[owners] + places - known
-        return hidden[packed.rows[owners], places]
+        rows, columns = packed.where(firsts, counts)
+        return hidden[rows, columns - known]
 
     def _prefix_cache(self, num_rows):
         """Keys and values of what every prompt begins with, in each row."""

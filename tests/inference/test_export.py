@@ -31,7 +31,7 @@ from tests.fake_hub import COMMIT, Hub
 
 LABELS = ["angry", "happy", "sad"]
 ABLATIONS = [
-    *("text_only", "without_emoqformer", "audio_only"),
+    *("text_only", "without_emoqformer", "audio_only", "mean_of_frames"),
     *("emoqformer_audio", "emoqformer_text"),
 ]
 

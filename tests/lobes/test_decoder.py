@@ -68,7 +68,7 @@ def full_logits(decoder, embedding, text, speaker, answer=()):
     inputs = torch.cat(
         [
             embed(torch.tensor(before)),
-            decoder.projector(embedding)[None],
+            decoder.projector(embedding).view(-1, embed.embedding_dim),
             embed(torch.tensor([*after, *answer])),
         ]
     )
@@ -96,6 +96,34 @@ def test_loss_equals_the_full_computation(decoder, embeddings):
     loss = decoder.loss(embeddings, encode(decoder), TARGETS)
     torch.testing.assert_close(loss, total / weights, atol=1e-5, rtol=1e-5)
     assert decoder.answer_weight(TARGETS) == weights
+
+
+@pytest.mark.parametrize("row_tokens", [0, 1024])
+def test_each_may_have_any_number_of_soft_prompts(llm, embeddings, row_tokens):
+    decoder = make_decoder(llm, row_tokens=row_tokens)
+    torch.manual_seed(2)
+    several, counts = torch.randn(3, 5, DIM), [5, 1, 3]
+    batch = (several, torch.tensor(counts) / 5), encode(decoder)
+    rows = [ids[0] for ids in decoder.prompt.label_ids]
+    items = list(zip(several, counts, TEXTS, SPEAKERS, strict=True))
+    expected = torch.stack(
+        [
+            full_logits(decoder, own[:count], *words)[-1, rows].softmax(dim=-1)
+            for own, count, *words in items
+        ]
+    )
+    loss, posteriors = decoder(*batch, TARGETS)
+    torch.testing.assert_close(posteriors, expected, atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(loss, decoder.loss(*batch, TARGETS))
+    decoder.cache_prefix = True
+    with torch.no_grad():
+        found = decoder.posteriors(*batch)
+    torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-5)
+    one = (embeddings[:, None], torch.ones(3)), encode(decoder)
+    torch.testing.assert_close(
+        decoder.posteriors(*one),
+        decoder.posteriors(embeddings, encode(decoder)),
+    )
 
 
 CONTEXTS = [

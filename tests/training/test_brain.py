@@ -300,6 +300,16 @@ def test_embeddings_of_the_set_measured_last_stay_in_its_order(tmp_path):
     torch.testing.assert_close(brain.tested_embeddings, expected)
 
 
+def test_of_several_embeddings_of_an_utterance_the_mean_is_kept(tmp_path):
+    brain = make_brain(tmp_path)
+    brain.on_stage_start(sb.Stage.TEST)
+    several, lens = torch.randn(2, 4, DIM), torch.tensor([0.5, 1.0])
+    brain.keep_tested((several, lens), sb.Stage.TEST)
+    first, second = brain.tested_embeddings
+    torch.testing.assert_close(first, several[0, :2].mean(dim=0))
+    torch.testing.assert_close(second, several[1].mean(dim=0))
+
+
 class WatchingEncoder(FrozenEncoder):
     """Notes in which mode it works; of each sample it makes a frame."""
 
