@@ -4,9 +4,11 @@ Each stage of each fold goes one way: its corpus is prepared, its manifests are
 read, its objects are made, it trains, is evaluated, and leaves its results.
 """
 
+import gc
 import os
 import sys
 import time
+from functools import partial
 from pathlib import Path
 from statistics import median
 
@@ -49,11 +51,9 @@ def run_folds(runs, run_opts=None):
     folders, tried = {}, []
     for run in runs:
         _refuse_half_precision(run, run_opts)
-        due = _due(run)
-        if len(due) > 1:
-            run_on_main(_try_llm, args=[run, tried])
-        for stage in due:
-            run_stage(stage, run_opts)
+        for stage in _due(run):
+            check = stage is not run and partial(_try_llm, run, tried)
+            run_stage(stage, run_opts, check)
         weights = run.hparams["fusion_weights"]
         if run.hparams["stage"] == 2 and weights is not None:
             folders.setdefault("stage 1", []).append(Path(weights).parent)
@@ -97,23 +97,28 @@ def _try_llm(run, tried):
     """Builds the decoder of a stage 2, which tries the LLM, and drops it.
 
     What is wrong with it shows before stage 1 takes its hours; once for all
-    folds. An LLM that is built on the spot is none of a person's choice, and
-    its transcripts are not there yet.
+    folds. An LLM that is built on the spot fits.
     """
     decoder = YAML().load(run.hparams_yaml)["decoder"]
     wanted = decoder.get("check") and isinstance(decoder["source"], str)
     if wanted and decoder not in tried:
         logger.info(f"Trying the LLM {decoder['source']} first.")
         run.load("decoder")
+        gc.collect()  # before the next is there
         tried.append(decoder)
 
 
-def run_stage(run, run_opts=None):
-    """Runs one stage, or goes on where it was stopped."""
+def run_stage(run, run_opts=None, check=None):
+    """Runs one stage, or goes on where it was stopped.
+
+    ``check`` is called once the data is there, and before anything trains.
+    """
     started = time.time()
     # Data first: what is wrong there shows before models take their time.
     enter_folder(run)
     manifests, dialogues = read_corpus(run.hparams)
+    if check:
+        run_on_main(check)
     hparams = _load_in_turn(run)
     brain = _make_brain(hparams, run_opts)
     progressbar = sys.stderr.isatty() and not brain.noprogressbar
