@@ -128,7 +128,8 @@ class SoftPromptDecoder(nn.Module):
         # First, as what is wrong with it shows before the weights are there.
         self.prompt = prompt.bind(
             load_tokenizer(tokenizer or source, revision),
-            *(labels, words),
+            labels,
+            words=words,
             **(chat_template_options or {}),
         )
         if check:

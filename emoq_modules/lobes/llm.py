@@ -117,15 +117,14 @@ def _configuration(source, revision):
             "transformers, or a later version of that."
         ) from error
     name = type(config).__name__.removesuffix("Config")
+    reason = None
     if type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING:
+        reason = "is no causal language model"
+    elif config.get_text_config() is not config:
+        reason = "has parts for more than text, which nothing would use"
+    if reason is not None:
         raise BackboneError(
-            f"The LLM {shown} is a {name}, which is no causal language model: "
-            "choose another, such as Qwen2.5."
-        )
-    if config.get_text_config() is not config:
-        raise BackboneError(
-            f"The LLM {shown} is a {name}, which is made for more than text, "
-            "with parts that nothing would train or use: choose one for text "
+            f"The LLM {shown} is a {name}, which {reason}: choose one for text "
             "alone, such as Qwen2.5."
         )
     for key, change in _CHANGES.items():

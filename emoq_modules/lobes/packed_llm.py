@@ -95,7 +95,7 @@ class PackedLLM:
         inputs = embed(packed.tokens)  # (R, S, d_l)
         if soft_prompts is not None:
             firsts = [len(before) for before, _ in prompts]
-            where = packed.where(firsts, numbers)
+            where = _where(packed, firsts, numbers)
             projected = torch.cat(list(soft_prompts)).to(inputs.dtype)
             inputs = inputs.index_put(where, projected)
         given, known = {}, 0
@@ -117,7 +117,7 @@ class PackedLLM:
             len(sequence) - count
             for sequence, count in zip(sequences, counts, strict=True)
         ]
-        rows, columns = packed.where(firsts, counts)
+        rows, columns = _where(packed, firsts, counts)
         return hidden[rows, columns - known]
 
     def _prefix_cache(self, num_rows):
@@ -177,6 +177,17 @@ class PackedLLM:
                 mask = added.masked_fill(~mask, torch.finfo(dtype).min)
             masks[kind] = mask
         return masks if len(masks) > 1 else mask
+
+
+def _where(packed, firsts, numbers):
+    """Rows and columns of some tokens of each sequence, from the first on."""
+    places = [
+        (index, first + k)
+        for index, first in enumerate(firsts)
+        for k in range(numbers[index])
+    ]
+    owners, places = torch.tensor(places, device=packed.rows.device).T
+    return packed.rows[owners], packed.shifts[owners] + places
 
 
 def _windows(llm):

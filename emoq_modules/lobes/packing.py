@@ -37,31 +37,6 @@ class Packed(NamedTuple):
     rows: torch.Tensor
     shifts: torch.Tensor
 
-    def where(self, firsts, numbers):
-        """Finds tokens that follow each other in their sequences.
-
-        Arguments
-        ---------
-        firsts : list of int
-            The place of the first of them in each sequence.
-        numbers : list of int
-            How many of each sequence, any number.
-
-        Returns
-        -------
-        rows : torch.Tensor
-            ``(sum of numbers,)``, one sequence after another.
-        columns : torch.Tensor
-            Likewise.
-        """
-        places = [
-            (index, first + k)
-            for index, first in enumerate(firsts)
-            for k in range(numbers[index])
-        ]
-        owners, places = torch.tensor(places, device=self.rows.device).T
-        return self.rows[owners], self.shifts[owners] + places
-
 
 def pack(sequences, num_shared, max_tokens, pad_id):
     """Packs sequences into rows of similar length.

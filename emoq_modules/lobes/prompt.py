@@ -94,7 +94,7 @@ class PromptTemplate:
         self.has_audio = _AUDIO in user
         self.has_context = _CONTEXT in user
 
-    def bind(self, tokenizer, labels, words=None, **chat_template_options):
+    def bind(self, tokenizer, labels, **options):
         """Makes of this template the prompt of one LLM.
 
         Arguments
@@ -103,19 +103,15 @@ class PromptTemplate:
             The LLM's tokenizer.
         labels : list of str
             The classes, in their order.
-        words : dict | None
-            As of ``TokenizedPrompt``.
-        **chat_template_options : dict
-            Likewise.
+        **options : dict
+            Further arguments of ``TokenizedPrompt``.
 
         Returns
         -------
         TokenizedPrompt
             The prompt in token ids.
         """
-        return TokenizedPrompt(
-            self, tokenizer, labels, words, **chat_template_options
-        )
+        return TokenizedPrompt(self, tokenizer, labels, **options)
 
 
 class TokenizedPrompt:

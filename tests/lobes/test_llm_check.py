@@ -66,7 +66,7 @@ APART["recurrent_gemma"] |= {"attention_window_size": 8}
 RANDOM = dict.fromkeys(("initializer_range", "init_std"), 0.4)
 REFUSED = {
     "gemma2": ({**GROUPED}, "changes its logits after .*final_logit_softcap"),
-    "gemma3": ({}, "is a Gemma3, which is made for more than text"),
+    "gemma3": ({}, "is a Gemma3, which has parts for more than te"),
     "gemma4_text": (GROUPED, "gives tokens to every layer"),
     "t5": ({}, "is a T5, which is no causal language model"),
     "bert": ({}, "something else of a prompt in a batch .* left to right"),

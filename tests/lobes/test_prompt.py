@@ -291,15 +291,15 @@ def test_fields_and_words_are_tokenized_as_in_the_middle_of_a_text(parts):
 
 def test_words_stand_for_labels(qwen):
     template = PromptTemplate(SYSTEM, USER)
-    prompt = template.bind(qwen, ["happy", "sad"], {"sad": "sadness"})
+    prompt = template.bind(qwen, ["happy", "sad"], words={"sad": "sadness"})
     named = template.bind(qwen, ["happy", "sadness"])
     assert prompt.encode("x") == named.encode("x")
     assert prompt.label_ids == named.label_ids
     assert prompt.labels == ["happy", "sad"]
     with pytest.raises(ValueError, match="words for sadness, but the labels"):
-        template.bind(qwen, ["happy", "sad"], {"sadness": "sad"})
+        template.bind(qwen, ["happy", "sad"], words={"sadness": "sad"})
     with pytest.raises(ValueError, match="twice"):
-        template.bind(qwen, ["happy", "sad"], {"sad": "happy"})
+        template.bind(qwen, ["happy", "sad"], words={"sad": "happy"})
 
 
 def test_a_turn_ends_as_the_template_ends_it_whatever_eos_token_is(qwen):
