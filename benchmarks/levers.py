@@ -193,9 +193,9 @@ def _memory_rows(fusion, decoder, examples):
 
 
 def _casts_by_peft(decoder):
-    for module in decoder._adapted:
+    for module in decoder._reader._adapted:
         module.cast_input_dtype_enabled = True
-    return patch.object(decoder, "_leave_casts_to_autocast")
+    return patch.object(decoder._reader, "_leave_casts_to_autocast")
 
 
 def _loss(decoder, embeddings, batch):

@@ -9,6 +9,7 @@ from importlib import import_module
 
 _PUBLIC = {
     "AttentivePooling": "lobes.pooling",
+    "AudioFrames": "lobes.baselines",
     "ClassGroupSampler": "dataio.sampler",
     "EmoQFormer": "lobes.qformer",
     "EmotionRecognizer": "inference.recognizer",

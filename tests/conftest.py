@@ -4,18 +4,16 @@ import multiprocessing
 import os
 import socket
 import time
-from io import StringIO
 from pathlib import Path
 
 import pytest
 import torch
 import torch.distributed as dist
 from huggingface_hub import constants
-from ruamel.yaml import YAML
 
 import train
 from emoq_modules.lobes.small_backbones import build_llm, build_text_encoder
-from emoq_modules.training.configuration import load_hparams
+from emoq_modules.training.configuration import StageRun
 from emoq_modules.training.distributed import init_ranks
 
 # The models are tiny: more threads would only get in each other's way.
@@ -112,9 +110,7 @@ def no_hub(use_hub):
 
 def load_keys(hparams_yaml, *keys):
     """Makes the objects of some keys of a composed experiment."""
-    tree, text = YAML().load(hparams_yaml), StringIO()
-    YAML().dump({key: tree[key] for key in keys}, text)
-    return load_hparams(text.getvalue())
+    return StageRun(hparams_yaml).load(*keys)
 
 
 def fork(work, *args):

@@ -89,6 +89,7 @@ def save_recognizer(folder, resolved, hparams):
     folder = Path(folder)
     training = YAML().load(resolved)
     tree = {key: training[key] for key in _KEYS}
+    tree["decoder"].pop("check", None)  # it was, before training
     for key in ("text_encoder", "llm", "llm_tokenizer"):
         # A backbone built on the spot is there now, and not built again.
         if training[key] != hparams[key]:

@@ -20,6 +20,7 @@ _STANDARD = {
 }
 # Exact names: a whole package of functions would be as good as a shell.
 _NAMES = {
+    "!new:emoq_modules.AudioFrames",
     "!new:emoq_modules.EmoQFormer",
     "!new:emoq_modules.FbankEncoder",
     "!new:emoq_modules.HuggingFaceEncoder",

@@ -1,21 +1,70 @@
 """Ablations and baselines.
 
-The mean of the frames, in the place of the EmoQ-Former (Table 4 of the paper);
-and a linear probe of an audio encoder, the baseline of Tables 1 and 2.
+The frames themselves or their mean in the place of the EmoQ-Former, Table 4 of
+the paper; and a linear probe of an encoder, the baseline of Tables 1 and 2.
 """
 
 import torch
-from speechbrain.dataio.dataio import length_to_mask
 from torch import nn
 from torch.nn import functional as F
 
 from emoq_modules.lobes.audio_encoder import HuggingFaceEncoder
+from emoq_modules.lobes.pooling import mean_over_time
+
+
+class AudioFrames(nn.Module):
+    """The audio frames themselves, in the place of the EmoQ-Former.
+
+    It is the fusion of "audio only" and "without EmoQ-Former" in Table 4: the
+    LLM gets every frame as a soft prompt. Encoders and their layers give frames
+    of any size and about any mean; the projector expects unit vectors.
+
+    Arguments
+    ---------
+    audio_dim : int
+        Size of an audio frame, and of an embedding.
+
+    Example
+    -------
+    >>> fusion = AudioFrames(audio_dim=8)
+    >>> frames, _ = fusion(torch.rand(3, 20, 8), torch.ones(3), None, None)
+    >>> frames.shape
+    torch.Size([3, 20, 8])
+    """
+
+    def __init__(self, audio_dim):
+        super().__init__()
+        self.output_dim = audio_dim
+
+    def forward(self, audio, audio_lens, tokens, token_lens):
+        """Centers and scales each frame.
+
+        Arguments
+        ---------
+        audio : torch.Tensor
+            Frames of any encoder, ``(B, T, audio_dim)``.
+        audio_lens : torch.Tensor
+            Relative lengths, ``(B,)``.
+        tokens : torch.Tensor | None
+            Unused; part of the interface of ``EmoQFormer``.
+        token_lens : torch.Tensor | None
+            Likewise.
+
+        Returns
+        -------
+        embeddings : torch.Tensor
+            ``(B, T, audio_dim)``, each of mean 0 and unit L2 norm.
+        lens : torch.Tensor
+            Their relative lengths, ``(B,)``.
+        """
+        normal = F.layer_norm(audio, audio.shape[-1:])
+        return F.normalize(normal, dim=-1), audio_lens
 
 
 class MeanPooledAudio(nn.Module):
     """The mean of the audio frames, in the place of the EmoQ-Former.
 
-    It is the fusion of "audio only" and "without EmoQ-Former" in Table 4.
+    It is one soft prompt, where ``AudioFrames`` gives the LLM all of them.
 
     Arguments
     ---------
@@ -52,12 +101,7 @@ class MeanPooledAudio(nn.Module):
         torch.Tensor
             Embeddings, ``(B, audio_dim)``, each of unit L2 norm.
         """
-        # Rounded, as in float32 some k / T * T exceed k.
-        counts = (audio_lens.float() * audio.shape[1]).round()
-        inside = length_to_mask(counts, audio.shape[1], dtype=torch.bool)
-        mask = inside[..., None]  # (B, T, 1)
-        mean = (audio * mask).sum(dim=1) / mask.sum(dim=1)
-        return F.normalize(mean, dim=-1)
+        return F.normalize(mean_over_time(audio, audio_lens), dim=-1)
 
 
 class LayerWeightedMean(nn.Module):

@@ -6,16 +6,17 @@ The embedding e'_q is projected into the LLM's space and stands in the place of
 Source: Y. Yang and M.-W. Mak, https://arxiv.org/abs/2509.15775, Sec. 2.3.
 """
 
-import inspect
+from functools import partial
+from pathlib import Path
 
 import torch
 from torch import nn
 from torch.nn import functional as F
-from transformers import DynamicCache
 
 from emoq_modules.lobes.backbones import load_tokenizer
 from emoq_modules.lobes.llm import load_llm
-from emoq_modules.lobes.packing import Packed, pack
+from emoq_modules.lobes.llm_check import check_llm
+from emoq_modules.lobes.packed_llm import PackedLLM
 from emoq_modules.lobes.projector import Projector
 
 # LoRA of the paper; on which layers and with which alpha, it does not say.
@@ -41,7 +42,7 @@ class SoftPromptDecoder(nn.Module):
     prompt : PromptTemplate
         The chat around the soft prompt.
     labels : list of str
-        The emotion words, in the order of the classes.
+        The classes, in their order.
     embedding_dim : int | None
         Size of the embeddings; None if the prompt has no ``<AUDIO>``.
     lora : dict | None
@@ -61,7 +62,16 @@ class SoftPromptDecoder(nn.Module):
     row_tokens : int
         The prompts of a batch lie side by side in rows of about this many
         tokens, with what all of them begin with once a row; 0 gives each a row
-        of its own.
+        of its own, which the LLM reads as it would by itself. So do LLMs whose
+        layers carry a state, such as Mamba's.
+    words : dict | None
+        What the LLM says for a label where it is not the label itself, for
+        instance ``{"sad": "sadness"}``.
+    chat_template_options : dict | None
+        What else the chat template takes, such as ``enable_thinking``.
+    check : bool
+        Whether the chat template, and an LLM with trained weights, are tried
+        for some seconds first.
 
     Raises
     ------
@@ -69,7 +79,7 @@ class SoftPromptDecoder(nn.Module):
         If the LLM, its tokenizer or bitsandbytes is not to be had.
     ValueError
         If prompt and ``embedding_dim``, or tokenizer and LLM do not fit, or
-        as ``load_llm`` does.
+        as ``load_llm`` and ``check_llm`` do.
 
     Example
     -------
@@ -101,6 +111,9 @@ class SoftPromptDecoder(nn.Module):
         gradient_checkpointing=False,
         quantization=None,
         row_tokens=1024,
+        words=None,
+        chat_template_options=None,
+        check=False,
     ):
         super().__init__()
         if prompt.has_audio != (embedding_dim is not None):
@@ -111,19 +124,28 @@ class SoftPromptDecoder(nn.Module):
             )
         self.word_weight = word_weight
         self.cache_prefix = False
-        self._cached_prefixes = {}  # by device and precision
         self.row_tokens = row_tokens
-        llm = load_llm(source, revision, getattr(torch, dtype), quantization)
+        # First, as what is wrong with it shows before the weights are there.
         self.prompt = prompt.bind(
-            load_tokenizer(tokenizer or source, revision), labels
+            load_tokenizer(tokenizer or source, revision),
+            labels,
+            words=words,
+            **(chat_template_options or {}),
         )
-        word_embeddings = llm.get_input_embeddings().weight
-        tokens, rows = len(self.prompt.tokenizer), len(word_embeddings)
+        if check:
+            self.prompt.check()
+        llm = load_llm(source, revision, getattr(torch, dtype), quantization)
+        embed, output = llm.get_input_embeddings(), llm.get_output_embeddings()
+        tokens, rows = len(self.prompt.tokenizer), len(embed.weight)
         if tokens > rows:
             raise ValueError(
                 f"The tokenizer has {tokens} tokens and the LLM {rows}: they "
                 "do not belong together."
             )
+        if check and isinstance(source, str | Path):
+            rows = [ids[0] for ids in self.prompt.label_ids]
+            score = partial(_exact_logits, output, rows=rows)
+            check_llm(llm, self.prompt, score, row_tokens)
         if gradient_checkpointing:
             llm.gradient_checkpointing_enable(
                 gradient_checkpointing_kwargs={"use_reentrant": False}
@@ -133,16 +155,29 @@ class SoftPromptDecoder(nn.Module):
             # Here, as an LLM with LoRA merged into it needs no peft.
             from peft import LoraConfig, get_peft_model
 
-            llm = get_peft_model(llm, LoraConfig(**lora)).get_base_model()
+            try:
+                llm = get_peft_model(llm, LoraConfig(**lora)).get_base_model()
+            except ValueError as error:
+                raise ValueError(
+                    f"LoRA does not go on {type(llm).__name__} as it is set: "
+                    "change lora_target_modules, or set lora_dropout to 0 "
+                    f"({' '.join(str(error).split())})."
+                ) from error
+        layers = llm.get_input_embeddings(), llm.get_output_embeddings()
+        if layers != (embed, output):
+            raise ValueError(
+                "LoRA is on the LLM's word embeddings or its output layer, of "
+                "which the decoder reads rows: leave them out of target_modules"
+                " (lora_target_modules) and modules_to_save."
+            )
         self.llm = llm
-        self._adapted = [
-            module
-            for module in llm.modules()
-            if hasattr(module, "cast_input_dtype_enabled")
-        ]
+        # Any token does for padding: it is not read.
+        self._reader = PackedLLM(
+            llm, self.prompt.prefix_ids, self.prompt.eos_id
+        )
         self.projector = None
         if embedding_dim is not None:
-            self.projector = Projector(embedding_dim, word_embeddings)
+            self.projector = Projector(embedding_dim, embed)
 
     def forward(self, embeddings, prompts, labels=None, with_posteriors=True):
         """Computes loss and posteriors, in one pass where labels are one token.
@@ -151,8 +186,10 @@ class SoftPromptDecoder(nn.Module):
 
         Arguments
         ---------
-        embeddings : torch.Tensor | None
-            ``(B, embedding_dim)``; None if the prompt has no ``<AUDIO>``.
+        embeddings : torch.Tensor | tuple | None
+            ``(B, embedding_dim)``; or several soft prompts each, ``(B, N,
+            embedding_dim)``, and their relative lengths, ``(B,)``; None if the
+            prompt has no ``<AUDIO>``.
         prompts : list of tuple
             What ``prompt.encode_batch`` gives.
         labels : torch.Tensor | None
@@ -189,7 +226,7 @@ class SoftPromptDecoder(nn.Module):
 
         Arguments
         ---------
-        embeddings : torch.Tensor | None
+        embeddings : torch.Tensor | tuple | None
             As ``forward`` takes them.
         prompts : list of tuple
             Likewise.
@@ -213,7 +250,7 @@ class SoftPromptDecoder(nn.Module):
 
         Arguments
         ---------
-        embeddings : torch.Tensor | None
+        embeddings : torch.Tensor | tuple | None
             As ``forward`` takes them.
         prompts : list of tuple
             Likewise.
@@ -253,102 +290,20 @@ class SoftPromptDecoder(nn.Module):
             for (before, after), answer in zip(prompts, answers, strict=True)
         ]
         # An answer of n tokens is predicted from the last n positions.
-        return self._last_states(embeddings, continued, map(len, answers))
+        return self._last_states(embeddings, continued, list(map(len, answers)))
 
     def _last_states(self, embeddings, prompts, counts):
-        """The last hidden states, ``(sum of counts, d_l)``, of the prompts."""
-        self._leave_casts_to_autocast()
-        soft = int(self.projector is not None)
-        # Any token does for padding and for the soft prompt: neither is read.
-        pad_id = self.prompt.eos_id
-        sequences = [
-            before + [pad_id] * soft + after for before, after in prompts
-        ]
-        embed = self.llm.get_input_embeddings()
-        packed = pack(
-            sequences, len(self.prompt.prefix_ids), self.row_tokens, pad_id
+        soft_prompts = None
+        if isinstance(embeddings, tuple):
+            several, lens = embeddings
+            numbers = (lens.float() * several.shape[1]).round().long().tolist()
+            own = [row[:n] for row, n in zip(several, numbers, strict=True)]
+            soft_prompts = self.projector(torch.cat(own)).split(numbers)
+        elif self.projector is not None:
+            soft_prompts = self.projector(embeddings).split(1)
+        return self._reader.last_states(
+            prompts, soft_prompts, counts, self.row_tokens, self.cache_prefix
         )
-        packed = Packed(*(part.to(embed.weight.device) for part in packed))
-        inputs = embed(packed.tokens)  # (R, S, d_l)
-        if soft:
-            places = packed.shifts + torch.tensor(
-                [len(before) for before, _ in prompts], device=inputs.device
-            )
-            projected = self.projector(embeddings).to(inputs.dtype)
-            inputs = inputs.index_put((packed.rows, places), projected)
-        past, known = None, 0
-        if self.cache_prefix and not torch.is_grad_enabled():
-            past = self._prefix_cache(len(inputs))
-            known = past.get_seq_length()
-        hidden = self.llm.base_model(
-            inputs_embeds=inputs[:, known:],
-            attention_mask=self._additive_if_eager(
-                packed.attention_mask[:, :, known:], inputs.dtype
-            ),
-            position_ids=packed.positions[:, known:],
-            use_cache=False,
-            **{self._cache_argument(): past},
-        ).last_hidden_state
-        last = [
-            (index, len(sequence) - count + k)
-            for index, (sequence, count) in enumerate(
-                zip(sequences, counts, strict=True)
-            )
-            for k in range(count)
-        ]
-        owners, places = torch.tensor(last, device=hidden.device).unbind(dim=1)
-        places = packed.shifts[owners] + places - known
-        return hidden[packed.rows[owners], places]
-
-    def _prefix_cache(self, num_rows):
-        """Keys and values of what every prompt begins with, in each row."""
-        embed = self.llm.get_input_embeddings()
-        device = embed.weight.device
-        autocast = torch.is_autocast_enabled(device.type)
-        kind = (device, embed.weight.dtype, autocast)
-        if kind not in self._cached_prefixes:
-            seen = DynamicCache()
-            if self.prompt.prefix_ids:
-                tokens = torch.tensor([self.prompt.prefix_ids], device=device)
-                self.llm.base_model(
-                    inputs_embeds=embed(tokens),
-                    use_cache=True,
-                    **{self._cache_argument(): seen},
-                )
-            self._cached_prefixes = {
-                kind: [(layer.keys, layer.values) for layer in seen.layers]
-            }
-        cache = DynamicCache()
-        for index, states in enumerate(self._cached_prefixes[kind]):
-            keys, values = (
-                state.expand(num_rows, -1, -1, -1) for state in states
-            )
-            cache.update(keys, values, index)
-        return cache
-
-    def _cache_argument(self):
-        """What transformers calls it: ``cache`` from some release on."""
-        arguments = inspect.signature(self.llm.base_model.forward).parameters
-        return "cache" if "cache" in arguments else "past_key_values"
-
-    def _leave_casts_to_autocast(self):
-        """Has peft cast what its layers get only where autocast does not.
-
-        It would make copies in float32, of which autocast makes others in
-        half precision. The switch stays as it is set: gradient checkpointing
-        comes by here once more, in the backward pass.
-        """
-        device = self.llm.get_input_embeddings().weight.device.type
-        wanted = not torch.is_autocast_enabled(device)
-        for module in self._adapted:
-            module.cast_input_dtype_enabled = wanted
-
-    def _additive_if_eager(self, attention_mask, dtype):
-        if self.llm.config._attn_implementation != "eager":
-            return attention_mask
-        # It adds the mask to the scores.
-        mask = torch.zeros_like(attention_mask, dtype=dtype)
-        return mask.masked_fill(~attention_mask, torch.finfo(dtype).min)
 
     def _answers(self, labels):
         words, ids = self.prompt.labels, self.prompt.label_ids
@@ -378,19 +333,37 @@ class SoftPromptDecoder(nn.Module):
 
     def _label_posteriors(self, hidden):
         """From the hidden states before the word, ``(B, d_l)``."""
+        rows = [ids[0] for ids in self.prompt.label_ids]
         layer = self.llm.get_output_embeddings()
-        rows = torch.tensor(
-            [ids[0] for ids in self.prompt.label_ids], device=hidden.device
-        )
-        bias = None if layer.bias is None else layer.bias[rows]
-        logits = F.linear(hidden, layer.weight[rows], bias)  # (B, C)
-        return logits.float().softmax(dim=-1)
+        return _exact_logits(layer, hidden, rows).softmax(dim=-1)
 
     def _whole_label_posteriors(self, embeddings, prompts):
-        scores = []
+        layer, scores = self.llm.get_output_embeddings(), []
         for ids in self.prompt.label_ids:
-            answers = [ids] * len(prompts)
-            hidden = self._teacher_forced(embeddings, prompts, answers)
-            losses = self._token_losses(hidden, answers)
-            scores.append(-losses.view(len(prompts), -1).mean(dim=1))
+            hidden = self._teacher_forced(
+                embeddings, prompts, [ids] * len(prompts)
+            ).view(len(prompts), len(ids), -1)
+            # In parts: of half precision there is no whole copy in float32.
+            totals = [
+                _exact_logits(
+                    layer, hidden, slice(start, start + 2**14)
+                ).logsumexp(dim=-1)
+                for start in range(0, len(layer.weight), 2**14)
+            ]
+            logits = _exact_logits(layer, hidden, ids)  # (B, S, S)
+            chosen = logits.diagonal(dim1=1, dim2=2)
+            scores.append((chosen - torch.stack(totals).logsumexp(0)).mean(1))
         return torch.stack(scores, dim=1).softmax(dim=-1)
+
+
+def _exact_logits(layer, hidden, rows):
+    """Those of some tokens, in float32 whatever the precision around.
+
+    bfloat16 has steps of 0.125 from 16 on: the likeliest two would often be
+    equal, and the class that is listed first would be taken.
+    """
+    if isinstance(rows, list):
+        rows = torch.tensor(rows, device=hidden.device)
+    bias = None if layer.bias is None else layer.bias[rows].float()
+    with torch.autocast(hidden.device.type, enabled=False):
+        return F.linear(hidden.float(), layer.weight[rows].float(), bias)

@@ -6,12 +6,20 @@ the output layer keep their precision, and a product is computed in it too:
 weights are unfolded when they are used.
 """
 
+import json
 from importlib.util import find_spec
 from pathlib import Path
 
 import torch
 from torch import nn
-from transformers import AutoConfig, AutoModelForCausalLM, BitsAndBytesConfig
+from transformers import (
+    CONFIG_MAPPING,
+    MODEL_FOR_CAUSAL_LM_MAPPING,
+    AutoConfig,
+    AutoModelForCausalLM,
+    BitsAndBytesConfig,
+    __version__ as transformers_version,
+)
 
 from emoq_modules.errors import BackboneError
 from emoq_modules.lobes.backbones import local_folder
@@ -19,6 +27,16 @@ from emoq_modules.lobes.backbones import local_folder
 # A weight of four bits comes with an 8-bit scale for each 64 of them, and a
 # 32-bit one for each 256 of those.
 BYTES_PER_WEIGHT = (4 + 8 / 64 + 32 / (64 * 256)) / 8
+
+# Values of a configuration by which an LLM does more than the decoder follows.
+_AFTERWARDS = "changes its logits after the output layer"
+_CHANGES = {
+    "final_logit_softcapping": _AFTERWARDS,  # Gemma 2
+    "logit_scale": _AFTERWARDS,  # Cohere
+    "logits_scaling": _AFTERWARDS,  # Granite
+    "lm_head_multiplier": _AFTERWARDS,  # Falcon-H1
+    "hidden_size_per_layer_input": "gives tokens to every layer",  # Gemma 3n
+}
 
 
 def load_llm(source, revision=None, dtype=torch.float32, quantization=None):
@@ -45,7 +63,8 @@ def load_llm(source, revision=None, dtype=torch.float32, quantization=None):
     Raises
     ------
     BackboneError
-        If the source, or bitsandbytes for ``nf4``, is not to be had.
+        If the source is not to be had, is none that transformers has a class
+        for, or no causal LM for text alone; or for ``nf4`` bitsandbytes is not.
     ValueError
         If there is no such quantization, or the LLM changes its logits after
         the output layer, so that rows of it are not enough.
@@ -58,33 +77,63 @@ def load_llm(source, revision=None, dtype=torch.float32, quantization=None):
     >>> load_llm(tiny).get_input_embeddings().weight.shape
     torch.Size([50, 16])
     """
-    config = _nf4_config(quantization, dtype)
+    nf4 = _nf4_config(quantization, dtype)
+    config = _configuration(source, revision)
     if isinstance(source, str | Path):
         llm = AutoModelForCausalLM.from_pretrained(
             local_folder(source, revision),
             dtype=dtype,
-            quantization_config=config,
+            quantization_config=nf4,
             trust_remote_code=False,
         )
     else:
-        if isinstance(source, dict):
-            values = dict(source)
-            source = AutoConfig.for_model(values.pop("model_type"), **values)
-        llm = AutoModelForCausalLM.from_config(source, dtype=dtype)
-    _check_logits(llm)
-    return llm if config is None else _quantize(llm, config)
+        llm = AutoModelForCausalLM.from_config(config, dtype=dtype)
+    return llm if nf4 is None else _quantize(llm, nf4)
 
 
-def _check_logits(llm):
-    """Refuses an LLM whose logits are not those of its output layer alone."""
-    # Gemma 2 caps its logits, Cohere's and Granite scale them.
-    for key in ("final_logit_softcapping", "logit_scale", "logits_scaling"):
-        if getattr(llm.config, key, None) not in (None, 1.0):
-            raise ValueError(
-                f"{type(llm).__name__} changes its logits after the output "
-                f"layer ({key} in its configuration), which the decoder does "
-                "not follow. Choose another LLM, such as Qwen2.5."
+def _configuration(source, revision):
+    """An LLM's configuration, if it is one that the decoder can follow."""
+    values, config, shown = source, source, "of that configuration"
+    try:
+        if isinstance(source, str | Path):
+            shown, folder = source, local_folder(source, revision, False)
+            values = json.loads(Path(folder, "config.json").read_text("utf-8"))
+            config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
+        elif isinstance(source, dict):
+            config = AutoConfig.for_model(**source)
+    except (TypeError, ValueError) as error:
+        kind = values.get("model_type")
+        if "auto_map" in values:
+            reason = "runs code of its own (auto_map in its config.json)"
+        elif kind is None or kind in CONFIG_MAPPING:
+            reason = f"is no LLM ({' '.join(str(error).split())[:200]})"
+        else:
+            reason = (
+                f"is a {kind}, which transformers {transformers_version} does "
+                "not know"
             )
+        raise BackboneError(
+            f"The LLM {shown} {reason}: choose one that has a class in "
+            "transformers, or a later version of that."
+        ) from error
+    name = type(config).__name__.removesuffix("Config")
+    reason = None
+    if type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING:
+        reason = "is no causal language model"
+    elif config.get_text_config() is not config:
+        reason = "has parts for more than text, which nothing would use"
+    if reason is not None:
+        raise BackboneError(
+            f"The LLM {shown} is a {name}, which {reason}: choose one for text "
+            "alone, such as Qwen2.5."
+        )
+    for key, change in _CHANGES.items():
+        if getattr(config, key, None) not in (None, 0, 1.0):
+            raise ValueError(
+                f"{name} {change} ({key} in its configuration), which the "
+                "decoder does not follow. Choose another LLM, such as Qwen2.5."
+            )
+    return config
 
 
 def _nf4_config(quantization, dtype):

@@ -96,8 +96,9 @@ def embed(
 
     Returns
     -------
-    torch.Tensor | None
-        Embeddings, ``(B, d_h)``; None if there is no ``fusion``.
+    torch.Tensor | tuple | None
+        Embeddings, ``(B, d_h)``; or several of each utterance, ``(B, N, d_h)``,
+        and their relative lengths; None if there is no ``fusion``.
     """
     if "fusion" not in modules:
         return None
@@ -134,8 +135,8 @@ def decode(modules, batch, labels=None, with_posteriors=True, **options):
 
     Returns
     -------
-    embeddings : torch.Tensor | None
-        ``(B, d_h)``; None if there is no ``fusion``.
+    embeddings : torch.Tensor | tuple | None
+        As ``embed`` gives them.
     loss : torch.Tensor | None
         The loss of Eq. 7, a scalar.
     posteriors : torch.Tensor | None

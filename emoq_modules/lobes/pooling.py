@@ -1,8 +1,38 @@
-"""Attentive pooling: from a sequence to one vector, without its padding."""
+"""From a sequence to one vector, without its padding."""
 
 import torch
 from speechbrain.dataio.dataio import length_to_mask
 from torch import nn
+
+
+def mean_over_time(x, lens):
+    """The mean of each sequence of a batch, without its padding.
+
+    Arguments
+    ---------
+    x : torch.Tensor
+        Features, ``(B, N, dim)``.
+    lens : torch.Tensor
+        Relative lengths, ``(B,)``.
+
+    Returns
+    -------
+    torch.Tensor
+        The means, ``(B, dim)``; 0 of nothing.
+
+    Example
+    -------
+    >>> mean_over_time(torch.tensor([[[1.0], [3.0]]]), torch.tensor([0.5]))
+    tensor([[1.]])
+    """
+    mask = _inside(x, lens)[..., None]
+    return (x * mask).sum(dim=1) / mask.sum(dim=1).clamp(min=1)
+
+
+def _inside(x, lens):
+    # Rounded, as in float32 some k / N * N exceed k.
+    counts = (lens.float() * x.shape[1]).round()
+    return length_to_mask(counts, x.shape[1], dtype=torch.bool)
 
 
 class AttentivePooling(nn.Module):
@@ -53,10 +83,8 @@ class AttentivePooling(nn.Module):
         torch.Tensor
             One vector for each sequence, ``(B, dim)``.
         """
-        # Rounded, as in float32 some k / N * N exceed k.
-        counts = (lens.float() * x.shape[1]).round()
-        inside = length_to_mask(counts, x.shape[1], dtype=torch.bool)
-        scores = self.score(x).masked_fill(~inside[..., None], float("-inf"))
+        padding = ~_inside(x, lens)[..., None]
+        scores = self.score(x).masked_fill(padding, float("-inf"))
         weights = scores.softmax(dim=1)  # (B, N, heads)
         slices = x.unflatten(-1, (self.heads, -1))  # (B, N, heads, dim / heads)
         return (weights[..., None] * slices).sum(dim=1).flatten(1)

@@ -9,7 +9,7 @@ before can pass for the transcript or the speaker.
 from itertools import combinations
 from os.path import commonprefix
 
-from jinja2.exceptions import TemplateError
+from emoq_modules.lobes.chat import Chat
 
 _AUDIO = "<AUDIO>"
 # Characters for private use stand for the fields while the chat template is
@@ -21,11 +21,9 @@ _PLACES = {
     _AUDIO: "\ue002",
     _CONTEXT: "\ue003",
 }
+# No token of any vocabulary begins or ends with this one and goes on.
+_ANCHOR = "\ue004"
 _BETWEEN_TURNS = " | "
-# What a chat template that asks for the day's date is told, in any form:
-# prompts, and what comes of them, are the same every day. The + keeps a newline
-# at the template's beginning.
-_SAME_DATE = "{% macro strftime_now(form) %}26 Jul 2024{% endmacro +%}"
 
 
 class PromptTemplate:
@@ -96,7 +94,7 @@ class PromptTemplate:
         self.has_audio = _AUDIO in user
         self.has_context = _CONTEXT in user
 
-    def bind(self, tokenizer, labels):
+    def bind(self, tokenizer, labels, **options):
         """Makes of this template the prompt of one LLM.
 
         Arguments
@@ -104,22 +102,25 @@ class PromptTemplate:
         tokenizer : transformers.PreTrainedTokenizerFast
             The LLM's tokenizer.
         labels : list of str
-            The emotion words, in the order of the classes.
+            The classes, in their order.
+        **options : dict
+            Further arguments of ``TokenizedPrompt``.
 
         Returns
         -------
         TokenizedPrompt
             The prompt in token ids.
         """
-        return TokenizedPrompt(self, tokenizer, labels)
+        return TokenizedPrompt(self, tokenizer, labels, **options)
 
 
 class TokenizedPrompt:
     """A prompt template in the token ids of one LLM.
 
-    Attributes: ``label_ids``, a list of token ids for each emotion word, with
-    the space before it; ``eos_id``, the token that ends the assistant's turn;
-    ``prefix_ids``, those that every prompt begins with, and goes on after.
+    Attributes: ``words``, what the LLM says for each class; ``label_ids``, the
+    token ids of each word, with the space before it; ``eos_id``, the token that
+    ends the assistant's turn; ``prefix_ids``, those that every prompt begins
+    with, and goes on after.
 
     Arguments
     ---------
@@ -129,28 +130,43 @@ class TokenizedPrompt:
         The LLM's tokenizer. Its chat template is used; one without gets the
         turns as paragraphs.
     labels : list of str
-        The emotion words, in the order of the classes.
+        The classes, in their order.
+    words : dict | None
+        What the LLM says for a label where it is not the label itself, for
+        instance ``{"sad": "sadness"}``.
+    **chat_template_options : dict
+        What else the chat template takes, such as ``enable_thinking``.
 
     Raises
     ------
     ValueError
-        If an emotion word occurs twice, or the tokenizer names no end-of-turn
-        token.
+        If an emotion word occurs twice or is no label's, or the tokenizer is
+        not one of the library ``tokenizers`` or names no end of a turn.
     """
 
-    def __init__(self, template, tokenizer, labels):
+    def __init__(
+        self, template, tokenizer, labels, words=None, **chat_template_options
+    ):
         self.template = template
         self.tokenizer = tokenizer
         self.labels = list(labels)
-        if len(set(self.labels)) < len(self.labels):
-            raise ValueError(f"An emotion word occurs twice in {self.labels}.")
-        self.label_ids = [self._plain_ids(f" {label}") for label in self.labels]
-        if tokenizer.eos_token_id is None:
+        self._chat = Chat(tokenizer, **chat_template_options)
+        if others := set(words or {}) - set(labels):
             raise ValueError(
-                "The LLM's tokenizer names no end-of-turn token (eos_token); "
-                "its folder lacks tokenizer_config.json, perhaps."
+                f"There are words for {', '.join(sorted(map(str, others)))}, "
+                f"but the labels are {', '.join(labels)}."
             )
-        self.eos_id = tokenizer.eos_token_id
+        self.words = [(words or {}).get(label, label) for label in labels]
+        if len(set(self.words)) < len(self.words):
+            raise ValueError(f"An emotion word occurs twice in {self.words}.")
+        if not hasattr(tokenizer, "backend_tokenizer"):
+            raise ValueError(
+                f"The LLM's tokenizer is a {type(tokenizer).__name__}, whose "
+                "parts are not to be had: choose an LLM with tokenizer.json."
+            )
+        self._anchor_ids = self._model_ids(_ANCHOR)
+        self.label_ids = [self._plain_ids(f" {word}") for word in self.words]
+        self.eos_id = self._end_of_turn()
         self._pieces = {}
         fields = tuple(template.max_tokens)
         firsts = [
@@ -167,6 +183,17 @@ class TokenizedPrompt:
         return len({tuple(word) for word in self.label_ids}) == len(
             self.label_ids
         ) and all(len(word) == 1 for word in self.label_ids)
+
+    def check(self):
+        """Refuses a chat template that this prompt does not survive.
+
+        Raises
+        ------
+        ValueError
+            As of ``Chat.check``.
+        """
+        template = self.template
+        self._chat.check(self._system, template.user, template.answer)
 
     def encode(self, text=None, speaker=None, context=()):
         """Tokenizes the prompt of one utterance.
@@ -251,11 +278,12 @@ class TokenizedPrompt:
                     literal += character
                     continue
                 space = " " if literal.endswith(" ") else ""
-                pieces.append(self._template_ids(literal.removesuffix(" ")))
+                text = literal.removesuffix(" ")
+                pieces.append(self._template_ids(text, bool(pieces)))
                 place = places[character]
                 pieces.append(_AUDIO if place == _AUDIO else (place, space))
                 literal = ""
-            pieces.append(self._template_ids(literal))
+            pieces.append(self._template_ids(literal, bool(pieces)))
             self._pieces[known] = pieces
         return self._pieces[known]
 
@@ -269,36 +297,51 @@ class TokenizedPrompt:
         user = "\n".join(lines)
         for place, mark in _PLACES.items():
             user = user.replace(place, mark)
-        system = self.template.system.format(labels=", ".join(self.labels))
-        return self._apply_chat_template(system, user) + self.template.answer
+        return self._chat.render(self._system, user) + self.template.answer
 
-    def _apply_chat_template(self, system, user):
-        if self.tokenizer.chat_template is None:
-            return f"{self.tokenizer.bos_token or ''}{system}\n\n{user}\n\n"
-        system_turn = {"role": "system", "content": system}
-        user_turn = {"role": "user", "content": user}
-        options = {
-            "tokenize": False,
-            "add_generation_prompt": True,
-            "chat_template": _SAME_DATE + self.tokenizer.get_chat_template(),
-        }
-        try:
-            return self.tokenizer.apply_chat_template(
-                [system_turn, user_turn], **options
+    @property
+    def _system(self):
+        return self.template.system.format(labels=", ".join(self.words))
+
+    def _end_of_turn(self):
+        """What the chat template closes a turn with, or else eos_token."""
+        closing = self._chat.closing()
+        if closing:
+            return self._template_ids(closing, is_within=True)[0]
+        if self.tokenizer.eos_token_id is None:
+            raise ValueError(
+                "The LLM's tokenizer names no end-of-turn token (eos_token); "
+                "its folder lacks tokenizer_config.json, perhaps."
             )
-        except TemplateError:  # Gemma's, for one, knows no system turn.
-            user_turn["content"] = f"{system}\n\n{user}"
-            return self.tokenizer.apply_chat_template([user_turn], **options)
+        return self.tokenizer.eos_token_id
 
-    def _template_ids(self, text):
-        return self.tokenizer(text, add_special_tokens=False)["input_ids"]
+    def _template_ids(self, text, is_within):
+        """Token ids of what the template says, at its beginning or later."""
+
+        def ids(text):
+            return self.tokenizer(text, add_special_tokens=False)["input_ids"]
+
+        return self._in_place(text, ids) if is_within else ids(text)
 
     def _plain_ids(self, text):
-        """Token ids of ``text`` with no added token recognized in it.
+        """Token ids of ``text`` with no added token recognized in it."""
+        return self._in_place(text, self._model_ids)
+
+    def _in_place(self, text, ids):
+        """Token ids as in the middle of a text.
+
+        At its beginning some tokenizers put a space, or ``▁`` for it.
+        """
+        found, before = ids(_ANCHOR + text), self._anchor_ids
+        if found[: len(before)] == before:
+            return found[len(before) :]
+        return ids(text)  # joined with what is before
+
+    def _model_ids(self, text):
+        """Token ids by the model behind the tokenizer, which adds none.
 
         ``split_special_tokens`` would still recognize added tokens that are
-        not special, such as Qwen2.5's <tool_call>; the model behind the
-        tokenizer knows none.
+        not special, such as Qwen2.5's <tool_call>; the model knows none.
         """
         backend = self.tokenizer.backend_tokenizer
         if backend.normalizer is not None:

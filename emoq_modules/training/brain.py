@@ -20,6 +20,7 @@ from transformers import SchedulerType, get_scheduler
 from emoq_modules.errors import CheckpointError, ConfigurationError
 from emoq_modules.evaluation.metrics import MEASURES, EmotionStats
 from emoq_modules.lobes.pipeline import leave_out
+from emoq_modules.lobes.pooling import mean_over_time
 from emoq_modules.lobes.weights import load_trainable
 from emoq_modules.training.distributed import (
     join,
@@ -58,7 +59,9 @@ class EmoQBrain(sb.Brain):
         return options
 
     def keep_tested(self, embeddings, stage):
-        """Keeps the embeddings of a test, ``(B, d_h)``, where there are any."""
+        """Keeps the embeddings of a test, one an utterance, if there are."""
+        if isinstance(embeddings, tuple):
+            embeddings = mean_over_time(*embeddings)
         if stage == sb.Stage.TEST and embeddings is not None:
             self.tested_embeddings += embeddings.detach().float().cpu().unbind()
 

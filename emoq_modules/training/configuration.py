@@ -57,9 +57,12 @@ class StageRun:
         """Its output folder."""
         return Path(self.hparams["output_folder"])
 
-    def load(self):
-        """Makes all its objects, as ``load_hparams``."""
-        return load_hparams(self.hparams_yaml)
+    def load(self, *keys):
+        """Makes its objects, all or those of some keys, as ``load_hparams``."""
+        if not keys:
+            return load_hparams(self.hparams_yaml)
+        tree = YAML().load(self.hparams_yaml)
+        return load_hparams(_dump({key: tree[key] for key in keys}))
 
 
 def plan_runs(experiment, presets=(), options="", folds=None, debug=False):

@@ -4,13 +4,16 @@ Each stage of each fold goes one way: its corpus is prepared, its manifests are
 read, its objects are made, it trains, is evaluated, and leaves its results.
 """
 
+import gc
 import os
 import sys
 import time
+from functools import partial
 from pathlib import Path
 from statistics import median
 
 import torch
+from ruamel.yaml import YAML
 from speechbrain.utils.distributed import (
     ddp_barrier,
     if_main_process,
@@ -45,10 +48,12 @@ def run_folds(runs, run_opts=None):
     Takes what ``plan_runs`` returned, and returns the results of each stage,
     over the folds together, as text.
     """
-    folders = {}
+    folders, tried = {}, []
     for run in runs:
+        _refuse_half_precision(run, run_opts)
         for stage in _due(run):
-            run_stage(stage, run_opts)
+            check = stage is not run and partial(_try_llm, run, tried)
+            run_stage(stage, run_opts, check)
         weights = run.hparams["fusion_weights"]
         if run.hparams["stage"] == 2 and weights is not None:
             folders.setdefault("stage 1", []).append(Path(weights).parent)
@@ -78,12 +83,42 @@ def _due(run):
     return [run.first, run]
 
 
-def run_stage(run, run_opts=None):
-    """Runs one stage, or goes on where it was stopped."""
+def _refuse_half_precision(run, run_opts):
+    if run.hparams.get("llm_dtype") != "float16":
+        return
+    if "cpu" in str((run_opts or {}).get("device") or infer_device()):
+        raise ConfigurationError(
+            "llm_dtype is float16, which is for a GPU, and this run is on a "
+            "CPU: set it to float32, or to bfloat16."
+        )
+
+
+def _try_llm(run, tried):
+    """Builds the decoder of a stage 2, which tries the LLM, and drops it.
+
+    What is wrong with it shows before stage 1 takes its hours; once for all
+    folds. An LLM that is built on the spot fits.
+    """
+    decoder = YAML().load(run.hparams_yaml)["decoder"]
+    wanted = decoder.get("check") and isinstance(decoder["source"], str)
+    if wanted and decoder not in tried:
+        logger.info(f"Trying the LLM {decoder['source']} first.")
+        run.load("decoder")
+        gc.collect()  # before the next is there
+        tried.append(decoder)
+
+
+def run_stage(run, run_opts=None, check=None):
+    """Runs one stage, or goes on where it was stopped.
+
+    ``check`` is called once the data is there, and before anything trains.
+    """
     started = time.time()
     # Data first: what is wrong there shows before models take their time.
     enter_folder(run)
     manifests, dialogues = read_corpus(run.hparams)
+    if check:
+        run_on_main(check)
     hparams = _load_in_turn(run)
     brain = _make_brain(hparams, run_opts)
     progressbar = sys.stderr.isatty() and not brain.noprogressbar

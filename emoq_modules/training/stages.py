@@ -4,6 +4,7 @@ How they train is in ``EmoQBrain``, which both are.
 """
 
 import speechbrain as sb
+import torch
 
 from emoq_modules.lobes.pipeline import decode, embed
 from emoq_modules.training.brain import EmoQBrain
@@ -17,7 +18,6 @@ class Stage1Brain(EmoQBrain):
 
     Example
     -------
-    >>> import torch
     >>> from speechbrain.dataio.batch import PaddedBatch
     >>> from emoq_modules import FocalLoss, MALLoss, MeanPooledAudio, SupConLoss
     >>> brain = Stage1Brain(
@@ -67,7 +67,9 @@ class Stage1Brain(EmoQBrain):
         options = self.pipeline_options(stage, batch)
         embeddings = embed(self.modules, batch, **options)
         self.keep_tested(embeddings, stage)
-        return embeddings, self.modules["head"](embeddings)
+        # In half precision logits would tie, and ties go to the first class.
+        with torch.autocast(embeddings.device.type, enabled=False):
+            return embeddings, self.modules["head"](embeddings.float())
 
     def compute_objectives(self, predictions, batch, stage):
         """Computes the loss, Eq. 6; outside training keeps the posteriors.

@@ -105,6 +105,11 @@ def wav(samples, rate=16000, **options):
     return lambda: soundfile.write(WAV, samples, rate, **options)
 
 
+def llm_that_loses_the_transcript():
+    shutil.copytree(RUN / "stage2/backbones/llm", "llm")
+    Path("llm/chat_template.jinja").write_text("{{ messages[0].content }}")
+
+
 def own_manifest(change):
     """Manifests that somebody has made by hand, with a fault."""
 
@@ -263,6 +268,17 @@ REFUSED = [
         ]
     ),
     (
+        "LLM whose chat template loses the transcript",
+        again("--llm", "llm", *AFRESH, stage=STAGE2),
+        r"leaves 'Before: {context}' out of the prompt",
+        llm_that_loses_the_transcript,
+    ),
+    (
+        "LLM in half precision on a CPU",
+        again("--llm_dtype", "float16", *AFRESH, stage=STAGE2),
+        r"llm_dtype is float16, which is for a GPU",
+    ),
+    (
         "folder as experiment",
         ["--data_folder", "results", STAGE1],
         r"results cannot be read|results is no experiment",
@@ -333,6 +349,7 @@ def test_bad_input_ends_with_one_message_and_damages_nothing(
     after = state(folder)
     assert {path: after.get(path) for path in before} == before
     assert not list(folder.rglob("*.partial"))
+    assert not list(RESULTS.glob("*/afresh/**/CKPT*"))  # before it trained
 
 
 @table(HANDLED)

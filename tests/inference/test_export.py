@@ -32,7 +32,7 @@ from tests.lobes.test_audio_encoder import save_tiny
 
 LABELS = ["angry", "happy", "sad"]
 ABLATIONS = [
-    *("text_only", "without_emoqformer", "audio_only"),
+    *("text_only", "without_emoqformer", "audio_only", "mean_of_frames"),
     *("emoqformer_audio", "emoqformer_text"),
 ]
 
@@ -103,6 +103,7 @@ def test_every_ablation_can_be_exported(variant, train_tiny, rows, tmp_path):
     run = train_tiny(
         *("--preset", f"hparams/presets/{variant}.yaml"),
         *("--number_of_epochs", "1", *no_stage1 * has_fusion),
+        *("--words", "{happy: sad, sad: happy}"),
         variant=variant,
     )
     for merged in (False, True):

@@ -13,6 +13,7 @@ from test_audio_encoder import (
 )
 
 from emoq_modules import (
+    AudioFrames,
     FbankEncoder,
     HuggingFaceEncoder,
     LayerMeanEncoder,
@@ -74,6 +75,16 @@ def test_mean_pooled_audio_leaves_padding_out():
     pooled = MeanPooledAudio(AUDIO_DIM)(audio, lens, None, None)
     mean = audio[1, :17].mean(dim=0)
     torch.testing.assert_close(pooled[1], mean / mean.norm())
+
+
+def test_frames_for_the_llm_are_centered_and_of_unit_length():
+    audio = torch.randn(2, 20, AUDIO_DIM) * 50 + 300
+    lens = torch.tensor([1.0, 17 / 20])
+    frames, same = AudioFrames(AUDIO_DIM)(audio, lens, None, None)
+    assert same is lens
+    centered = audio.double() - audio.double().mean(dim=-1, keepdim=True)
+    expected = centered / centered.norm(dim=-1, keepdim=True)
+    torch.testing.assert_close(frames.double(), expected, atol=1e-5, rtol=1e-5)
 
 
 def test_layers_are_weighed_by_a_softmax():

@@ -3,7 +3,14 @@
 from os.path import commonprefix
 
 import pytest
-from transformers import AutoTokenizer
+from tokenizers import (
+    Tokenizer,
+    models,
+    normalizers,
+    pre_tokenizers,
+    trainers,
+)
+from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from emoq_modules import PromptTemplate
 from emoq_modules.training.configuration import StageRun, merge_presets
@@ -234,6 +241,88 @@ def test_prompt_without_audio_is_in_one_piece(qwen):
 def test_template_that_cannot_be_filled_is_refused(user, says):
     with pytest.raises(ValueError, match=says):
         PromptTemplate(SYSTEM, user)
+
+
+def sentencepiece_like(**parts):
+    """A tokenizer that writes ▁ for a space, and one before a text."""
+    trained = Tokenizer(models.BPE(unk_token="<unk>", byte_fallback=True))
+    for name, part in parts.items():
+        setattr(trained, name, part)
+    bytes_ = [f"<0x{byte:02X}>" for byte in range(256)]
+    trainer = trainers.BpeTrainer(
+        special_tokens=["<unk>", "</s>", *bytes_], show_progress=False
+    )
+    words = "happy sad Ross Speaker: Transcript: Emotion: , ."
+    trained.train_from_iterator(words.split() * 9, trainer)
+    chat = (
+        "{% for turn in messages %}{{ turn.content + eos_token }}{% endfor %}"
+    )
+    return PreTrainedTokenizerFast(
+        tokenizer_object=trained, eos_token="</s>", chat_template=chat
+    )
+
+
+@pytest.mark.parametrize(
+    "parts",
+    [
+        {
+            "normalizer": normalizers.Sequence(
+                [normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")]
+            )
+        },
+        {"pre_tokenizer": pre_tokenizers.Metaspace(prepend_scheme="always")},
+        {"pre_tokenizer": pre_tokenizers.ByteLevel(add_prefix_space=True)},
+    ],
+    ids=["Prepend", "Metaspace", "ByteLevel"],
+)
+def test_fields_and_words_are_tokenized_as_in_the_middle_of_a_text(parts):
+    tokenizer = sentencepiece_like(**parts)
+    user = "Speaker: {speaker}\nTranscript: {text}."
+    prompt = PromptTemplate("{labels}", user).bind(tokenizer, ["happy", "sad"])
+    assert prompt.labels_are_single_tokens
+    before, _ = prompt.encode("sad", "Ross")
+    whole = "happy, sad</s>Speaker: Ross\nTranscript: sad.</s>Emotion:"
+    [word] = prompt.label_ids[0]
+    assert [*before, word] == tokenizer(f"{whole} happy")["input_ids"]
+    # What is said stays what is said.
+    said, _ = prompt.encode("</s>", "Ross")
+    assert said.count(prompt.eos_id) == before.count(prompt.eos_id) == 2
+
+
+def test_words_stand_for_labels(qwen):
+    template = PromptTemplate(SYSTEM, USER)
+    prompt = template.bind(qwen, ["happy", "sad"], words={"sad": "sadness"})
+    named = template.bind(qwen, ["happy", "sadness"])
+    assert prompt.encode("x") == named.encode("x")
+    assert prompt.label_ids == named.label_ids
+    assert prompt.labels == ["happy", "sad"]
+    with pytest.raises(ValueError, match="words for sadness, but the labels"):
+        template.bind(qwen, ["happy", "sad"], words={"sadness": "sad"})
+    with pytest.raises(ValueError, match="twice"):
+        template.bind(qwen, ["happy", "sad"], words={"sad": "happy"})
+
+
+def test_a_turn_ends_as_the_template_ends_it_whatever_eos_token_is(qwen):
+    tokenizer = AutoTokenizer.from_pretrained(qwen.name_or_path)
+    tokenizer.eos_token = "<|endoftext|>"
+    template = PromptTemplate(SYSTEM, USER)
+    assert template.bind(tokenizer, ["happy"]).eos_id == IM_END
+    for chat_template in (None, "{% for m in messages %}{{ m.content }}\n"):
+        tokenizer.chat_template = chat_template and chat_template + "{%endfor%}"
+        eos_id = template.bind(tokenizer, ["happy"]).eos_id
+        assert eos_id == tokenizer.eos_token_id != IM_END
+
+
+def test_chat_template_options_reach_the_chat_template(qwen):
+    tokenizer = AutoTokenizer.from_pretrained(qwen.name_or_path)
+    tokenizer.chat_template += (
+        "{% if enable_thinking is false %}<think></think>{% endif %}"
+    )
+    template, thinks = PromptTemplate(SYSTEM, USER), "<think></think>Emotion:"
+    for options, expected in ({}, False), ({"enable_thinking": False}, True):
+        prompt = template.bind(tokenizer, ["happy"], **options)
+        _, after = prompt.encode("x")
+        assert tokenizer.decode(after).endswith(thinks) == expected
 
 
 def test_repeated_emotion_word_is_refused(qwen):

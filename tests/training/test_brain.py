@@ -1,7 +1,9 @@
 """The training loop: steps, learning rates, schedule, modes."""
 
 import pytest
+import speechbrain as sb
 import torch
+from speechbrain.dataio.batch import PaddedBatch
 from torch import nn
 
 from emoq_modules import PromptTemplate, SoftPromptDecoder
@@ -69,6 +71,18 @@ def test_accumulated_batches_step_as_one_big_batch_would(tmp_path, llm):
     fit(small, dataset, [[0, 1], [2], [3], [4, 5], [6]], valid)
     assert big.optimizer_step == small.optimizer_step == 3
     assert_same(weights(small), weights(big), atol=1e-5, rtol=1e-4)
+
+
+def test_logits_of_the_classifier_are_exact_in_half_precision_too(tmp_path):
+    brain = make_brain(tmp_path)
+    batch = PaddedBatch([make_dataset(3)[index] for index in range(3)])
+    with torch.autocast("cpu", torch.bfloat16):
+        embeddings, logits = brain.compute_forward(batch, sb.Stage.VALID)
+    head = brain.modules["head"].double()
+    assert embeddings.dtype == torch.bfloat16
+    assert logits.dtype == torch.float32
+    exact = head(embeddings.double()).float()
+    torch.testing.assert_close(logits, exact, atol=1e-6, rtol=1e-6)
 
 
 class UnfinishedBrain(Stage1Brain):
@@ -284,6 +298,16 @@ def test_embeddings_of_the_set_measured_last_stay_in_its_order(tmp_path):
             for index in range(5)
         ]
     torch.testing.assert_close(brain.tested_embeddings, expected)
+
+
+def test_of_several_embeddings_of_an_utterance_the_mean_is_kept(tmp_path):
+    brain = make_brain(tmp_path)
+    brain.on_stage_start(sb.Stage.TEST)
+    several, lens = torch.randn(2, 4, DIM), torch.tensor([0.5, 1.0])
+    brain.keep_tested((several, lens), sb.Stage.TEST)
+    first, second = brain.tested_embeddings
+    torch.testing.assert_close(first, several[0, :2].mean(dim=0))
+    torch.testing.assert_close(second, several[1].mean(dim=0))
 
 
 class WatchingEncoder(FrozenEncoder):
