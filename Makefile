@@ -5,8 +5,13 @@ BIN := $(VENV)/bin
 OFFLINE := --preset hparams/presets/offline.yaml
 EMODB ?= ../shared/data/emodb
 DATA ?= ../shared/data
+# Folders of trained models, named as on the hub.
+MODELS ?= $(HOME)/.cache/emoq-models
+CORPUS ?= emodb4
+ON_EMODB := --preset hparams/presets/cpu.yaml --preset recipes/EMODB/$(CORPUS).yaml \
+    --data_folder $(EMODB) --audio_source $(MODELS)/whisper-base --fold all
 
-.PHONY: demo demo-modalities emodb bench api test install
+.PHONY: demo demo-modalities emodb emodb-trained bench api test install
 
 # Stage 1, stage 2 and the evaluation on the synthesized corpus, on a CPU.
 demo: install
@@ -21,6 +26,13 @@ demo-modalities: install
 emodb: install
 	$(BIN)/python train.py hparams/emoq_stage2.yaml $(OFFLINE) \
 	    --preset recipes/EMODB/emodb4.yaml --data_folder $(EMODB) --fold all
+
+# The same on trained models, and a linear probe of the same frames beside it.
+emodb-trained: install
+	$(BIN)/emoq probe $(ON_EMODB)
+	$(BIN)/python train.py hparams/emoq_stage2.yaml $(ON_EMODB) \
+	    --text_encoder $(MODELS)/all-MiniLM-L6-v2 \
+	    --llm $(MODELS)/SmolLM2-135M-Instruct
 
 # How many times faster than transformers and peft alone; DATA has MELD's
 # annotation and clip durations. Writes bench.json.

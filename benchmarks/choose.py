@@ -1,0 +1,68 @@
+"""Chooses hyperparameters on validation utterances, and never looks at a test.
+
+    python -m benchmarks.choose hparams/emoq_stage1.yaml \\
+        --preset hparams/presets/cpu.yaml \\
+        --preset recipes/EMODB/emodb4_tuning.yaml --data_folder /data/emodb \\
+        --fold all --setting "lr: 0.0003" --setting "lr: 0.001"
+
+A setting is YAML of an experiment's keys; other options are those of train.py.
+Each is trained on each fold; what they have on the folds' validation utterances
+together is printed, in order, and the best is named. What is done is kept.
+"""
+
+import argparse
+import logging
+
+from ruamel.yaml import YAML
+from speechbrain.utils.logger import get_logger
+
+from emoq_modules.dataio.digests import digest_of
+from emoq_modules.evaluation.metrics import MEASURES
+from emoq_modules.evaluation.results import (
+    RESULTS_FILE,
+    VALID_PREDICTIONS_FILE,
+    pool_results,
+)
+from emoq_modules.training.configuration import (
+    change,
+    plan_runs,
+    read_options,
+)
+from emoq_modules.training.experiment import run_folds
+
+
+def main(arguments=None):
+    """Trains every setting, and prints what each has on validation."""
+    parser = argparse.ArgumentParser(
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    parser.add_argument("experiment")
+    parser.add_argument("--preset", action="append", default=[])
+    parser.add_argument("--fold", default="all")
+    parser.add_argument("--setting", action="append", required=True)
+    own, rest = parser.parse_known_args(arguments)
+    # Each run logs its figures on the test utterances.
+    get_logger("speechbrain.utils.train_logger").setLevel(logging.WARNING)
+    options, run_opts = read_options(own.experiment, rest)
+    scores = {}
+    for setting in own.setting:
+        keys = YAML(typ="safe").load(setting)
+        name = f"choice-{digest_of(setting.encode())[:8]}"
+        chosen = change(options, **{"variant": name, **keys})
+        runs = plan_runs(own.experiment, own.preset, chosen, own.fold)
+        for run in runs:
+            if not (run.folder / RESULTS_FILE).exists():
+                run_folds([run], run_opts)
+        stats = pool_results(
+            [run.folder / VALID_PREDICTIONS_FILE for run in runs]
+        )
+        scores[setting] = stats.summarize("UA")
+        figures = ", ".join(f"{m} {stats.summarize(m):.1f}" for m in MEASURES)
+        print(f"{setting}: {figures} ({len(stats.ids)} utterances)", flush=True)
+    print(f"best by UA: {max(scores, key=scores.get)}")
+
+
+if __name__ == "__main__":
+    main()
