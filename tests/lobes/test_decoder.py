@@ -98,11 +98,16 @@ def test_loss_equals_the_full_computation(decoder, embeddings):
     assert decoder.answer_weight(TARGETS) == weights
 
 
-@pytest.mark.parametrize("row_tokens", [0, 1024])
-def test_each_may_have_any_number_of_soft_prompts(llm, embeddings, row_tokens):
+@pytest.mark.parametrize(
+    ("row_tokens", "counts"),
+    [(0, [5, 1, 3]), (1024, [5, 0, 3]), (1024, [0, 0, 0])],
+)
+def test_each_may_have_any_number_of_soft_prompts(
+    llm, embeddings, row_tokens, counts
+):
     decoder = make_decoder(llm, row_tokens=row_tokens)
     torch.manual_seed(2)
-    several, counts = torch.randn(3, 5, DIM), [5, 1, 3]
+    several = torch.randn(3, 5, DIM)
     batch = (several, torch.tensor(counts) / 5), encode(decoder)
     rows = [ids[0] for ids in decoder.prompt.label_ids]
     items = list(zip(several, counts, TEXTS, SPEAKERS, strict=True))
