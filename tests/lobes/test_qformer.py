@@ -9,6 +9,7 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoConfig, AutoModel, BertConfig, ElectraConfig
 
 from emoq_modules import AttentivePooling, EmoQFormer
+from emoq_modules.errors import CheckpointError
 from emoq_modules.lobes.weights import load_trainable, save_trainable
 
 AUDIO_DIM = 12
@@ -209,6 +210,9 @@ def test_weights_that_trained_without_the_norm_compute_what_they_did(
     load_trainable(after, tmp_path / "fusion.safetensors")
     with torch.no_grad():
         assert torch.equal(after(*batch()), before(*batch()))
+    several = EmoQFormer(text_encoder, AUDIO_DIM, audio_layers=2)
+    with pytest.raises(CheckpointError, match="frame_norm.bias is missing"):
+        load_trainable(several, tmp_path / "fusion.safetensors")
 
 
 def test_all_queries_come_after_what_they_are_pooled_to(fusion):
