@@ -29,6 +29,7 @@ from emoq_modules.training.configuration import (
     read_options,
 )
 from emoq_modules.training.experiment import run_folds
+from emoq_modules.training.run_folder import check_settings
 
 
 def main(arguments=None):
@@ -53,7 +54,9 @@ def main(arguments=None):
         chosen = change(options, **{"variant": name, **keys})
         runs = plan_runs(own.experiment, own.preset, chosen, own.fold)
         for run in runs:
-            if not (run.folder / RESULTS_FILE).exists():
+            if (run.folder / RESULTS_FILE).exists():
+                check_settings(run)
+            else:
                 run_folds([run], run_opts)
         stats = pool_results(
             [run.folder / VALID_PREDICTIONS_FILE for run in runs]

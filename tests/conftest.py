@@ -52,6 +52,19 @@ def shared_data():
 
 
 @pytest.fixture(scope="session")
+def trained():
+    """Finds the folder of a model with trained weights, where there is one."""
+
+    def find(name):
+        folder = Path("~/.cache/emoq-models").expanduser() / name
+        if not folder.is_dir():
+            pytest.skip(f"needs trained weights in {folder}; none are there")
+        return folder
+
+    return find
+
+
+@pytest.fixture(scope="session")
 def text_encoder(tmp_path_factory):
     """The folder of a small RoBERTa."""
     return build_text_encoder(tmp_path_factory.mktemp("roberta"), TRANSCRIPTS)

@@ -72,9 +72,9 @@ def _probe(own):
     sys.path.append(str(PROJECT))  # where recipes are; train.py lies there
     experiment = PROJECT / "hparams/emoq_stage1.yaml"
     options, run_opts = read_options(experiment, own.rest)
+    variant = probe_variant(merge_presets(experiment, own.preset, options))
     if not any(word.split("=")[0] == "--variant" for word in own.rest):
-        whole = merge_presets(experiment, own.preset, options)
-        options = change(options, variant=probe_variant(whole))
+        options = change(options, variant=variant)
     words = ["-m", "emoq_modules", "probe"]
     words += [word for preset in own.preset for word in ("--preset", preset)]
     runs = plan_runs(experiment, own.preset, options, own.fold)

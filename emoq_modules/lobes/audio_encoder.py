@@ -260,7 +260,7 @@ class HuggingFaceEncoder(FrozenEncoder):
         return [f[:count] for f, count in zip(frames, counts, strict=True)]
 
 
-def count_layers(source, layer, revision=None, save_path=None):
+def count_layers(source, layer, revision=None):
     """Counts the layers that a frame of ``HuggingFaceEncoder`` holds.
 
     Arguments
@@ -271,8 +271,6 @@ def count_layers(source, layer, revision=None, save_path=None):
         Likewise.
     revision : str | None
         Branch, tag or commit on the hub.
-    save_path : str | None
-        Where downloads are kept; None is Hugging Face's own cache.
 
     Returns
     -------
@@ -288,7 +286,7 @@ def count_layers(source, layer, revision=None, save_path=None):
     """
     if layer != "all":
         return len(layer) if isinstance(layer, list | tuple) else 1
-    config = load_audio_configuration(source, revision, save_path)
+    config = load_audio_configuration(source, revision)
     return config.num_hidden_layers + 1
 
 

@@ -237,7 +237,7 @@ def load_audio_model(source, revision=None, save_path=None):
     return model, front_end, origin
 
 
-def load_audio_configuration(source, revision=None, save_path=None):
+def load_audio_configuration(source, revision=None):
     """Loads an audio encoder's configuration, and nothing else.
 
     Arguments
@@ -246,8 +246,6 @@ def load_audio_configuration(source, revision=None, save_path=None):
         As of ``load_audio_model``.
     revision : str | None
         Branch, tag or commit on the hub.
-    save_path : str | None
-        Where downloads are kept; None is Hugging Face's own cache.
 
     Returns
     -------
@@ -263,7 +261,7 @@ def load_audio_configuration(source, revision=None, save_path=None):
     if isinstance(source, dict):
         values, name = dict(source), "the configuration"
     else:
-        name = local_folder(source, revision, False, cache_dir=save_path)
+        name = local_folder(source, revision, False)
         values = _read_json(name, "config.json")
     family = values.pop("model_type", None)
     if family not in _FAMILIES:

@@ -186,7 +186,9 @@ def _where(packed, firsts, numbers):
         for index, first in enumerate(firsts)
         for k in range(numbers[index])
     ]
-    owners, places = torch.tensor(places, device=packed.rows.device).T
+    # Of as many dimensions where there is none, as of frames all left out.
+    places = torch.tensor(places, dtype=torch.long).view(-1, 2)
+    owners, places = places.to(packed.rows.device).T
     return packed.rows[owners], packed.shifts[owners] + places
 
 

@@ -122,7 +122,8 @@ def load_trainable(module, path, end_of_epoch=True):
         If the file is damaged, or its keys or shapes are another model's.
     """
     weights = _read(path)
-    if "frame_norm.weight" in _trainable(module).keys() - weights.keys():
+    missing = _trainable(module).keys() - weights.keys()
+    if missing == {"frame_norm.weight", "frame_norm.bias"}:
         module.frame_norm = None  # version 0.1 trained without one
     _fill(_trainable(module), weights, path)
 

@@ -85,7 +85,8 @@ def plan_runs(experiment, presets=(), options="", folds=None, debug=False):
             values["variant"] = f"{tree['variant']}-debug"
         before = first and StageRun(_resolve(path, first, **values))
         runs.append(StageRun(_resolve(experiment, tree, **values), before))
-        _check_shares(runs[-1].hparams)
+        for run in (before or runs[-1], runs[-1]):
+            _check_shares(run.hparams)
         if tree["stage"] == 2:
             _check_context(runs[-1].hparams)
     return runs

@@ -176,11 +176,12 @@ def _load_in_turn(run):
         ddp_barrier()
     hparams = run.load()
     fusion, dim = hparams["fusion"], hparams["embedding_dim"]
-    if fusion is not None and fusion.output_dim != dim:
+    given = getattr(fusion, "output_dim", dim)  # one's own may not tell
+    if given != dim:
         raise ConfigurationError(
             f"embedding_dim is {dim}, but the embeddings of "
-            f"{type(fusion).__name__} have {fusion.output_dim} values: set "
-            f"embedding_dim to {fusion.output_dim}."
+            f"{type(fusion).__name__} have {given} values: set embedding_dim "
+            f"to {given}."
         )
     if if_main_process():
         ddp_barrier()

@@ -143,14 +143,11 @@ def probe_layers(runs, run_opts=None, command=()):
         info |= {"layer": best.layer, "strength": best.strength}
         info |= {"encoder": encoder.identity, "command": list(command)}
         info |= {"train_utterances": len(fold["train"])}
-        write_results(
-            run.folder,
-            test,
-            info | {"seconds": round(seconds, 1)},
-            valid_stats=valid,
-        )
+        run.folder.mkdir(parents=True, exist_ok=True)
         settings = run.folder / SETTINGS_FILE
         write_atomically(settings, run.hparams_yaml.encode())
+        info |= {"seconds": round(seconds, 1)}
+        write_results(run.folder, test, info, valid_stats=valid)
     return scores, best, pool_results([run.folder for run in runs])
 
 

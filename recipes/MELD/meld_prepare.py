@@ -133,7 +133,7 @@ def prepare_meld(
         for split, path in tables.items()
         for key, row in _annotations(split, path).items()
     }
-    if store.durations:
+    if store.durations or not without_clips:
         _report(store, rows)
     else:
         logger.info("There are no clips: the transcripts alone are prepared.")

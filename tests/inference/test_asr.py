@@ -3,7 +3,6 @@
 import csv
 import json
 import time
-from pathlib import Path
 
 import pytest
 import soundfile
@@ -28,7 +27,6 @@ from emoq_modules.inference.vad import load_vad
 
 VOCABULARY = ["<pad>", "|", *"abcdefghijklmnopqrstuvwxyz"]
 WAV = torch.sin(torch.arange(16000) ** 1.5 / 100) / 2
-WHISPER = Path("~/.cache/emoq-models/whisper-base").expanduser()
 
 
 @pytest.fixture(scope="module")
@@ -125,13 +123,12 @@ def test_what_repeats_itself_or_comes_from_silence_is_left_out(caplog):
 
 
 @pytest.fixture(scope="module")
-def whisper():
+def whisper(trained):
     """A trained Whisper that is told to expect German."""
-    if not WHISPER.exists():
-        pytest.skip(f"needs whisper-base in {WHISPER}, which is not there")
+    folder = trained("whisper-base")
     with pytest.raises(BackboneError, match="no language 'klingon'"):
-        load_transcriber(WHISPER, language="klingon")
-    return load_transcriber(WHISPER, language="german")
+        load_transcriber(folder, language="klingon")
+    return load_transcriber(folder, language="german")
 
 
 def test_whisper_hears_german(whisper, shared_data, monkeypatch):
@@ -172,9 +169,9 @@ def test_whisper_hears_german(whisper, shared_data, monkeypatch):
 
 
 @pytest.mark.parametrize("language", ["en", None])
-def test_whisper_hears_no_words_in_noise(whisper, language, caplog):
+def test_whisper_hears_no_words_in_noise(whisper, language, trained, caplog):
     if language == "en":  # says "Thank you." otherwise
-        whisper = load_transcriber(WHISPER, language=language)
+        whisper = load_transcriber(trained("whisper-base"), language=language)
     noise = torch.randn(48000, generator=torch.Generator().manual_seed(0))
     hum = sum(torch.sin(torch.arange(48000) * k / 51) for k in range(1, 6))
     sounds = {"noise": noise / 10, "hum": hum / 20, "zeros": 0 * hum}

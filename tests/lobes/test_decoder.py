@@ -57,8 +57,8 @@ def embeddings():
     return torch.nn.functional.normalize(embeddings, dim=-1)
 
 
-def encode(decoder, texts=TEXTS, speakers=SPEAKERS, contexts=None):
-    return decoder.prompt.encode_batch(texts, speakers, contexts)
+def encode(decoder):
+    return decoder.prompt.encode_batch(TEXTS, SPEAKERS)
 
 
 def full_logits(decoder, embedding, text, speaker, answer=()):
@@ -98,11 +98,16 @@ def test_loss_equals_the_full_computation(decoder, embeddings):
     assert decoder.answer_weight(TARGETS) == weights
 
 
-@pytest.mark.parametrize("row_tokens", [0, 1024])
-def test_each_may_have_any_number_of_soft_prompts(llm, embeddings, row_tokens):
+@pytest.mark.parametrize(
+    ("row_tokens", "counts"),
+    [(0, [5, 1, 3]), (1024, [5, 0, 3]), (1024, [0, 0, 0])],
+)
+def test_each_may_have_any_number_of_soft_prompts(
+    llm, embeddings, row_tokens, counts
+):
     decoder = make_decoder(llm, row_tokens=row_tokens)
     torch.manual_seed(2)
-    several, counts = torch.randn(3, 5, DIM), [5, 1, 3]
+    several = torch.randn(3, 5, DIM)
     batch = (several, torch.tensor(counts) / 5), encode(decoder)
     rows = [ids[0] for ids in decoder.prompt.label_ids]
     items = list(zip(several, counts, TEXTS, SPEAKERS, strict=True))
@@ -123,48 +128,6 @@ def test_each_may_have_any_number_of_soft_prompts(llm, embeddings, row_tokens):
     torch.testing.assert_close(
         decoder.posteriors(*one),
         decoder.posteriors(embeddings, encode(decoder)),
-    )
-
-
-CONTEXTS = [
-    [("Ross", "The meeting is on Tuesday."), (None, "Leave me alone.")],
-    [],
-    [("Rachel Green", "Oh no, what have you done to my car?")],
-]
-
-
-@pytest.fixture(scope="module")
-def context_decoder(llm):
-    """One whose prompt tells what was said before."""
-    torch.manual_seed(0)
-    user = f"Before: {{context}}\n{template().user}"
-    prompt = PromptTemplate("Name the emotion: {labels}.", user)
-    return SoftPromptDecoder(llm, prompt, LABELS, embedding_dim=DIM).eval()
-
-
-def test_context_in_a_padded_batch_is_that_of_each_alone(
-    context_decoder, embeddings
-):
-    prompts = encode(context_decoder, contexts=CONTEXTS)
-    together = context_decoder.posteriors(embeddings, prompts)
-    alone = torch.cat(
-        [
-            context_decoder.posteriors(embedding[None], [prompt])
-            for embedding, prompt in zip(embeddings, prompts, strict=True)
-        ]
-    )
-    torch.testing.assert_close(together, alone, atol=1e-5, rtol=1e-5)
-    without = context_decoder.posteriors(embeddings, encode(context_decoder))
-    moved = (together - without).abs().amax(dim=1)
-    assert moved[1] < 1e-5 < 1e-3 < min(moved[0], moved[2])
-
-
-def test_loss_and_posteriors_in_one_pass_equal_both(decoder, embeddings):
-    arguments = (embeddings, encode(decoder))
-    loss, posteriors = decoder(*arguments, TARGETS)
-    torch.testing.assert_close(loss, decoder.loss(*arguments, TARGETS))
-    torch.testing.assert_close(
-        posteriors, decoder.posteriors(*arguments), atol=1e-5, rtol=1e-5
     )
 
 
@@ -318,17 +281,19 @@ def test_bfloat16_llm_trains_and_predicts(llm, embeddings):
     assert decoder.projector.linear.weight.grad.isfinite().all()
 
 
+@pytest.mark.parametrize("autocast", [True, False])
 @pytest.mark.parametrize("labels", [LABELS, ["angry", "passive-aggressive"]])
 def test_scores_are_exact_in_half_precision_too(
-    llm, embeddings, monkeypatch, labels
+    llm, embeddings, monkeypatch, labels, autocast
 ):
+    """In bfloat16 logits from 16 on are 0.125 apart, and some would tie."""
     decoder, seen = make_decoder(llm, labels, dtype="bfloat16"), []
     inner = decoder._reader.last_states
     monkeypatch.setattr(
         *(decoder._reader, "last_states"),
         lambda *given: seen.append(inner(*given)) or seen[-1],
     )
-    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+    with torch.no_grad(), torch.autocast("cpu", enabled=autocast):
         decoder.llm.get_output_embeddings().weight.mul_(5)
         posteriors = decoder.posteriors(embeddings, encode(decoder))
     weight = decoder.llm.get_output_embeddings().weight.double()
@@ -351,43 +316,6 @@ def test_scores_are_exact_in_half_precision_too(
     )
 
 
-def test_posteriors_tell_apart_what_ties_in_bfloat16(llm):
-    """There logits of 16 to 32 are 0.125 apart; the first class is taken."""
-    decoder = make_decoder(llm, dtype="bfloat16", row_tokens=4096)
-    torch.manual_seed(0)
-    embeddings = torch.nn.functional.normalize(torch.randn(300, DIM), dim=-1)
-    prompts = encode(decoder, ["Leave me alone."] * 300, ["Ross"] * 300)
-    (before, after), embed = prompts[0], decoder.llm.get_input_embeddings()
-    soft = decoder.projector(embeddings)[:, None].bfloat16()
-    layer = decoder.llm.get_output_embeddings()
-    seen = []
-    with torch.no_grad():
-        inputs = [
-            embed(torch.tensor(before)).expand(300, -1, -1),
-            soft,
-            embed(torch.tensor(after)).expand(300, -1, -1),
-        ]
-        hidden = decoder.llm.base_model(
-            inputs_embeds=torch.cat(inputs, dim=1)
-        ).last_hidden_state[:, -1]
-        mean = hidden.float().mean(dim=0)
-        noise = torch.randn(len(layer.weight), len(mean)) / 2
-        layer.weight.copy_(24 * mean / mean.square().sum() + noise)
-        firsts = [ids[0] for ids in decoder.prompt.label_ids]
-        rounded = layer(hidden)[:, firsts]
-        with torch.autocast("cpu", torch.bfloat16):
-            seen.append(decoder.posteriors(embeddings, prompts))
-        seen.append(decoder.posteriors(embeddings, prompts))
-    assert 16 < rounded.amax(dim=1).min() < rounded.max() < 32
-
-    def ties(scores):
-        first, second = scores.topk(2, dim=1).values.unbind(dim=1)
-        return (first == second).sum().item()
-
-    assert ties(rounded) >= 3
-    assert [ties(posteriors) for posteriors in seen] == [0, 0]
-
-
 def test_text_only_prompt_needs_no_embeddings(llm):
     decoder = SoftPromptDecoder(llm, template(audio=""), LABELS).eval()
     posteriors = decoder.posteriors(None, encode(decoder))
@@ -402,19 +330,10 @@ def test_prompt_and_embedding_size_must_fit(llm):
             SoftPromptDecoder(llm, audio, LABELS, embedding_dim=dim)
 
 
-@pytest.mark.parametrize(
-    ("changed", "says"),
-    [
-        (
-            {"model_type": "granite", **HEADS, "logits_scaling": 8.0},
-            "logits_scaling",
-        ),
-        ({"model_type": "llama", "vocab_size": 10}, "do not belong together"),
-    ],
-)
-def test_llm_that_does_not_fit_is_refused(llm, changed, says):
-    with pytest.raises(ValueError, match=says):
-        make_decoder({**TINY, **changed}, tokenizer=llm)
+def test_tokenizer_with_more_tokens_than_the_llm_is_refused(llm):
+    small = {**TINY, "model_type": "llama", "vocab_size": 10}
+    with pytest.raises(ValueError, match="do not belong together"):
+        make_decoder(small, tokenizer=llm)
 
 
 def test_a_label_without_a_word_is_named(decoder, embeddings):

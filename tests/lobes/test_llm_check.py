@@ -111,9 +111,7 @@ def test_posteriors_equal_the_full_computation(save, model_type):
 
 
 @pytest.mark.parametrize("model_type", REFUSED)
-def test_what_the_decoder_cannot_follow_is_refused_by_name(
-    tmp_path, llm, save, model_type
-):
+def test_what_the_decoder_cannot_follow_is_refused_by_name(save, model_type):
     values, says = REFUSED[model_type]
     with pytest.raises((BackboneError, ValueError), match=says):
         make_decoder(save(model_type, **values), check=True, lora=None)

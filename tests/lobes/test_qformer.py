@@ -9,6 +9,7 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoConfig, AutoModel, BertConfig, ElectraConfig
 
 from emoq_modules import AttentivePooling, EmoQFormer
+from emoq_modules.errors import CheckpointError
 from emoq_modules.lobes.weights import load_trainable, save_trainable
 
 AUDIO_DIM = 12
@@ -32,7 +33,6 @@ def batch(seed=0):
 
 SIZES = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4}
 SIZES |= {"intermediate_size": 48, "vocab_size": 200}
-MINILM = Path("~/.cache/emoq-models/all-MiniLM-L6-v2").expanduser()
 
 
 def saved(model_type, folder, **values):
@@ -53,12 +53,13 @@ def saved(model_type, folder, **values):
         ("MiniLM", {}),
     ],
 )
-def test_without_queries_it_is_the_text_encoder(model_type, values, tmp_path):
-    source = MINILM
-    if model_type != "MiniLM":
+def test_without_queries_it_is_the_text_encoder(
+    model_type, values, tmp_path, trained
+):
+    if model_type == "MiniLM":
+        source = trained("all-MiniLM-L6-v2")
+    else:
         source = saved(model_type, tmp_path, **values)
-    elif not MINILM.is_dir():
-        pytest.skip(f"{MINILM} is not there")
     ours = EmoQFormer(source, AUDIO_DIM, num_queries=0).eval()
     reference = AutoModel.from_pretrained(source).eval()
     audio, audio_lens, tokens, token_lens = batch()
@@ -209,6 +210,9 @@ def test_weights_that_trained_without_the_norm_compute_what_they_did(
     load_trainable(after, tmp_path / "fusion.safetensors")
     with torch.no_grad():
         assert torch.equal(after(*batch()), before(*batch()))
+    several = EmoQFormer(text_encoder, AUDIO_DIM, audio_layers=2)
+    with pytest.raises(CheckpointError, match="frame_norm.bias is missing"):
+        load_trainable(several, tmp_path / "fusion.safetensors")
 
 
 def test_all_queries_come_after_what_they_are_pooled_to(fusion):
@@ -240,10 +244,7 @@ def test_audio_that_is_left_out_is_not_heard(fusion):
 
 
 def test_backbone_with_weights_missing_is_refused(text_encoder, tmp_path):
-    for name in ("config.json", "tokenizer.json"):
-        (tmp_path / name).write_bytes(
-            open(f"{text_encoder}/{name}", "rb").read()
-        )
+    AutoConfig.from_pretrained(text_encoder).save_pretrained(tmp_path)
     weights = load_file(f"{text_encoder}/model.safetensors")
     del weights["encoder.layer.1.output.dense.weight"]
     save_file(weights, tmp_path / "model.safetensors", {"format": "pt"})

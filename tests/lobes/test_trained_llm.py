@@ -2,33 +2,23 @@
 
 import csv
 from itertools import islice
-from pathlib import Path
 
-import pytest
 import torch
 
 from emoq_modules import PromptTemplate, SoftPromptDecoder
 
-SMOLLM = Path("~/.cache/emoq-models/SmolLM2-135M-Instruct").expanduser()
 LABELS = ["neutral", "angry", "sadness", "joy", "surprise", "disgust", "fear"]
 SYSTEM = "From what a speaker says, name the emotion: {labels}."
 
 
-@pytest.fixture(scope="module")
-def smollm():
-    if not SMOLLM.exists():
-        pytest.skip(f"needs SmolLM2-135M-Instruct in {SMOLLM}")
-    return SMOLLM
-
-
 def test_how_far_a_recording_alone_is_from_the_same_in_a_batch_in_bfloat16(
-    smollm, shared_data
+    shared_data, trained
 ):
     """The figure of docs/design.md; ``pytest -s`` prints it."""
     with (shared_data / "MELD/dev_sent_emo.csv").open() as file:
         rows = list(islice(csv.DictReader(file), 32))
     decoder = SoftPromptDecoder(
-        smollm,
+        trained("SmolLM2-135M-Instruct"),
         PromptTemplate(SYSTEM, "Speaker: {speaker}\nTranscript: {text}"),
         LABELS,
         lora=None,

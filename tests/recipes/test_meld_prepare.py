@@ -488,6 +488,15 @@ def test_clips_that_are_there_are_taken_all_the_same(raw, tmp_path):
     assert read_splits(with_clips) == read_splits(without)
 
 
+def test_clips_of_which_none_has_audio_are_no_reason_to_do_without(
+    raw, tmp_path
+):
+    for clip in raw.rglob("*.mp4"):
+        clip.write_bytes(b"no clip")
+    with pytest.raises(CorpusError, match="no utterance"):
+        recipe.prepare_meld(raw, tmp_path / "out")
+
+
 def test_the_script_runs_alone(raw, tmp_path, processes, run_script):
     command = ["MELD/meld_prepare.py", raw, tmp_path / "save"]
     short = ["--max_duration_s", "1", "--num_workers", "2"]

@@ -85,6 +85,15 @@ def test_logits_of_the_classifier_are_exact_in_half_precision_too(tmp_path):
     torch.testing.assert_close(logits, exact, atol=1e-6, rtol=1e-6)
 
 
+def test_frames_are_left_out_in_training_alone(tmp_path):
+    brain = make_brain(tmp_path)
+    brain.hparams.audio_dropout = 1.0
+    batch = PaddedBatch([make_dataset(3)[index] for index in range(3)])
+    heard = brain.pipeline_options(sb.Stage.TRAIN, batch)["heard"]
+    assert heard.tolist() == [False] * 3
+    assert "heard" not in brain.pipeline_options(sb.Stage.VALID, batch)
+
+
 class UnfinishedBrain(Stage1Brain):
     """Notes what each step weighs, and leaves the first epoch early."""
 

@@ -11,6 +11,7 @@ from emoq_modules.training.configuration import (
     change,
     load_hparams,
     merge_presets,
+    plan_runs,
 )
 from emoq_modules.training.run_folder import differences
 
@@ -153,6 +154,14 @@ def test_what_is_wrong_is_named(experiment, write, preset, options, says):
     presets = [write("p.yaml", preset or "data_folder: here")]
     with pytest.raises(ConfigurationError, match=says):
         merge_presets(experiment, presets, options)
+
+
+@pytest.mark.parametrize("section", ["stage1", "stage2"])
+def test_no_more_than_all_is_left_out_in_training(write, section):
+    shares = "{text_dropout: 0.7, audio_dropout: 0.4}"
+    preset = write("p.yaml", f"{section}: {shares}")
+    with pytest.raises(ConfigurationError, match="0.4; they .* together 1 at"):
+        plan_runs("hparams/emoq_stage2.yaml", [preset], "data_folder: x")
 
 
 @pytest.mark.parametrize(
