@@ -50,8 +50,7 @@ def main(arguments=None):
     scores = {}
     for setting in own.setting:
         keys = YAML(typ="safe").load(setting)
-        name = f"choice-{digest_of(setting.encode())[:8]}"
-        chosen = change(options, **{"variant": name, **keys})
+        chosen = change(options, **{"variant": variant(setting), **keys})
         runs = plan_runs(own.experiment, own.preset, chosen, own.fold)
         for run in runs:
             if (run.folder / RESULTS_FILE).exists():
@@ -65,6 +64,11 @@ def main(arguments=None):
         figures = ", ".join(f"{m} {stats.summarize(m):.1f}" for m in MEASURES)
         print(f"{setting}: {figures} ({len(stats.ids)} utterances)", flush=True)
     print(f"best by UA: {max(scores, key=scores.get)}")
+
+
+def variant(setting):
+    """The name of the runs of a setting."""
+    return f"choice-{digest_of(setting.encode())[:8]}"
 
 
 if __name__ == "__main__":

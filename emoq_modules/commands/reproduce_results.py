@@ -160,7 +160,7 @@ def _find_probe(runs):
         folder = corpus_folder / variant / f"fold{fold}-seed{seed}" / "stage1"
         if not (folder / RESULTS_FILE).exists():
             return []
-        results = json.loads((folder / RESULTS_FILE).read_bytes())
+        results = _read_json(folder / RESULTS_FILE)
         stage = StageRun((folder / SETTINGS_FILE).read_text(encoding="utf-8"))
         if encoder_yaml(stage.hparams_yaml) != wanted:
             return []
@@ -170,12 +170,16 @@ def _find_probe(runs):
     return [Run(name, *described) for described in found]
 
 
-def _read_run(run):
-    path = run.folder / RESULTS_FILE
+def _read_json(path):
     try:
-        results = json.loads(path.read_text(encoding="utf-8"))
+        return json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
         raise ResultsError(f"{path} is no JSON file: {error}") from error
+
+
+def _read_run(run):
+    path = run.folder / RESULTS_FILE
+    results = _read_json(path)
     hparams = run.stages[-1].hparams
     corpus, variant = hparams["corpus"], hparams["variant"]
     expected = {"corpus": corpus, "variant": variant}

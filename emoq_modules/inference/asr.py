@@ -173,6 +173,8 @@ def _no_speech(pipeline, samples):
     you." is not.
     """
     model, config = pipeline.model, pipeline.model.generation_config
+    if getattr(config, "no_timestamps_token_id", None) is None:
+        return 0.0  # some fine-tunes do not tell what their tokens mean
     features = pipeline.feature_extractor(
         samples.numpy(), sampling_rate=SAMPLE_RATE, return_tensors="pt"
     ).input_features.to(model.device, model.dtype)

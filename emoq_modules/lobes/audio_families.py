@@ -18,7 +18,6 @@ import uuid
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError
 from speechbrain.dataio.dataio import length_to_mask
 from torch import nn
 from torch.nn.utils.rnn import pad_sequence
@@ -31,7 +30,11 @@ from transformers import (
 )
 
 from emoq_modules.errors import BackboneError
-from emoq_modules.lobes.backbones import fingerprint, local_folder
+from emoq_modules.lobes.backbones import (
+    fingerprint,
+    load_whole,
+    local_folder,
+)
 
 _RATE = 16000
 
@@ -221,7 +224,12 @@ def load_audio_model(source, revision=None, save_path=None):
         config = load_audio_configuration(folder)
         kind = _FAMILIES[config.model_type]
         settings = _read_json(folder, _PREPROCESSOR)
-        model = _load_weights(folder, config, source)
+        model = load_whole(
+            folder,
+            _NOT_NEEDED,
+            config=config,
+            dtype=torch.float32,  # and not what they are stored in
+        )
         is_folder = Path(source).expanduser().is_dir()
         origin = {
             "source": Path(folder).resolve().name if is_folder else source,
@@ -287,33 +295,6 @@ def _read_json(folder, name):
             f"{path} is no JSON ({error}). Delete the folder and download the "
             "model again."
         ) from None
-
-
-def _load_weights(folder, config, source):
-    try:
-        model, report = AutoModel.from_pretrained(
-            folder,
-            config=config,
-            dtype=torch.float32,  # and not what they are stored in
-            output_loading_info=True,
-        )
-    except (SafetensorError, RuntimeError) as error:
-        raise BackboneError(
-            f"The weights in {folder} cannot be loaded ({error}). Delete the "
-            f"folder and download {source} again."
-        ) from error
-    missing = [
-        name
-        for name in report["missing_keys"]
-        if not name.startswith(_NOT_NEEDED)
-    ]
-    if missing:
-        raise BackboneError(
-            f"{folder} lacks {len(missing)} of the weights that its "
-            f"config.json asks for, for one {min(missing)}. It is not the "
-            "folder of a pre-trained model."
-        )
-    return model
 
 
 def _expect(found, wanted, what):

@@ -16,7 +16,8 @@ from huggingface_hub import (
     try_to_load_from_cache,
 )
 from huggingface_hub.utils import HFValidationError, validate_repo_id
-from transformers import AutoConfig, AutoTokenizer
+from safetensors import SafetensorError
+from transformers import AutoConfig, AutoModel, AutoTokenizer
 
 from emoq_modules.errors import BackboneError
 
@@ -162,6 +163,56 @@ def load_configuration(source, revision=None):
     return AutoConfig.from_pretrained(
         local_folder(source, revision, weights=False), trust_remote_code=False
     )
+
+
+def load_whole(folder, not_needed=(), **options):
+    """Loads a model with all weights that its configuration asks for.
+
+    Arguments
+    ---------
+    folder : str or Path
+        A folder written by ``save_pretrained``.
+    not_needed : tuple of str
+        How names begin of weights that may be lacking.
+    **options : dict
+        Further arguments of ``AutoModel.from_pretrained``.
+
+    Returns
+    -------
+    transformers.PreTrainedModel
+        The model; a ``BackboneError`` if weights are damaged, lacking, or of
+        another size.
+
+    Example
+    -------
+    >>> from emoq_modules.lobes.small_backbones import build_text_encoder
+    >>> folder = build_text_encoder(getfixture("tmp_path"), ["Oh no!"])
+    >>> load_whole(folder, not_needed=("pooler.",)).config.model_type
+    'roberta'
+    """
+    try:
+        model, report = AutoModel.from_pretrained(
+            folder, output_loading_info=True, **options
+        )
+    except (SafetensorError, RuntimeError) as error:
+        raise BackboneError(
+            f"The weights in {folder} cannot be loaded "
+            f"({str(error).splitlines()[0]}): they are damaged, or not those "
+            "of its config.json. Delete the folder and download the model "
+            "again."
+        ) from error
+    missing = [
+        name
+        for name in report["missing_keys"]
+        if not name.startswith(not_needed)
+    ]
+    if missing:
+        raise BackboneError(
+            f"{folder} lacks {len(missing)} of the weights that its "
+            f"config.json asks for, for one {min(missing)}. It is not the "
+            "folder of a pre-trained model."
+        )
+    return model
 
 
 def download(

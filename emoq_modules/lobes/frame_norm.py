@@ -8,9 +8,9 @@ from torch.nn import functional as F
 class FrameNorm(nn.Module):
     """Normalizes each frame; of several layers, mixes what is normalized.
 
-    It is the layer norm before the projection of BLIP-2 and SALMONN: values of
-    an encoder's middle layers reach hundreds, and a projection made for another
-    size would not train. Layers are mixed by a learned softmax, at first all
+    It is the layer norm before the projection of BLIP-2 and SALMONN: encoders
+    and their layers differ in the size of their values, and a projection made
+    for another size would hardly train. Layers are mixed by a learned softmax, at first all
     alike (the usual protocol of SUPERB, here on frames).
 
     Arguments

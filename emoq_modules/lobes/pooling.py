@@ -25,11 +25,31 @@ def mean_over_time(x, lens):
     >>> mean_over_time(torch.tensor([[[1.0], [3.0]]]), torch.tensor([0.5]))
     tensor([[1.]])
     """
-    mask = _inside(x, lens)[..., None]
+    mask = length_mask(x, lens)[..., None]
     return (x * mask).sum(dim=1) / mask.sum(dim=1).clamp(min=1)
 
 
-def _inside(x, lens):
+def length_mask(x, lens):
+    """Marks what is no padding.
+
+    Arguments
+    ---------
+    x : torch.Tensor
+        A batch of sequences, ``(B, N, ...)``.
+    lens : torch.Tensor
+        Relative lengths, ``(B,)``.
+
+    Returns
+    -------
+    torch.Tensor
+        ``(B, N)``, bool.
+
+    Example
+    -------
+    >>> length_mask(torch.rand(2, 3, 8), torch.tensor([1.0, 1 / 3]))
+    tensor([[ True,  True,  True],
+            [ True, False, False]])
+    """
     # Rounded, as in float32 some k / N * N exceed k.
     counts = (lens.float() * x.shape[1]).round()
     return length_to_mask(counts, x.shape[1], dtype=torch.bool)
@@ -83,7 +103,7 @@ class AttentivePooling(nn.Module):
         torch.Tensor
             One vector for each sequence, ``(B, dim)``.
         """
-        padding = ~_inside(x, lens)[..., None]
+        padding = ~length_mask(x, lens)[..., None]
         scores = self.score(x).masked_fill(padding, float("-inf"))
         weights = scores.softmax(dim=1)  # (B, N, heads)
         slices = x.unflatten(-1, (self.heads, -1))  # (B, N, heads, dim / heads)

@@ -36,13 +36,12 @@ import math
 from contextlib import ExitStack, contextmanager
 
 import torch
-from speechbrain.dataio.dataio import length_to_mask
 from torch import nn
 from torch.nn import functional as F
 from transformers.activations import ACT2FN
 
 from emoq_modules.lobes.frame_norm import FrameNorm
-from emoq_modules.lobes.pooling import AttentivePooling
+from emoq_modules.lobes.pooling import AttentivePooling, length_mask
 from emoq_modules.lobes.text_encoder import (
     TextEmbeddings,
     bert_names,
@@ -88,10 +87,10 @@ class EmoQFormer(nn.Module):
     Raises
     ------
     BackboneError
-        If the source is neither a folder, nor cached, nor reachable.
+        If the source is neither a folder, nor cached, nor reachable, or its
+        weights are not those of its configuration.
     ValueError
-        If the source is no BERT, its weights are not those of its
-        configuration, or several layers have no ``frame_norm``.
+        If the source is no BERT, or several layers have no ``frame_norm``.
 
     Example
     -------
@@ -204,11 +203,11 @@ class EmoQFormer(nn.Module):
             self-attention, and with no queries after its feed-forward too.
         """
         batch, num_queries = len(tokens), len(self.queries)
-        text_mask = _mask(tokens, token_lens)
+        text_mask = length_mask(tokens, token_lens)
         query_mask = text_mask.new_ones(batch, num_queries)
         # (B, N_q + L): every position sees the queries and real tokens
         self_mask = torch.cat([query_mask, text_mask], dim=1)
-        audio_mask = _mask(audio, audio_lens)
+        audio_mask = length_mask(audio, audio_lens)
 
         queries = self.query_norm(self.queries).expand(batch, -1, -1)
         queries = self.dropout(queries)  # (B, N_q, d_h)
@@ -390,10 +389,3 @@ class _FeedForward(nn.Module):
         """Maps each position of ``(B, N, d_h)`` by itself."""
         inner = self.activation(self.intermediate(x))
         return self.norm(x + self.dropout(self.output(inner)))
-
-
-def _mask(sequence, lens):
-    """Marks what is no padding in ``(B, N, ...)``, as ``(B, N)``."""
-    size = sequence.shape[1]  # in float32 some k / N * N exceed k
-    counts = (lens.float() * size).round()
-    return length_to_mask(counts, size, dtype=torch.bool)

@@ -8,9 +8,9 @@ import re
 
 import torch
 from torch import nn
-from transformers import AutoConfig, AutoModel, PretrainedConfig
+from transformers import AutoConfig, PretrainedConfig
 
-from emoq_modules.lobes.backbones import local_folder
+from emoq_modules.lobes.backbones import load_whole, local_folder
 
 # By the model_type in config.json (MiniLM's is bert); and those that count
 # positions from the one after the padding's.
@@ -133,21 +133,7 @@ def load_text_encoder(source, revision=None):
         return config, None
     folder = local_folder(source, revision)
     _check_family(AutoConfig.from_pretrained(folder), source)
-    try:
-        model, report = AutoModel.from_pretrained(
-            folder, add_pooling_layer=False, output_loading_info=True
-        )
-    except RuntimeError as error:  # weights of another width
-        raise ValueError(
-            f"The weights in {folder} are not those of its config.json "
-            f"({str(error).splitlines()[0]}). Fetch the model again."
-        ) from error
-    if report["missing_keys"]:
-        raise ValueError(
-            f"The weights in {folder} are not whole: "
-            f"{len(report['missing_keys'])} are missing, "
-            f"{min(report['missing_keys'])} for one. Fetch the model again."
-        )
+    model = load_whole(folder, add_pooling_layer=False)
     return model.config, model.state_dict()
 
 

@@ -283,17 +283,20 @@ def _annotated_s(row):
 
     In one row, of the test split, the two are the same.
     """
-    start, end = (
-        sum(
-            float(part) * unit
-            for part, unit in zip(
-                row[column].replace(",", ".").split(":"),
-                (3600, 60, 1),
-                strict=True,
+    times = [row.get(column) for column in ("StartTime", "EndTime")]
+    try:
+        start, end = (
+            3600 * int(hours) + 60 * int(minutes) + float(seconds)
+            for hours, minutes, seconds in (
+                time.replace(",", ".").split(":") for time in times
             )
         )
-        for column in ("StartTime", "EndTime")
-    )
+    except (AttributeError, ValueError) as error:
+        raise CorpusError(
+            f"Dialogue {row['Dialogue_ID']}, utterance {row['Utterance_ID']} "
+            f"has the StartTime and EndTime {times}, which are no hours, "
+            "minutes and seconds: compare the CSV file with the published one."
+        ) from error
     return max(end - start, 0.01)
 
 

@@ -167,6 +167,14 @@ PREPARE = ".*run the prepare step"
 # Name, the command, what the message names and says to do, what is broken.
 REFUSED = [
     (
+        "embedding_dim that is not the text encoder's",
+        again("--embedding_dim", "32", "--text_encoder", "encoder", *AFRESH),
+        r"embedding_dim is 32, .* have 16 values: set embedding_dim to 16",
+        lambda: shutil.copytree(
+            RUN / "stage1/backbones/text_encoder", "encoder"
+        ),
+    ),
+    (
         "wrong data folder",
         [STAGE2, "--data_folder", "nowhere"],
         r"nowhere does not exist: give the folder MELD\.Raw",

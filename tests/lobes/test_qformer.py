@@ -9,7 +9,7 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoConfig, AutoModel, BertConfig, ElectraConfig
 
 from emoq_modules import AttentivePooling, EmoQFormer
-from emoq_modules.errors import CheckpointError
+from emoq_modules.errors import BackboneError, CheckpointError
 from emoq_modules.lobes.weights import load_trainable, save_trainable
 
 AUDIO_DIM = 12
@@ -154,7 +154,7 @@ def test_a_configuration_object_is_taken_for_what_it_is():
 def test_weights_of_another_width_are_refused(tmp_path):
     folder = saved("bert", tmp_path)
     BertConfig(**SIZES | {"intermediate_size": 64}).save_pretrained(folder)
-    with pytest.raises(ValueError, match="not those of its config.json"):
+    with pytest.raises(BackboneError, match="not those of its config.json"):
         EmoQFormer(folder, AUDIO_DIM)
 
 
@@ -248,7 +248,7 @@ def test_backbone_with_weights_missing_is_refused(text_encoder, tmp_path):
     weights = load_file(f"{text_encoder}/model.safetensors")
     del weights["encoder.layer.1.output.dense.weight"]
     save_file(weights, tmp_path / "model.safetensors", {"format": "pt"})
-    with pytest.raises(ValueError, match="1 are missing"):
+    with pytest.raises(BackboneError, match="lacks 1 .*layer.1.output"):
         EmoQFormer(str(tmp_path), AUDIO_DIM)
 
 

@@ -479,6 +479,12 @@ def test_the_tables_alone_will_do_where_nothing_hears_the_audio(tmp_path):
     assert [len(rows) for rows in splits.values()] == [5, 3, 3]
     for row in all_rows(tmp_path / "out").values():
         assert row["duration"] == pytest.approx(2.793)
+    table = TABLES["test"].replace("00:21:00,049", "later", 1)
+    write(tmp_path / "raw/test_sent_emo.csv", table)
+    with pytest.raises(CorpusError, match="Dialogue 38, utterance 4 .*'later'"):
+        recipe.prepare_meld(
+            tmp_path / "raw", tmp_path / "n", without_clips=True
+        )
 
 
 def test_clips_that_are_there_are_taken_all_the_same(raw, tmp_path):
