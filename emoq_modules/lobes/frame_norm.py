@@ -10,8 +10,8 @@ class FrameNorm(nn.Module):
 
     It is the layer norm before the projection of BLIP-2 and SALMONN: encoders
     and their layers differ in the size of their values, and a projection made
-    for another size would hardly train. Layers are mixed by a learned softmax, at first all
-    alike (the usual protocol of SUPERB, here on frames).
+    for another size would hardly train. Layers are mixed by a learned softmax,
+    at first all alike (the usual protocol of SUPERB, here on frames).
 
     Arguments
     ---------
