@@ -12,44 +12,12 @@ from emoq_modules.lobes.audio_encoder import HuggingFaceEncoder
 from emoq_modules.lobes.pooling import mean_over_time
 
 
-class _AudioAlone(nn.Module):
-    """In the place of the EmoQ-Former; a subclass has ``_embed``."""
-
-    def __init__(self, audio_dim):
-        super().__init__()
-        self.output_dim = audio_dim
-
-    def forward(self, audio, audio_lens, tokens, token_lens):
-        """Computes the embeddings of a batch.
-
-        Arguments
-        ---------
-        audio : torch.Tensor
-            Frames of any encoder, ``(B, T, audio_dim)``; or rows of
-            ``LayerMeanEncoder``, ``(B, num_layers, dim)``.
-        audio_lens : torch.Tensor
-            Relative lengths, ``(B,)``.
-        tokens : torch.Tensor | None
-            Unused; part of the interface of ``EmoQFormer``.
-        token_lens : torch.Tensor | None
-            Likewise.
-
-        Returns
-        -------
-        torch.Tensor | tuple
-            As the class says.
-        """
-        return self._embed(audio, audio_lens)
-
-
-class AudioFrames(_AudioAlone):
+class AudioFrames(nn.Module):
     """The audio frames themselves, in the place of the EmoQ-Former.
 
     It is the fusion of "audio only" and "without EmoQ-Former" in Table 4: the
     LLM gets every frame as a soft prompt. Encoders and their layers give frames
-    of any size and about any mean, and the projector expects unit vectors: each
-    is centered and has unit L2 norm, ``(B, T, audio_dim)``, and the relative
-    lengths stand beside.
+    of any size and about any mean; the projector expects unit vectors.
 
     Arguments
     ---------
@@ -64,16 +32,39 @@ class AudioFrames(_AudioAlone):
     torch.Size([3, 20, 8])
     """
 
-    def _embed(self, audio, audio_lens):
+    def __init__(self, audio_dim):
+        super().__init__()
+        self.output_dim = audio_dim
+
+    def forward(self, audio, audio_lens, tokens, token_lens):
+        """Centers and scales each frame.
+
+        Arguments
+        ---------
+        audio : torch.Tensor
+            Frames of any encoder, ``(B, T, audio_dim)``.
+        audio_lens : torch.Tensor
+            Relative lengths, ``(B,)``.
+        tokens : torch.Tensor | None
+            Unused; part of the interface of ``EmoQFormer``.
+        token_lens : torch.Tensor | None
+            Likewise.
+
+        Returns
+        -------
+        embeddings : torch.Tensor
+            ``(B, T, audio_dim)``, each of mean 0 and unit L2 norm.
+        lens : torch.Tensor
+            Their relative lengths, ``(B,)``.
+        """
         normal = F.layer_norm(audio, audio.shape[-1:])
         return F.normalize(normal, dim=-1), audio_lens
 
 
-class MeanPooledAudio(_AudioAlone):
+class MeanPooledAudio(nn.Module):
     """The mean of the audio frames, in the place of the EmoQ-Former.
 
-    It is one soft prompt, ``(B, audio_dim)`` and of unit L2 norm, where
-    ``AudioFrames`` gives the LLM all of them.
+    It is one soft prompt, where ``AudioFrames`` gives the LLM all of them.
 
     Arguments
     ---------
@@ -87,16 +78,37 @@ class MeanPooledAudio(_AudioAlone):
     torch.Size([3, 8])
     """
 
-    def _embed(self, audio, audio_lens):
+    def __init__(self, audio_dim):
+        super().__init__()
+        self.output_dim = audio_dim
+
+    def forward(self, audio, audio_lens, tokens, token_lens):
+        """Computes the mean of each utterance's frames.
+
+        Arguments
+        ---------
+        audio : torch.Tensor
+            Frames of any encoder, ``(B, T, audio_dim)``.
+        audio_lens : torch.Tensor
+            Relative lengths, ``(B,)``.
+        tokens : torch.Tensor | None
+            Unused; part of the interface of ``EmoQFormer``.
+        token_lens : torch.Tensor | None
+            Likewise.
+
+        Returns
+        -------
+        torch.Tensor
+            Embeddings, ``(B, audio_dim)``, each of unit L2 norm.
+        """
         return F.normalize(mean_over_time(audio, audio_lens), dim=-1)
 
 
-class LayerWeightedMean(_AudioAlone):
+class LayerWeightedMean(nn.Module):
     """A learned weighted mean of an encoder's layers, for a linear probe.
 
-    The weights are a softmax, at first all the same. The embedding
-    ``(B, dim)`` is not scaled to unit length: what follows is a linear
-    classifier.
+    The weights are a softmax, at first all the same. The embedding is not
+    scaled to unit length: what follows is a linear classifier.
 
     Arguments
     ---------
@@ -114,7 +126,7 @@ class LayerWeightedMean(_AudioAlone):
     """
 
     def __init__(self, num_layers, dim):
-        super().__init__(dim)
+        super().__init__()
         if num_layers is None:
             raise ValueError(
                 "LayerWeightedMean is for an encoder that gives a row for each "
@@ -122,8 +134,28 @@ class LayerWeightedMean(_AudioAlone):
                 "emoq_modules.LayerMeanEncoder."
             )
         self.scores = nn.Parameter(torch.zeros(num_layers))
+        self.output_dim = dim
 
-    def _embed(self, audio, audio_lens):
+    def forward(self, audio, audio_lens, tokens, token_lens):
+        """Weighs the layers of each utterance.
+
+        Arguments
+        ---------
+        audio : torch.Tensor
+            Rows of ``LayerMeanEncoder``, ``(B, num_layers, dim)``; a
+            ``ValueError`` if there are more or fewer.
+        audio_lens : torch.Tensor
+            Unused; every utterance has a row for each layer.
+        tokens : torch.Tensor | None
+            Unused; part of the interface of ``EmoQFormer``.
+        token_lens : torch.Tensor | None
+            Likewise.
+
+        Returns
+        -------
+        torch.Tensor
+            Embeddings, ``(B, dim)``.
+        """
         if audio.shape[1] != len(self.scores):
             raise ValueError(
                 f"There are {audio.shape[1]} rows for the weights of "
