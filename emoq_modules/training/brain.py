@@ -14,6 +14,7 @@ from types import SimpleNamespace
 import speechbrain as sb
 import torch
 from speechbrain.dataio.sampler import ReproducibleRandomSampler
+from speechbrain.utils.checkpoints import torch_recovery
 from speechbrain.utils.logger import get_logger
 from transformers import SchedulerType, get_scheduler
 
@@ -189,12 +190,16 @@ class EmoQBrain(sb.Brain):
         return loss
 
     def init_optimizers(self):
-        """Gives every part its learning rate, and makes the schedule."""
+        """Gives every part its learning rate, and makes the schedule.
+
+        Weight decay is for matrices alone, as is common: linear maps and
+        embeddings; not for norms, biases, queries and a projector's scale.
+        """
         self._check_choice("scheduler", [kind.value for kind in SchedulerType])
         # Used only after an epoch, which nobody should wait for in vain.
         self._check_choice("selection_metric", ["last", "loss", *MEASURES])
         rates = self.hparams.learning_rates
-        groups = {prefix: [] for prefix in rates}
+        groups = {(prefix, decay): [] for prefix in rates for decay in (1, 0)}
         for name, parameter in self.modules.named_parameters():
             if not parameter.requires_grad:
                 continue
@@ -205,7 +210,8 @@ class EmoQBrain(sb.Brain):
                     f"learning_rates names no part that {name} belongs to; it "
                     f"has {', '.join(rates)}."
                 )
-            groups[max(matching, key=len)].append(parameter)
+            decay = parameter.ndim > 1 and name.endswith("weight")
+            groups[max(matching, key=len), decay].append(parameter)
         for prefix in rates:
             # A part may be left out or frozen, but has to be one.
             try:
@@ -218,7 +224,8 @@ class EmoQBrain(sb.Brain):
         self.optimizer = self.opt_class(
             [
                 {"params": parameters, "lr": rates[prefix]}
-                for prefix, parameters in groups.items()
+                | ({} if decay else {"weight_decay": 0.0})
+                for (prefix, decay), parameters in groups.items()
                 if parameters
             ]
         )
@@ -232,7 +239,9 @@ class EmoQBrain(sb.Brain):
             num_warmup_steps=round(self.hparams.warmup_ratio * steps),
             num_training_steps=steps,
         )
-        self.checkpointer.add_recoverable("optimizer", self.optimizer)
+        self.checkpointer.add_recoverable(
+            "optimizer", self.optimizer, custom_load_hook=_load_optimizer
+        )
         self.checkpointer.add_recoverable("schedule", self.schedule)
 
     def _check_choice(self, key, allowed):
@@ -272,7 +281,7 @@ class EmoQBrain(sb.Brain):
                 **{f"{self.evaluated_split}_stats": metrics},
             )
             return
-        rate = max(self.schedule.get_last_lr())
+        rate = self.schedule.get_last_lr()[0]  # a scale's is far higher
         self.hparams.history.append(
             {
                 "epoch": epoch,
@@ -329,3 +338,14 @@ class EmoQBrain(sb.Brain):
             if isinstance(module, torch.nn.Module):
                 load_trainable(module, best.paramfiles[name])
         self.loaded_epoch = best.meta["epoch"]
+
+
+def _load_optimizer(optimizer, path, end_of_epoch):
+    try:
+        torch_recovery(optimizer, path, end_of_epoch)
+    except ValueError as error:
+        raise CheckpointError(
+            f"{path} is of a run that an earlier version began, which grouped "
+            f"weights otherwise ({error}): let that version finish it, or "
+            "choose another --results_folder; --test_only tests what is there."
+        ) from error
