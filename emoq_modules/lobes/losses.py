@@ -236,13 +236,27 @@ class MALLoss(torch.nn.Module):
         return loss
 
 
-def inverse_frequency_weights(labels, num_classes):
-    """Class weights for :class:`FocalLoss`, from the training split.
+def inverse_frequency_weights(
+    labels, num_classes, scheme="max_one", beta=0.999
+):
+    r"""Class weights for :class:`FocalLoss`, from the training split.
 
-    Weights are inversely proportional to the number of members and scaled to a
-    maximum of 1, so the rarest class weighs 1. A class without members has the
-    weight of the rarest: it must not flatten the others, which its infinite
-    inverse would, and an example of it that turns up in validation counts.
+    Weights are inversely proportional to the number of members :math:`n_c` or,
+    of the last scheme, to their effective number,
+    :math:`(1 - \beta^{n_c}) / (1 - \beta)`, and scaled so that
+
+    - ``max_one``: the rarest class weighs 1;
+    - ``mean_one``: the mean over training utterances, each with the weight of
+      its class, is 1, as scikit-learn's ``"balanced"`` has it;
+    - ``sum_one``: the sum over classes is 1;
+    - ``effective_number``: the sum over classes is C.
+
+    A class without members has the weight of the rarest: it must not flatten
+    the others, which its infinite inverse would, and an example of it that
+    turns up in validation counts.
+
+    Source: Y. Cui et al., https://arxiv.org/abs/1901.05555, of the effective
+    number.
 
     Arguments
     ---------
@@ -251,16 +265,24 @@ def inverse_frequency_weights(labels, num_classes):
         are none, or one is out of range.
     num_classes : int
         C, the number of classes.
+    scheme : str
+        One of those above; a ``ValueError`` if it is another.
+    beta : float
+        :math:`\beta` of ``effective_number``, in [0, 1): 0 gives all classes
+        the same weight, near 1 they are those of the inverse frequency.
 
     Returns
     -------
     torch.Tensor
-        Weights in (0, 1], (C,), float32.
+        Weights above 0, (C,), float32.
 
     Example
     -------
-    >>> inverse_frequency_weights([0, 0, 0, 0, 1, 1, 2], num_classes=4)
+    >>> labels = [0, 0, 0, 0, 1, 1, 2]
+    >>> inverse_frequency_weights(labels, num_classes=4)
     tensor([0.2500, 0.5000, 1.0000, 1.0000])
+    >>> inverse_frequency_weights(labels, num_classes=3, scheme="mean_one")
+    tensor([0.5833, 1.1667, 2.3333])
     """
     labels = torch.as_tensor(labels, dtype=torch.long)
     if not len(labels):
@@ -270,8 +292,25 @@ def inverse_frequency_weights(labels, num_classes):
             f"labels run from {labels.min()} to {labels.max()}, outside "
             f"[0, {num_classes}) for num_classes={num_classes}"
         )
-    counts = labels.bincount(minlength=num_classes).float()
-    return (counts[counts > 0].min() / counts).clamp(max=1.0)
+    if not 0 <= beta < 1:
+        raise ValueError(f"beta must be at least 0 and below 1, not {beta}")
+    counts = labels.bincount(minlength=num_classes).double()
+    sizes = counts.clamp(min=counts[counts > 0].min())
+    if scheme == "effective_number":
+        sizes = (1 - beta**sizes) / (1 - beta)
+    weights = 1 / sizes
+    totals = {
+        "max_one": weights.max(),
+        "mean_one": (counts * weights).sum() / len(labels),
+        "sum_one": weights.sum(),
+        "effective_number": weights.mean(),
+    }
+    if scheme not in totals:
+        raise ValueError(
+            f"scheme of class weights is {scheme!r}; it can be "
+            f"{', '.join(totals)}"
+        )
+    return (weights / totals[scheme]).float()
 
 
 def _check_one_label_each(x, labels):

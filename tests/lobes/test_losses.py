@@ -5,6 +5,7 @@ import math
 import numpy as np
 import pytest
 import torch
+from sklearn.utils.class_weight import compute_class_weight
 from torch.nn.functional import cross_entropy, normalize
 from torch.nn.parallel import DistributedDataParallel
 
@@ -243,6 +244,67 @@ def test_inverse_frequency_weights_are_one_for_the_rarest_class(
 ):
     found = inverse_frequency_weights(labels, len(weights))
     assert found.tolist() == weights
+    mean_one = inverse_frequency_weights(labels, len(weights), "mean_one")
+    torch.testing.assert_close(mean_one / mean_one.max(), found)
+    assert mean_one[labels].mean() == pytest.approx(1)
+
+
+# Of MELD's training split and, about so, of a fold of IEMOCAP.
+COUNTS = [[4710, 1109, 683, 1743, 1205, 271, 268], [1324, 885, 879, 1309]]
+
+
+@pytest.mark.parametrize("counts", COUNTS)
+def test_class_weights_have_the_mean_or_sum_that_was_asked_for(counts):
+    labels = np.repeat(np.arange(len(counts)), counts)
+
+    def weights(scheme, **options):
+        found = inverse_frequency_weights(
+            labels, len(counts), scheme, **options
+        )
+        return found.numpy()
+
+    balanced = compute_class_weight(
+        "balanced", classes=np.arange(len(counts)), y=labels
+    )
+    np.testing.assert_allclose(weights("mean_one"), balanced, rtol=1e-6)
+    assert weights("mean_one")[labels].mean() == pytest.approx(1, rel=1e-5)
+    for scheme, total in (("max_one", balanced.max()), ("sum_one", None)):
+        expected = balanced / (total or balanced.sum())
+        np.testing.assert_allclose(weights(scheme), expected, rtol=1e-6)
+    # Cui et al., Eq. 2 and Sec. 4, where the effective number is a sum.
+    inverse = [1 / sum(0.999**k for k in range(count)) for count in counts]
+    expected = len(counts) * np.array(inverse) / sum(inverse)
+    found = weights("effective_number", beta=0.999)
+    np.testing.assert_allclose(found, expected, rtol=1e-5)
+    assert (weights("effective_number", beta=0.0) == 1).all()
+
+
+@pytest.mark.parametrize(
+    "scheme", ["max_one", "mean_one", "sum_one", "effective_number"]
+)
+def test_experiment_names_how_classes_weigh(scheme):
+    hparams_yaml = merge_presets(
+        "hparams/emoq_stage1.yaml",
+        [],
+        change(
+            "",
+            data_folder="here",
+            labels=["angry", "happy"],
+            training_labels=[0, 0, 0, 1],
+            class_weighting=scheme,
+            class_weights_beta=0.5,
+        ),
+    )
+    found = load_keys(hparams_yaml, "class_weights", "num_classes", "mal")
+    expected = {
+        "max_one": [1 / 3, 1],
+        "mean_one": [2 / 3, 2],
+        "sum_one": [1 / 4, 3 / 4],
+        # Of three utterances there are 1 + 1/2 + 1/4.
+        "effective_number": [8 / 11, 14 / 11],
+    }[scheme]
+    weights = found["mal"].focal.class_weights
+    torch.testing.assert_close(weights, torch.tensor(expected))
 
 
 @pytest.mark.parametrize(
@@ -273,6 +335,14 @@ def test_inverse_frequency_weights_are_one_for_the_rarest_class(
         ),
         (lambda: inverse_frequency_weights([], 3), "no labels"),
         (lambda: inverse_frequency_weights([0, 3], 3), r"outside \[0, 3\)"),
+        (
+            lambda: inverse_frequency_weights([0], 1, "max"),
+            "is 'max'; it can be max_one, mean_one",
+        ),
+        (
+            lambda: inverse_frequency_weights([0], 1, beta=1),
+            "beta must be at least 0 and below 1",
+        ),
     ],
 )
 def test_a_wrong_argument_is_refused(attempt, message):
