@@ -26,7 +26,8 @@ class SupConLoss(torch.nn.Module):
     :math:`i`. An anchor for which it is empty has no term, and :math:`N`
     counts the anchors that have one: small batches of unbalanced data are full
     of anchors without a positive, and they say nothing about the embedding. A
-    batch without any gives 0 with a gradient of 0.
+    batch without any gives 0 with a gradient of 0. ``anchors`` holds the last
+    batch's labels, (N,), and whether each has a positive, (N,).
 
     Arguments
     ---------
@@ -59,6 +60,7 @@ class SupConLoss(torch.nn.Module):
             raise ValueError(f"temperature must be above 0, not {temperature}")
         self.temperature = temperature
         self.gather = gather
+        self.anchors = None
 
     def forward(self, embeddings, labels):
         """Contrasts every embedding with all others of the batch.
@@ -94,6 +96,7 @@ class SupConLoss(torch.nn.Module):
 
         # Filled, not multiplied by 0: in a batch of one log_prob is infinite.
         num_positives = positive.sum(dim=1)
+        self.anchors = labels, num_positives > 0
         anchor_loss = -log_prob.masked_fill(~positive, 0.0).sum(dim=1)
         anchor_loss = anchor_loss / num_positives.clamp(min=1)
         return anchor_loss.sum() / (num_positives > 0).sum().clamp(min=1)
@@ -185,6 +188,9 @@ class FocalLoss(torch.nn.Module):
 class MALLoss(torch.nn.Module):
     """Multi-objective affective learning: SCL + balance * focal (Equation 6).
 
+    ``terms`` holds both summands of the last loss, by the names ``SCL`` and
+    ``focal``.
+
     Arguments
     ---------
     scl : SupConLoss | None
@@ -210,6 +216,7 @@ class MALLoss(torch.nn.Module):
         self.scl = scl
         self.focal = focal
         self.balance = balance
+        self.terms = {}
 
     def forward(self, embeddings, logits, labels):
         """Computes the loss of a batch.
@@ -228,12 +235,13 @@ class MALLoss(torch.nn.Module):
         torch.Tensor
             The loss, a scalar.
         """
-        loss = 0.0
+        terms = {}
         if self.scl is not None:
-            loss = loss + self.scl(embeddings, labels)
+            terms["SCL"] = self.scl(embeddings, labels)
         if self.focal is not None:
-            loss = loss + self.balance * self.focal(logits, labels)
-        return loss
+            terms["focal"] = self.balance * self.focal(logits, labels)
+        self.terms = {name: term.detach() for name, term in terms.items()}
+        return sum(terms.values())
 
 
 def inverse_frequency_weights(

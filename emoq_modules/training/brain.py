@@ -66,6 +66,10 @@ class EmoQBrain(sb.Brain):
         if stage == sb.Stage.TEST and embeddings is not None:
             self.tested_embeddings += embeddings.detach().float().cpu().unbind()
 
+    def loss_parts(self):
+        """What the line of an epoch tells of its training, besides the loss."""
+        return {}
+
     def loss_weight(self, batch):
         """Weight of a batch among accumulated ones: its utterances."""
         return len(batch.id)
@@ -266,7 +270,7 @@ class EmoQBrain(sb.Brain):
         An epoch ends with its validation, whose score the checkpoint has.
         """
         if stage == sb.Stage.TRAIN:
-            self.train_loss = float(stage_loss)
+            self.train_stats = {"loss": float(stage_loss)} | self.loss_parts()
             return
         if world_size() > 1:
             self.stats, self.tested_embeddings, losses = join(
@@ -287,13 +291,13 @@ class EmoQBrain(sb.Brain):
                 "epoch": epoch,
                 "lr": rate,
                 "seconds": time.perf_counter() - self.epoch_started,
-                "train_loss": self.train_loss,
+                "train_loss": self.train_stats["loss"],
                 **{f"valid_{key}": value for key, value in metrics.items()},
             }
         )
         self.hparams.train_logger.log_stats(
             {"epoch": epoch, "lr": rate},
-            train_stats={"loss": self.train_loss},
+            train_stats=self.train_stats,
             valid_stats=metrics,
         )
         score = self._score(metrics, epoch)

@@ -7,7 +7,13 @@ from speechbrain.dataio.batch import PaddedBatch
 from torch import nn
 from transformers.trainer_pt_utils import get_parameter_names
 
-from emoq_modules import PromptTemplate, SoftPromptDecoder
+from emoq_modules import (
+    FocalLoss,
+    MALLoss,
+    PromptTemplate,
+    SoftPromptDecoder,
+    SupConLoss,
+)
 from emoq_modules.dataio.files import read_contents, write_contents
 from emoq_modules.dataio.sampler import ClassGroupSampler
 from emoq_modules.errors import CheckpointError, ConfigurationError
@@ -234,6 +240,8 @@ def test_a_checkpoint_of_other_groups_is_refused_in_one_line(tmp_path):
     group = {**state["param_groups"][0], "params": list(range(6))}
     torch.save({**state, "param_groups": [group]}, file)
     sizes = read_contents(checkpoint)
+    (checkpoint / "mal.ckpt").unlink()
+    del sizes["mal.ckpt"]
     write_contents(checkpoint, sizes | {file.name: file.stat().st_size})
     again = make_brain(tmp_path)
     with pytest.raises(CheckpointError, match="earlier version") as error:
@@ -368,6 +376,75 @@ def test_of_several_embeddings_of_an_utterance_the_mean_is_kept(tmp_path):
     first, second = brain.tested_embeddings
     torch.testing.assert_close(first, several[0, :2].mean(dim=0))
     torch.testing.assert_close(second, several[1].mean(dim=0))
+
+
+class Lines(list):
+    """In the place of a train logger: what it is given of training."""
+
+    def log_stats(self, stats_meta, train_stats=None, **rest):
+        self.append(train_stats)
+
+
+def stage_1(folder, kind=Stage1Brain, **changes):
+    """With MAL, three epochs and a checkpoint after each batch."""
+    brain = make_brain(
+        folder,
+        kind,
+        mal=MALLoss(SupConLoss(1.0), FocalLoss(), balance=0.5),
+        train_logger=Lines(),
+        number_of_epochs=3,
+        **changes,
+    )
+    brain.ckpt_interval_steps = 1
+    return brain
+
+
+# Classes 0 1, 0 0 1, 2 2 1: of the rarest, sad, both have a positive.
+PAIRS = [[0, 1], [3, 6, 4], [2, 5, 7]]
+
+
+def test_line_of_an_epoch_tells_what_the_loss_is_made_of(tmp_path):
+    brain = stage_1(tmp_path, learning_rates={"fusion": 0.0, "head": 0.0})
+    dataset = make_dataset(8)
+    fit(brain, dataset, PAIRS)
+    scl, focal = [], []
+    for batch in PAIRS:
+        batch = PaddedBatch([dataset[index] for index in batch])
+        embeddings, logits = brain.compute_forward(batch, sb.Stage.VALID)
+        scl.append(SupConLoss(1.0)(embeddings, batch.label).item())
+        focal.append(0.5 * FocalLoss()(logits, batch.label).item())
+    expected = {
+        "loss": (sum(scl) + sum(focal)) / 3,
+        "SCL": sum(scl) / 3,
+        "focal": sum(focal) / 3,
+        "paired anchors": 50.0,
+        "paired anchors of sad": 100.0,
+    }
+    lines = brain.hparams.train_logger
+    assert lines == [pytest.approx(expected)] * 3
+    assert scl[0] == 0 and min(scl[1:] + focal) > 0.1
+
+
+class DyingBrain(Stage1Brain):
+    """Ends within its second epoch."""
+
+    def on_fit_batch_end(self, *args):
+        if self.optimizer_step == 5:
+            raise KeyboardInterrupt
+
+
+def test_line_of_a_resumed_epoch_is_that_of_a_whole_one(tmp_path):
+    dataset = make_dataset(8)
+    whole = stage_1(tmp_path / "whole")
+    fit(whole, dataset, PAIRS)
+    with pytest.raises(KeyboardInterrupt):
+        fit(stage_1(tmp_path / "stopped", DyingBrain), dataset, PAIRS)
+    resumed = stage_1(tmp_path / "stopped")
+    fit(resumed, dataset, PAIRS)
+    assert_same(weights(resumed), weights(whole))
+    lines = whole.hparams.train_logger
+    assert len(lines[0]) == 5
+    assert resumed.hparams.train_logger == lines[1:]
 
 
 class WatchingEncoder(FrozenEncoder):
