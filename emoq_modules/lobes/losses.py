@@ -5,7 +5,8 @@ together; focal loss (Eq. 5) trains the classifier on top and keeps frequent,
 easy classes from drowning the rare ones; MAL (Eq. 6) is their weighted sum.
 
 Source: Y. Yang and M.-W. Mak, https://arxiv.org/abs/2509.15775, Sec. 2.4. SCL
-is from https://arxiv.org/abs/2004.11362, the focal loss from
+is from https://arxiv.org/abs/2004.11362, its memory of past embeddings from
+https://arxiv.org/abs/1912.06798, the focal loss from
 https://arxiv.org/abs/1708.02002.
 """
 
@@ -40,12 +41,17 @@ class SupConLoss(torch.nn.Module):
         ``DistributedDataParallel`` does, are those of one process with it.
         Without a gradient (validation, where ranks need not have equally many
         batches) and without a process group each batch stays alone.
+    queue_size : int
+        How many of the last embeddings to contrast a batch with too, detached:
+        as positives and negatives, not as anchors (cross-batch memory; Wang et
+        al., 2020). Not in validation. Ranks have the same ones, of the joint
+        batches: on several it needs ``gather``.
 
     Raises
     ------
     ValueError
-        If the temperature is not positive, or there is not one label for each
-        embedding.
+        If the temperature is not positive, ``queue_size`` is negative or needs
+        ``gather``, or there is not one label for each embedding.
 
     Example
     -------
@@ -54,16 +60,46 @@ class SupConLoss(torch.nn.Module):
     tensor(1.0986)
     """
 
-    def __init__(self, temperature=0.07, gather=False):
+    def __init__(self, temperature=0.07, gather=False, queue_size=0):
         super().__init__()
         if not temperature > 0:
             raise ValueError(f"temperature must be above 0, not {temperature}")
+        if queue_size < 0:
+            raise ValueError(f"queue_size must be 0 or more, not {queue_size}")
+        ranks = dist.get_world_size() if dist.is_initialized() else 1
+        if queue_size and ranks > 1 and not gather:
+            raise ValueError(
+                f"a queue_size of {queue_size} on {ranks} ranks needs their "
+                "batches to be gathered (contrast_across_ranks)"
+            )
         self.temperature = temperature
         self.gather = gather
+        self.queue_size = queue_size
+        self.queue = None
         self.anchors = None
 
+    def get_extra_state(self):
+        """Gives the queue, whose size is not known before, to ``state_dict``.
+
+        Returns
+        -------
+        tuple | None
+            Embeddings, (K, d), and labels, (K,), the last one last.
+        """
+        return self.queue
+
+    def set_extra_state(self, state):
+        """Takes the queue of a ``state_dict``.
+
+        Arguments
+        ---------
+        state : tuple | None
+            What ``get_extra_state`` gave.
+        """
+        self.queue = state
+
     def forward(self, embeddings, labels):
-        """Contrasts every embedding with all others of the batch.
+        """Contrasts every embedding with all others, those of the queue too.
 
         Arguments
         ---------
@@ -84,13 +120,26 @@ class SupConLoss(torch.nn.Module):
             embeddings = _gather_batches(embeddings)
             labels = _gather_batches(labels)
 
+        keys, key_labels = embeddings, labels
+        if self.queue_size and torch.is_grad_enabled():
+            if self.queue is not None:
+                past, past_labels = self.queue
+                keys = torch.cat([embeddings, past.to(embeddings)])
+                key_labels = torch.cat([labels, past_labels.to(labels)])
+            self.queue = tuple(
+                x.detach().roll(-len(labels), 0)[-self.queue_size :]
+                for x in (keys, key_labels)
+            )
+
         # Autocast would take the product back to half precision, whose steps
         # of 2^-8 at a similarity of 1 are steps of 0.06 once divided by 0.07.
         with torch.autocast(embeddings.device.type, enabled=False):
-            similarity = embeddings @ embeddings.T / self.temperature  # (N, N)
+            similarity = embeddings @ keys.T / self.temperature  # (N, N + K)
 
-        itself = torch.eye(len(labels), dtype=torch.bool, device=labels.device)
-        positive = (labels[:, None] == labels[None, :]) & ~itself
+        itself = torch.eye(
+            *similarity.shape, dtype=torch.bool, device=labels.device
+        )
+        positive = (labels[:, None] == key_labels[None, :]) & ~itself
         others = similarity.masked_fill(itself, -torch.inf)
         log_prob = similarity - others.logsumexp(dim=1, keepdim=True)
 
@@ -250,8 +299,8 @@ def inverse_frequency_weights(
     r"""Class weights for :class:`FocalLoss`, from the training split.
 
     Weights are inversely proportional to the number of members :math:`n_c` or,
-    of the last scheme, to their effective number,
-    :math:`(1 - \beta^{n_c}) / (1 - \beta)`, and scaled so that
+    of the last scheme, to their effective number, :math:`(1 - \beta^{n_c}) /
+    (1 - \beta)` (Cui et al., https://arxiv.org/abs/1901.05555), such that
 
     - ``max_one``: the rarest class weighs 1;
     - ``mean_one``: the mean over training utterances, each with the weight of
@@ -262,9 +311,6 @@ def inverse_frequency_weights(
     A class without members has the weight of the rarest: it must not flatten
     the others, which its infinite inverse would, and an example of it that
     turns up in validation counts.
-
-    Source: Y. Cui et al., https://arxiv.org/abs/1901.05555, of the effective
-    number.
 
     Arguments
     ---------

@@ -29,10 +29,10 @@ BATCHES = {
 every_batch = pytest.mark.parametrize("labels", BATCHES.values(), ids=BATCHES)
 
 
-def scl_reference(embeddings, labels, temperature):
-    """Eq. 4, over the anchors that have a positive."""
+def scl_reference(embeddings, labels, temperature, anchors=None):
+    """Eq. 4, over the anchors (of the first rows) that have a positive."""
     terms = []
-    for i, e in enumerate(embeddings):
+    for i, e in enumerate(embeddings[:anchors]):
         others = [k for k in range(len(labels)) if k != i]
         positives = [j for j in others if labels[j] == labels[i]]
         if not positives:
@@ -89,6 +89,29 @@ def test_focal_loss_is_equation_5(labels, gamma):
     assert loss.item() == pytest.approx(expected, rel=1e-12)
     single = FocalLoss(gamma, alpha)(logits.float(), torch.tensor(labels))
     assert single.item() == pytest.approx(expected, rel=1e-5)
+
+
+@pytest.mark.parametrize("queue_size", [0, 3, 5, 100])
+def test_queue_adds_the_last_embeddings_as_positives_and_negatives(queue_size):
+    scl = SupConLoss(0.5, queue_size=queue_size)
+    embeddings = random_embeddings(12)
+    labels = [0, 1, 2, 0, 0, 1, 1, 3, 2, 0, 1, 3]
+    for first in range(0, 12, 4):
+        batch = embeddings[first : first + 4].clone().requires_grad_()
+        its_labels = labels[first : first + 4]
+        kept = slice(max(first - queue_size, 0), first)
+        loss = scl(batch, torch.tensor(its_labels))
+        expected = scl_reference(
+            torch.cat([batch, embeddings[kept]]).detach().numpy(),
+            its_labels + labels[kept],
+            temperature=0.5,
+            anchors=4,
+        )
+        assert loss.item() == pytest.approx(expected, rel=1e-12)
+        loss.backward()  # through nothing of the batches before
+        with torch.no_grad():  # as in validation
+            alone = scl(batch, torch.tensor(its_labels))
+        assert alone == SupConLoss(0.5)(batch, torch.tensor(its_labels))
 
 
 def test_mal_is_the_weighted_sum_of_both():
@@ -311,6 +334,7 @@ def test_experiment_names_how_classes_weigh(scheme):
     ("attempt", "message"),
     [
         (lambda: SupConLoss(temperature=0), "temperature must be above 0"),
+        (lambda: SupConLoss(queue_size=-1), "queue_size must be 0 or more"),
         (lambda: FocalLoss(gamma=-1), "gamma must be 0 or above"),
         (lambda: MALLoss(None, None), "both are None"),
         (
@@ -368,15 +392,26 @@ class Embedder(torch.nn.Linear):
         return normalize(super().forward(x), dim=-1)
 
 
+@pytest.mark.parametrize("queue_size", [0, 6])
 def test_gathering_over_ranks_equals_one_process_with_the_joint_batch(
-    start_ranks, tmp_path
+    start_ranks, tmp_path, queue_size
 ):
+    def second_batch(scl, model, inputs, labels):
+        scl(model(inputs.roll(1, dims=1)), labels).backward()
+        model.zero_grad()
+        loss = scl(model(inputs), labels)
+        loss.backward()
+        return loss
+
     def work():
         rank = own_rank()
         inputs, labels = INPUTS[RANKS[rank]], LABELS[RANKS[rank]]
         model = DistributedDataParallel(Embedder())
-        loss = SupConLoss(gather=True)(model(inputs), labels)
-        loss.backward()
+        scl = SupConLoss(gather=True, queue_size=queue_size)
+        loss = second_batch(scl, model, inputs, labels)
+        if queue_size:
+            with pytest.raises(ValueError, match="contrast_across_ranks"):
+                SupConLoss(queue_size=queue_size)
         # As in validation: ranks need not call equally often.
         if rank == 0:
             with torch.no_grad():
@@ -387,8 +422,8 @@ def test_gathering_over_ranks_equals_one_process_with_the_joint_batch(
 
     assert start_ranks(2, work) == [0, 0]
     model = Embedder()
-    loss = SupConLoss()(model(INPUTS), LABELS)
-    loss.backward()
+    scl = SupConLoss(queue_size=queue_size)
+    loss = second_batch(scl, model, INPUTS, LABELS)
     expected = [loss.detach(), *(p.grad for p in model.parameters())]
     assert expected[1].abs().max() > 0.1
     for rank in range(2):

@@ -385,12 +385,14 @@ class Lines(list):
         self.append(train_stats)
 
 
-def stage_1(folder, kind=Stage1Brain, **changes):
+def stage_1(folder, kind=Stage1Brain, queue_size=0, **changes):
     """With MAL, three epochs and a checkpoint after each batch."""
     brain = make_brain(
         folder,
         kind,
-        mal=MALLoss(SupConLoss(1.0), FocalLoss(), balance=0.5),
+        mal=MALLoss(
+            SupConLoss(1.0, queue_size=queue_size), FocalLoss(), balance=0.5
+        ),
         train_logger=Lines(),
         number_of_epochs=3,
         **changes,
@@ -433,13 +435,17 @@ class DyingBrain(Stage1Brain):
             raise KeyboardInterrupt
 
 
-def test_line_of_a_resumed_epoch_is_that_of_a_whole_one(tmp_path):
+@pytest.mark.parametrize("size", [0, 5])
+def test_resumed_epoch_has_the_queue_and_the_line_of_a_whole_one(
+    tmp_path, size
+):
     dataset = make_dataset(8)
-    whole = stage_1(tmp_path / "whole")
+    whole = stage_1(tmp_path / "whole", queue_size=size)
     fit(whole, dataset, PAIRS)
+    stopped = stage_1(tmp_path / "stopped", DyingBrain, queue_size=size)
     with pytest.raises(KeyboardInterrupt):
-        fit(stage_1(tmp_path / "stopped", DyingBrain), dataset, PAIRS)
-    resumed = stage_1(tmp_path / "stopped")
+        fit(stopped, dataset, PAIRS)
+    resumed = stage_1(tmp_path / "stopped", queue_size=size)
     fit(resumed, dataset, PAIRS)
     assert_same(weights(resumed), weights(whole))
     lines = whole.hparams.train_logger
