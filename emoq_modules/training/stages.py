@@ -106,7 +106,7 @@ class Stage1Brain(EmoQBrain):
 
     def _add_up(self, mal, num_classes):
         """Adds a batch to ``sums``; on the device, for which nobody waits."""
-        parts = dict(mal.terms)
+        parts = {"batches": torch.ones(()), **mal.terms}
         if mal.scl is not None:
             labels, paired = mal.scl.anchors
             counted = torch.stack([torch.ones_like(paired), paired]).float()
@@ -128,8 +128,8 @@ class Stage1Brain(EmoQBrain):
             percent that had a positive.
         """
         sums, self.sums = self.sums, {}
-        counts = sums.pop("anchors", None)
-        parts = {name: float(total) / self.step for name, total in sums.items()}
+        counts, batches = sums.pop("anchors", None), sums.pop("batches", 0)
+        parts = {name: float(total / batches) for name, total in sums.items()}
         if counts is not None:
             anchors, paired = counts.cpu()
             rarest = anchors.where(anchors > 0, torch.inf).argmin()
