@@ -180,7 +180,8 @@ def format_summary(results, plots=()):
     lines = [" " * width + header]
     for name, row in metrics.items():
         values = "".join(f"{row[measure]:8.1f}" for measure in MEASURES)
-        lines.append(f"{name:<{width}}{values}{row['n']:8}")
+        ties = f"  (ties: {row['ties']})" if "ties" in row else ""
+        lines.append(f"{name:<{width}}{values}{row['n']:8}{ties}")
     last = list(results)[-1]
     lines += [
         "",

@@ -14,6 +14,7 @@ from types import SimpleNamespace
 import speechbrain as sb
 import torch
 from speechbrain.dataio.sampler import ReproducibleRandomSampler
+from speechbrain.utils.checkpoints import torch_recovery
 from speechbrain.utils.logger import get_logger
 from transformers import SchedulerType, get_scheduler
 
@@ -64,6 +65,10 @@ class EmoQBrain(sb.Brain):
             embeddings = mean_over_time(*embeddings)
         if stage == sb.Stage.TEST and embeddings is not None:
             self.tested_embeddings += embeddings.detach().float().cpu().unbind()
+
+    def loss_parts(self):
+        """What the line of an epoch tells of its training, besides the loss."""
+        return {}
 
     def loss_weight(self, batch):
         """Weight of a batch among accumulated ones: its utterances."""
@@ -189,12 +194,16 @@ class EmoQBrain(sb.Brain):
         return loss
 
     def init_optimizers(self):
-        """Gives every part its learning rate, and makes the schedule."""
+        """Gives every part its learning rate, and makes the schedule.
+
+        Weight decay is for matrices alone, as is common: linear maps and
+        embeddings; not for norms, biases, queries and a projector's scale.
+        """
         self._check_choice("scheduler", [kind.value for kind in SchedulerType])
         # Used only after an epoch, which nobody should wait for in vain.
         self._check_choice("selection_metric", ["last", "loss", *MEASURES])
         rates = self.hparams.learning_rates
-        groups = {prefix: [] for prefix in rates}
+        groups = {(prefix, decay): [] for prefix in rates for decay in (1, 0)}
         for name, parameter in self.modules.named_parameters():
             if not parameter.requires_grad:
                 continue
@@ -205,7 +214,8 @@ class EmoQBrain(sb.Brain):
                     f"learning_rates names no part that {name} belongs to; it "
                     f"has {', '.join(rates)}."
                 )
-            groups[max(matching, key=len)].append(parameter)
+            decay = parameter.ndim > 1 and name.endswith("weight")
+            groups[max(matching, key=len), decay].append(parameter)
         for prefix in rates:
             # A part may be left out or frozen, but has to be one.
             try:
@@ -218,7 +228,8 @@ class EmoQBrain(sb.Brain):
         self.optimizer = self.opt_class(
             [
                 {"params": parameters, "lr": rates[prefix]}
-                for prefix, parameters in groups.items()
+                | ({} if decay else {"weight_decay": 0.0})
+                for (prefix, decay), parameters in groups.items()
                 if parameters
             ]
         )
@@ -232,7 +243,9 @@ class EmoQBrain(sb.Brain):
             num_warmup_steps=round(self.hparams.warmup_ratio * steps),
             num_training_steps=steps,
         )
-        self.checkpointer.add_recoverable("optimizer", self.optimizer)
+        self.checkpointer.add_recoverable(
+            "optimizer", self.optimizer, custom_load_hook=_load_optimizer
+        )
         self.checkpointer.add_recoverable("schedule", self.schedule)
 
     def _check_choice(self, key, allowed):
@@ -257,7 +270,7 @@ class EmoQBrain(sb.Brain):
         An epoch ends with its validation, whose score the checkpoint has.
         """
         if stage == sb.Stage.TRAIN:
-            self.train_loss = float(stage_loss)
+            self.train_stats = {"loss": float(stage_loss)} | self.loss_parts()
             return
         if world_size() > 1:
             self.stats, self.tested_embeddings, losses = join(
@@ -272,19 +285,19 @@ class EmoQBrain(sb.Brain):
                 **{f"{self.evaluated_split}_stats": metrics},
             )
             return
-        rate = max(self.schedule.get_last_lr())
+        rate = self.schedule.get_last_lr()[0]  # a scale's is far higher
         self.hparams.history.append(
             {
                 "epoch": epoch,
                 "lr": rate,
                 "seconds": time.perf_counter() - self.epoch_started,
-                "train_loss": self.train_loss,
+                "train_loss": self.train_stats["loss"],
                 **{f"valid_{key}": value for key, value in metrics.items()},
             }
         )
         self.hparams.train_logger.log_stats(
             {"epoch": epoch, "lr": rate},
-            train_stats={"loss": self.train_loss},
+            train_stats=self.train_stats,
             valid_stats=metrics,
         )
         score = self._score(metrics, epoch)
@@ -329,3 +342,14 @@ class EmoQBrain(sb.Brain):
             if isinstance(module, torch.nn.Module):
                 load_trainable(module, best.paramfiles[name])
         self.loaded_epoch = best.meta["epoch"]
+
+
+def _load_optimizer(optimizer, path, end_of_epoch):
+    try:
+        torch_recovery(optimizer, path, end_of_epoch)
+    except ValueError as error:
+        raise CheckpointError(
+            f"{path} is of a run that an earlier version began, which grouped "
+            f"weights otherwise ({error}): let that version finish it, or "
+            "choose another --results_folder; --test_only tests what is there."
+        ) from error

@@ -353,3 +353,13 @@ def test_the_summary_names_every_run_and_confuses_the_last():
         "Plots",
         "  results/confusion.png",
     ]
+
+
+def test_ties_are_told_in_the_results_and_the_summary(tmp_path):
+    stats = EmotionStats(["no", "yes"])
+    posteriors = torch.tensor([[0.5, 0.5], [0.9, 0.1]])
+    stats.append(["a", "b"], posteriors, torch.tensor([0, 0]))
+    assert write_results(tmp_path, stats, RUN_INFO)["ties"] == 1
+    assert "ties" not in write_results(tmp_path, random_stats(), RUN_INFO)
+    _, row, *_ = format_summary({"stage 2": stats}).splitlines()
+    assert row == "stage 2   100.0   100.0   100.0       2  (ties: 1)"

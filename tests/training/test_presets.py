@@ -58,6 +58,14 @@ def test_a_change_of_the_loss_is_a_variant_of_its_own(experiment):
         assert variant == Path(preset).stem
 
 
+@pytest.mark.parametrize("preset", ["", *PRESETS])
+def test_soft_prompts_change_their_length_at_a_rate_of_their_own(preset):
+    stage2 = YAML().load(composed(EXPERIMENTS[1], preset).hparams_yaml)
+    rates = stage2["learning_rates"]
+    if "decoder.projector" in rates:  # text_only.yaml has none
+        assert rates["decoder.projector.scale"] >= 0.001
+
+
 @pytest.mark.parametrize("experiment", EXPERIMENTS)
 def test_without_a_preset_it_is_meld_with_seven_classes(experiment):
     alone, meld = composed(experiment), composed(experiment, MELD)
@@ -132,6 +140,8 @@ def test_defaults_are_the_values_of_the_paper():
     for experiment in (first, second):
         assert experiment["audio_source"] == "facebook/hubert-large-ll60k"
         assert experiment["text_encoder"] == "FacebookAI/roberta-base"
-        assert set(experiment["learning_rates"].values()) == {1e-5}
+        rates = experiment["learning_rates"]
+        rates.pop("decoder.projector.scale", None)
+        assert set(rates.values()) == {1e-5}
         assert experiment["train_loader"]["batch_size"] == 8
         assert str(experiment["opt_class"].tag) == "!name:torch.optim.AdamW"
