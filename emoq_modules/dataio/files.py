@@ -1,5 +1,6 @@
 """Files and folders that are whole, or not there."""
 
+import errno
 import json
 import os
 
@@ -44,6 +45,35 @@ def write_atomically(path, content):
     partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
     try:
         partial.write_bytes(content)
-        os.replace(partial, path)
+        put_in_place(partial, path)
     finally:
         partial.unlink(missing_ok=True)
+
+
+def put_in_place(partial, path):
+    """Renames a file or folder, once all that it holds is on the disk.
+
+    Else a power cut might leave the name, and nothing or zeros behind it.
+    """
+    flush(partial)
+    os.replace(partial, path)
+    _sync(path.parent)
+
+
+def flush(path):
+    """Waits until a file, or a folder and all in it, is on the disk."""
+    for inside in path.rglob("*") if path.is_dir() else ():
+        _sync(inside)
+    _sync(path)
+
+
+def _sync(path):
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    except OSError as error:
+        # So say file systems that know no such thing, some network drives.
+        if error.errno not in (errno.EINVAL, errno.ENOTSUP):
+            raise
+    finally:
+        os.close(handle)

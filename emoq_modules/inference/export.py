@@ -17,7 +17,12 @@ from hyperpyyaml.core import RefTag
 from ruamel.yaml import YAML
 from speechbrain.utils.logger import get_logger
 
-from emoq_modules.dataio.files import CONTENTS_FILE, write_contents
+from emoq_modules.dataio.files import (
+    CONTENTS_FILE,
+    flush,
+    put_in_place,
+    write_contents,
+)
 from emoq_modules.errors import ExportError, UnsafeYAMLError
 from emoq_modules.evaluation.calibration import Calibration, calibrate
 from emoq_modules.evaluation.results import (
@@ -180,10 +185,11 @@ def _taking_the_place_of(out):
     new.mkdir(parents=True)
     try:
         yield new
+        flush(new)  # which may take a while, in which the earlier one is there
         if out.exists():
             os.rename(out, earlier)
         try:
-            os.rename(new, out)
+            put_in_place(new, out)
         except OSError:
             if earlier.exists():
                 os.rename(earlier, out)

@@ -16,7 +16,7 @@ from jinja2 import Template
 from ruamel.yaml import YAML
 from speechbrain.utils.logger import get_logger
 
-from emoq_modules.dataio.files import write_atomically
+from emoq_modules.dataio.files import put_in_place, write_atomically
 from emoq_modules.lobes.weights import save_trainable
 
 logger = get_logger(__name__)
@@ -114,7 +114,7 @@ def save_recognizer(folder, resolved, hparams):
     for name in names:
         partial = folder / f"{name}.partial"
         save_trainable(hparams[name], partial)
-        os.replace(partial, folder / f"{name}.safetensors")
+        put_in_place(partial, folder / f"{name}.safetensors")
     weights = [Weights(name, name, f"{name}.safetensors") for name in names]
     text = settings_text(tree, folder, weights)
     write_atomically(folder / SETTINGS_FILE, text.encode())

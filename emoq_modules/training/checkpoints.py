@@ -7,7 +7,6 @@ while saving goes on from the checkpoint before.
 """
 
 import json
-import os
 import random
 import shutil
 from pathlib import Path
@@ -31,6 +30,8 @@ from speechbrain.utils.logger import get_logger
 from emoq_modules.dataio.files import (
     CONTENTS_FILE,
     find_fault,
+    flush,
+    put_in_place,
     read_contents,
     write_contents,
 )
@@ -102,6 +103,7 @@ class TrainableCheckpointer(Checkpointer):
         try:
             checkpoint = super().save_checkpoint(*args, **kwargs)
             if if_main_process():
+                flush(self.checkpoints_dir)
                 sizes = {
                     file.name: file.stat().st_size
                     for file in sorted(checkpoint.path.iterdir())
@@ -310,4 +312,4 @@ def _drop_moments(folder, name):
     if state["state"]:
         partial = folder / f"{name}.partial"
         torch.save({**state, "state": {}}, partial)
-        os.replace(partial, file)
+        put_in_place(partial, file)

@@ -5,7 +5,6 @@ read, its objects are made, it trains, is evaluated, and leaves its results.
 """
 
 import gc
-import os
 import sys
 import time
 from functools import partial
@@ -22,6 +21,7 @@ from speechbrain.utils.distributed import (
 )
 from speechbrain.utils.logger import get_logger
 
+from emoq_modules.dataio.files import put_in_place
 from emoq_modules.errors import ConfigurationError
 from emoq_modules.evaluation.results import (
     CONFUSION_FILE,
@@ -230,5 +230,5 @@ def _write_results(run, hparams, best_epoch, measured, embeddings, costs):
         weights = Path(hparams["fusion_weights"])
         partial = weights.with_suffix(".partial")
         save_trainable(hparams["fusion"], partial)
-        os.replace(partial, weights)
+        put_in_place(partial, weights)
     logger.info(f"Results are in {folder}")

@@ -441,6 +441,14 @@ def test_a_shard_damaged_during_a_run_is_named(folder, rows):
     assert_holds(store, rows)
 
 
+def test_a_shard_is_on_the_disk_before_its_name_is(folder, rows, disk):
+    store = store_of(folder)
+    store.save({store.key(rows[0]["wav"]): torch.ones(3, DIM)})
+    (shard,) = store.folder.glob("shard-*")
+    assert not disk.unsafe_at(shard)
+    assert store.folder in disk.synced
+
+
 @pytest.fixture
 def small_disk():
     """Files larger than a limit cannot be written, as on a full disk."""

@@ -26,6 +26,7 @@ from emoq_modules.errors import (
 )
 from emoq_modules.evaluation.calibration import fit_temperature
 from emoq_modules.evaluation.results import read_predictions
+from emoq_modules.inference import export as export_module
 from emoq_modules.inference.export import export_recognizer
 from tests.fake_hub import COMMIT, Hub
 from tests.lobes.test_audio_encoder import save_tiny
@@ -341,6 +342,16 @@ def test_truncated_or_missing_file_is_named(name, export):
         EmotionRecognizer.from_hparams(export)
 
 
+def test_an_export_is_on_the_disk_before_its_name_is(tmp_path, disk):
+    out = tmp_path / "export"
+    with export_module._taking_the_place_of(out) as folder:
+        (folder / "adapter").mkdir()
+        (folder / "adapter/adapter_model.safetensors").write_bytes(b"weights")
+    assert (out / "adapter").is_dir()
+    assert not disk.unsafe_at(out)
+    assert tmp_path in disk.synced
+
+
 def test_adapter_of_another_model_is_refused(export):
     path = export / "adapter/adapter_model.safetensors"
     weights = load_file(path)
@@ -391,15 +402,13 @@ def test_export_that_fails_leaves_the_earlier_one(run, export, tmp_path):
 def test_export_that_would_recognize_otherwise_is_not_kept(
     run, tmp_path, monkeypatch
 ):
-    from emoq_modules.inference import export as module
-
-    real, calls = module._probe, []
+    real, calls = export_module._probe, []
 
     def probe(recognizer):
         calls.append(recognizer)
         return real(recognizer) + 0.01 * len(calls)
 
-    monkeypatch.setattr(module, "_probe", probe)
+    monkeypatch.setattr(export_module, "_probe", probe)
     with pytest.raises(ExportError, match="other posteriors than the run"):
         export_recognizer(run, tmp_path / "export")
     assert not any(tmp_path.iterdir())

@@ -229,6 +229,15 @@ def test_damage_of_all_checkpoints_is_an_error_and_not_a_fresh_start(run):
         resumed(run)
 
 
+def test_a_checkpoint_is_on_the_disk_before_its_list_is(run, disk):
+    run.step()
+    folder = run.save()
+    listed, saved = folder / "contents.json", [*folder.glob("*.ckpt")]
+    assert len(saved) == 4
+    assert not disk.unsafe_at(listed, [*saved, folder.parent])
+    assert folder in disk.synced
+
+
 def test_weights_that_cannot_be_read_say_what_to_do(tmp_path):
     path = tmp_path / "weights.safetensors"
     save_trainable(nn.Linear(2, 2), path)
