@@ -121,6 +121,13 @@ def no_hub(use_hub):
     use_hub(f"http://127.0.0.1:{free_port()}")
 
 
+def flip_a_byte(path, place=-1):
+    """Changes one bit of a file: what a disk or a copy may do to it."""
+    content = bytearray(path.read_bytes())
+    content[place] ^= 1
+    path.write_bytes(content)
+
+
 class Disk:
     """What has been flushed to the disk, in the place of a power cut."""
 

@@ -16,6 +16,7 @@ import pytest
 import soundfile
 
 import train
+from tests.conftest import flip_a_byte
 
 ROOT = Path(__file__).parents[2]
 STAGE1 = str(ROOT / "hparams/emoq_stage1.yaml")
@@ -369,6 +370,19 @@ def test_bad_input_that_can_be_handled_is_reported(
     assert start(*command) == 0
     assert re.search(says, capfd.readouterr().out)
     assert state(RESULTS / "data") | state(MANIFEST.parent) == before
+
+
+def test_the_command_that_met_damaged_frames_makes_them_again(folder, capfd):
+    for shard in RESULTS.rglob("shard-*"):
+        flip_a_byte(shard)
+    assert start(*again(*AFRESH)) == 2
+    says = (
+        r"error: The shard \S+ with the frames of \S+\.wav cannot be read "
+        r"\(they have another checksum .*\)\. Start the run again"
+    )
+    assert re.search(says, capfd.readouterr().err)
+    while start(*again(*AFRESH)):
+        assert re.search(says, capfd.readouterr().err)  # of another shard
 
 
 def test_exit_status_of_the_program_itself(monkeypatch, capfd):
