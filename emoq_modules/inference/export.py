@@ -19,6 +19,7 @@ from speechbrain.utils.logger import get_logger
 
 from emoq_modules.dataio.files import (
     CONTENTS_FILE,
+    describe,
     flush,
     put_in_place,
     write_contents,
@@ -117,13 +118,12 @@ def export_recognizer(
             (_CARD_FILE, str(card)),
         ):
             (folder / name).write_text(text, encoding="utf-8")
-        # The card and the YAML may be edited by hand; the interface is not
-        # fetched.
-        others = (_CARD_FILE, SETTINGS_FILE, _INTERFACE_FILE)
+        # The card may be edited by hand; the interface is not fetched.
+        others = (_CARD_FILE, _INTERFACE_FILE)
         write_contents(
             folder,
             {
-                path.relative_to(folder).as_posix(): path.stat().st_size
+                path.relative_to(folder).as_posix(): describe(path)
                 for path in sorted(folder.rglob("*"))
                 if path.is_file() and path.name not in others
             },
