@@ -338,10 +338,29 @@ class EmoQBrain(sb.Brain):
             newest = self.checkpointer.find_checkpoint()
             history = newest.paramfiles["history"]
             self.hparams.history.load(history, end_of_epoch=True)
+        self._check_best(best.meta["score"])
         for name, module in self.checkpointer.recoverables.items():
             if isinstance(module, torch.nn.Module):
                 load_trainable(module, best.paramfiles[name])
         self.loaded_epoch = best.meta["epoch"]
+
+    def _check_best(self, score):
+        """Refuses to pass another epoch off as the best, which is lost."""
+        scores = {
+            row["epoch"]: self._score(
+                {key.removeprefix("valid_"): row[key] for key in row},
+                row["epoch"],
+            )
+            for row in self.hparams.history
+        }
+        best = max(scores, key=scores.get, default=None)
+        if best is not None and score < scores[best]:
+            folder = self.checkpointer.checkpoints_dir
+            raise CheckpointError(
+                f"Epoch {best} was the best, and its checkpoint in {folder} is "
+                "missing or damaged. Restore it from a backup, or delete that "
+                "folder to train anew."
+            )
 
 
 def _load_optimizer(optimizer, path, end_of_epoch):

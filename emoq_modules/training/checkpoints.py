@@ -7,7 +7,6 @@ while saving goes on from the checkpoint before.
 """
 
 import json
-import os
 import random
 import shutil
 from pathlib import Path
@@ -30,7 +29,10 @@ from speechbrain.utils.logger import get_logger
 
 from emoq_modules.dataio.files import (
     CONTENTS_FILE,
+    describe,
     find_fault,
+    flush,
+    put_in_place,
     read_contents,
     write_contents,
 )
@@ -102,11 +104,12 @@ class TrainableCheckpointer(Checkpointer):
         try:
             checkpoint = super().save_checkpoint(*args, **kwargs)
             if if_main_process():
-                sizes = {
-                    file.name: file.stat().st_size
+                flush(self.checkpoints_dir)
+                contents = {
+                    file.name: describe(file)
                     for file in sorted(checkpoint.path.iterdir())
                 }
-                write_contents(checkpoint.path, sizes)
+                write_contents(checkpoint.path, contents)
                 for folder in self._list_checkpoint_dirs():
                     if folder != checkpoint.path:
                         for name in self._optimizer_files():
@@ -168,7 +171,8 @@ class TrainableCheckpointer(Checkpointer):
         for folder, fault in faults.items():
             if fault is not None:
                 logger.warning_once(
-                    f"Checkpoint {folder} is left out: {fault}."
+                    f"Checkpoint {folder} is left out: {fault}. Restore it "
+                    "from a backup, or delete it."
                 )
         if faults and not whole:
             raise CheckpointError(
@@ -299,15 +303,15 @@ class History(list):
 def _drop_moments(folder, name):
     """Keeps an optimizer's rates and drops its moments.
 
-    From the first step on, the file's size no longer counts: wherever a kill
-    stops this, the checkpoint is whole.
+    From the first step on, the file's content no longer counts: wherever a
+    kill stops this, the checkpoint is whole.
     """
-    sizes = read_contents(folder)
-    if sizes.pop(name, None) is not None:
-        write_contents(folder, sizes)
+    contents = read_contents(folder)
+    if contents.pop(name, None) is not None:
+        write_contents(folder, contents)
     file = folder / name
     state = torch.load(file, weights_only=True, mmap=True)
     if state["state"]:
         partial = folder / f"{name}.partial"
         torch.save({**state, "state": {}}, partial)
-        os.replace(partial, file)
+        put_in_place(partial, file)

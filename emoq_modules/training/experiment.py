@@ -5,7 +5,6 @@ read, its objects are made, it trains, is evaluated, and leaves its results.
 """
 
 import gc
-import os
 import sys
 import time
 from functools import partial
@@ -22,7 +21,14 @@ from speechbrain.utils.distributed import (
 )
 from speechbrain.utils.logger import get_logger
 
-from emoq_modules.errors import ConfigurationError
+from emoq_modules.dataio.files import (
+    CONTENTS_FILE,
+    describe,
+    find_faults,
+    put_in_place,
+    write_contents,
+)
+from emoq_modules.errors import CheckpointError, ConfigurationError
 from emoq_modules.evaluation.results import (
     CONFUSION_FILE,
     CURVES_FILE,
@@ -72,7 +78,10 @@ def run_folds(runs, run_opts=None):
 def _due(run):
     """A run, and before it the one that it starts from if that is missing."""
     weights = run.hparams["fusion_weights"]
-    if run.hparams["stage"] == 1 or weights is None or Path(weights).exists():
+    if run.hparams["stage"] == 1 or weights is None:
+        return [run]
+    if Path(weights).exists():
+        _check_weights(Path(weights))
         return [run]
     if run.first is None:
         raise ConfigurationError(
@@ -81,6 +90,19 @@ def _due(run):
         )
     logger.info(f"{weights} is not there yet: stage 1 comes first.")
     return [run.first, run]
+
+
+def _check_weights(path):
+    """Refuses weights of stage 1 that are not those which it has written."""
+    if not (path.parent / CONTENTS_FILE).exists():
+        return  # of an earlier version, or from elsewhere
+    for name, fault in find_faults(path.parent):
+        if name in (path.name, CONTENTS_FILE):
+            raise CheckpointError(
+                f"{path} is not as it was written: {fault}. Restore it from a "
+                "backup, or delete it: the same command then makes it again "
+                "from the checkpoints of stage 1."
+            )
 
 
 def _refuse_half_precision(run, run_opts):
@@ -230,5 +252,8 @@ def _write_results(run, hparams, best_epoch, measured, embeddings, costs):
         weights = Path(hparams["fusion_weights"])
         partial = weights.with_suffix(".partial")
         save_trainable(hparams["fusion"], partial)
-        os.replace(partial, weights)
+        # Never a list of other weights than those that are there.
+        weights.unlink(missing_ok=True)
+        write_contents(weights.parent, {weights.name: describe(partial)})
+        put_in_place(partial, weights)
     logger.info(f"Results are in {folder}")
