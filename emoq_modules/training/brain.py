@@ -171,6 +171,33 @@ class EmoQBrain(sb.Brain):
             torch.manual_seed(torch.initial_seed() + own_rank())
         super().on_fit_start()
         self.loaded_epoch = None
+        before, now = self.schedule.batches_per_epoch, self.batches_per_epoch
+        counter = self.hparams.epoch_counter
+        done = counter.current >= counter.limit or counter.should_stop
+        if before != now and not done:
+            self._find_place(before, now)
+
+    def _find_place(self, before, now):
+        """Goes on as far into the training as a run of other batches was.
+
+        Another number of ranks has others in an epoch. What has counted them
+        so far counts as many as would have brought it here.
+        """
+        logger.warning(
+            f"An epoch had {before} batches and now has {now}: the run goes on "
+            "from where it was, its learning rate too, but the result is not "
+            "that of one number of processes."
+        )
+        factor = self.grad_accumulation_factor
+        self.step = self.step * now // before // factor * factor
+        loader = self.checkpointer.recoverables["dataloader-TRAIN"]
+        if loader._speechbrain_recovery_skip_to is not None:
+            loader._speechbrain_recovery_skip_to = self.step
+        epochs = self.hparams.epoch_counter.current
+        self.schedule.last_epoch = (
+            epochs * math.ceil(now / factor) + self.step // factor
+        )
+        self.schedule.batches_per_epoch = now
 
     def evaluate(self, test_set, *args, split="test", **kwargs):
         """Measures the weights of the best epoch; ``stats`` holds the result.
@@ -232,6 +259,8 @@ class EmoQBrain(sb.Brain):
             num_warmup_steps=round(self.hparams.warmup_ratio * steps),
             num_training_steps=steps,
         )
+        # Becomes a part of its state: what one step of it stands for.
+        self.schedule.batches_per_epoch = self.batches_per_epoch
         self.checkpointer.add_recoverable("optimizer", self.optimizer)
         self.checkpointer.add_recoverable("schedule", self.schedule)
 
