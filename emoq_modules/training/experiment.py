@@ -36,7 +36,7 @@ from emoq_modules.inference.recognizer_folder import (
 )
 from emoq_modules.lobes.weights import save_trainable
 from emoq_modules.training.run_data import make_datasets, read_corpus
-from emoq_modules.training.run_folder import enter_folder
+from emoq_modules.training.run_folder import claimed, enter_folder
 from emoq_modules.training.sharding import shard_llm
 
 logger = get_logger(__name__)
@@ -51,9 +51,11 @@ def run_folds(runs, run_opts=None):
     folders, tried = {}, []
     for run in runs:
         _refuse_half_precision(run, run_opts)
-        for stage in _due(run):
-            check = stage is not run and partial(_try_llm, run, tried)
-            run_stage(stage, run_opts, check)
+        due = _due(run)
+        with claimed(*(stage.folder for stage in due)):
+            for stage in due:
+                check = stage is not run and partial(_try_llm, run, tried)
+                run_stage(stage, run_opts, check)
         weights = run.hparams["fusion_weights"]
         if run.hparams["stage"] == 2 and weights is not None:
             folders.setdefault("stage 1", []).append(Path(weights).parent)

@@ -1,16 +1,30 @@
-"""The folder of a run: it holds one run, of one set of hyperparameters."""
+"""The folder of a run: one run, of one set of settings, by one process."""
 
+import fcntl
+import os
+import socket
+from contextlib import ExitStack, contextmanager, nullcontext
+from datetime import datetime
 from io import StringIO
 
 import speechbrain as sb
+import torch.distributed as dist
 from ruamel.yaml import YAML
 from speechbrain.utils.distributed import ddp_barrier, if_main_process
+from speechbrain.utils.logger import get_logger
 
 from emoq_modules import present_names
 from emoq_modules.dataio.files import write_atomically
-from emoq_modules.errors import ConfigurationError
+from emoq_modules.errors import BusyError, ConfigurationError
 from emoq_modules.evaluation.results import RESULTS_FILE
 from emoq_modules.inference.recognizer_folder import SETTINGS_FILE
+from emoq_modules.training.distributed import world_size
+
+logger = get_logger(__name__)
+
+_LOCK_FILE = ".lock"
+# Descriptors of the locks that whoever started this process holds for it.
+LOCKS_VARIABLE = "EMOQ_LOCKS"
 
 _SHOWN = 120  # characters of a value, in a message
 # May change between two starts of a run: its result does not depend on them.
@@ -22,6 +36,63 @@ _FREE_TO_CHANGE = {
     "logger",  # of version 0.1
     "train_logger",
 }
+
+
+@contextmanager
+def claimed(*folders):
+    """Holds the folders of runs, to which no other process then writes.
+
+    Yields their locks, to pass on to a process that does the work; the ranks of
+    a run share those of the first. The kernel lets go of a lock when the last
+    process that holds it ends, however it ends: no lock is ever stale.
+
+    BusyError, on all ranks, if another process has one of the folders, on this
+    machine or on another that shares them.
+    """
+    locks, refusal = [], [None]
+    with ExitStack() as stack:
+        if if_main_process():
+            try:
+                locks = [stack.enter_context(_lock(f)) for f in folders]
+            except BusyError as error:
+                refusal = [str(error)]
+        if world_size() > 1:
+            dist.broadcast_object_list(refusal)
+        if refusal[0] is not None:
+            raise BusyError(refusal[0])
+        yield locks
+
+
+def _lock(folder):
+    folder.mkdir(parents=True, exist_ok=True)
+    lock = (folder / _LOCK_FILE).open("a+")
+    shared = filter(None, os.environ.get(LOCKS_VARIABLE, "").split(","))
+    own = os.fstat(lock.fileno())
+    if any(os.path.samestat(os.fstat(int(fd)), own) for fd in shared):
+        lock.close()
+        return nullcontext()
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        with lock:
+            lock.seek(0)
+            holder = lock.read().strip() or "another process"
+        raise BusyError(
+            f"{holder} is at the run in {folder}: wait until that ends, or "
+            "choose another --variant or --results_folder."
+        ) from None
+    except OSError as error:
+        logger.warning(
+            f"{folder} cannot be locked ({error.strerror}): see to it that no "
+            "other process runs there."
+        )
+    # Of a run that was killed, workers of its data loaders go on for seconds.
+    os.register_at_fork(after_in_child=lock.close)
+    lock.truncate(0)
+    now = datetime.now().astimezone().isoformat(" ", "seconds")
+    lock.write(f"Process {os.getpid()} on {socket.gethostname()}, since {now},")
+    lock.flush()
+    return lock
 
 
 def enter_folder(run):
