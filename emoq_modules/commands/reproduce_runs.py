@@ -242,8 +242,7 @@ def _check(runs):
                 f"{other} and {run} would both write to {stage.folder}: "
                 "leave the variant and the output_folder to the table."
             )
-        if is_done(stage.folder):
-            check_settings(stage)
+        check_settings(stage)
 
 
 def _measured_rates(results_folder):
