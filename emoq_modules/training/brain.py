@@ -178,11 +178,7 @@ class EmoQBrain(sb.Brain):
             self._find_place(before, now)
 
     def _find_place(self, before, now):
-        """Goes on as far into the training as a run of other batches was.
-
-        Another number of ranks has others in an epoch. What has counted them
-        so far counts as many as would have brought it here.
-        """
+        """Counts batches and steps as if all had been those of these ranks."""
         logger.warning(
             f"An epoch had {before} batches and now has {now}: the run goes on "
             "from where it was, its learning rate too, but the result is not "
@@ -193,10 +189,8 @@ class EmoQBrain(sb.Brain):
         loader = self.checkpointer.recoverables["dataloader-TRAIN"]
         if loader._speechbrain_recovery_skip_to is not None:
             loader._speechbrain_recovery_skip_to = self.step
-        epochs = self.hparams.epoch_counter.current
-        self.schedule.last_epoch = (
-            epochs * math.ceil(now / factor) + self.step // factor
-        )
+        whole = self.hparams.epoch_counter.current * math.ceil(now / factor)
+        self.schedule.last_epoch = whole + self.step // factor
         self.schedule.batches_per_epoch = now
 
     def evaluate(self, test_set, *args, split="test", **kwargs):
