@@ -176,6 +176,27 @@ class EmoQBrain(sb.Brain):
             torch.manual_seed(torch.initial_seed() + own_rank())
         super().on_fit_start()
         self.loaded_epoch = None
+        before, now = self.schedule.batches_per_epoch, self.batches_per_epoch
+        counter = self.hparams.epoch_counter
+        done = counter.current >= counter.limit or counter.should_stop
+        if before != now and not done:
+            self._find_place(before, now)
+
+    def _find_place(self, before, now):
+        """Counts batches and steps as if all had been those of these ranks."""
+        logger.warning(
+            f"An epoch had {before} batches and now has {now}: the run goes on "
+            "from where it was, its learning rate too, but the result is not "
+            "that of one number of processes."
+        )
+        factor = self.grad_accumulation_factor
+        self.step = self.step * now // before // factor * factor
+        loader = self.checkpointer.recoverables["dataloader-TRAIN"]
+        if loader._speechbrain_recovery_skip_to is not None:
+            loader._speechbrain_recovery_skip_to = self.step
+        whole = self.hparams.epoch_counter.current * math.ceil(now / factor)
+        self.schedule.last_epoch = whole + self.step // factor
+        self.schedule.batches_per_epoch = now
 
     def evaluate(self, test_set, *args, split="test", **kwargs):
         """Measures the weights of the best epoch; ``stats`` holds the result.
@@ -243,6 +264,8 @@ class EmoQBrain(sb.Brain):
             num_warmup_steps=round(self.hparams.warmup_ratio * steps),
             num_training_steps=steps,
         )
+        # Becomes a part of its state: what one step of it stands for.
+        self.schedule.batches_per_epoch = self.batches_per_epoch
         self.checkpointer.add_recoverable(
             "optimizer", self.optimizer, custom_load_hook=_load_optimizer
         )

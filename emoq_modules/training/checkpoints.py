@@ -1,14 +1,17 @@
 """Checkpoints of trainable weights, which load completely or not at all.
 
-SpeechBrain's ``Checkpointer`` with three promises added: a module is saved as
-its trainable weights alone, in safetensors; loading compares every key; and a
+SpeechBrain's ``Checkpointer`` with four promises added: a module is saved as
+its trainable weights alone, in safetensors; loading compares every key; a
 checkpoint counts only once all its files are on disk, so that a run killed
-while saving goes on from the checkpoint before.
+while saving goes on from the checkpoint before; and the newest is the one that
+was saved last, whatever the clock says.
 """
 
 import json
+import math
 import random
 import shutil
+import time
 from pathlib import Path
 
 import numpy as np
@@ -88,11 +91,13 @@ class TrainableCheckpointer(Checkpointer):
             self.custom_save_hooks.setdefault(name, save_trainable)
             self.custom_load_hooks.setdefault(name, load_trainable)
 
-    def save_checkpoint(self, *args, **kwargs):
+    def save_checkpoint(self, meta=(), *args, **kwargs):
         """Saves a checkpoint, and marks it as complete at the very end.
 
         Takes the arguments of ``Checkpointer.save_checkpoint``, on all ranks,
-        and returns what was saved, on ranks but the first None.
+        and returns what was saved, on ranks but the first None. Its
+        ``unixtime``, by which SpeechBrain tells the newest, is after that of
+        all checkpoints before, also where the clock was set back.
 
         Raises
         ------
@@ -101,8 +106,9 @@ class TrainableCheckpointer(Checkpointer):
         """
         if if_main_process():
             self._remove_unfinished()
+            meta = {"unixtime": self._time_of_next(), **dict(meta)}
         try:
-            checkpoint = super().save_checkpoint(*args, **kwargs)
+            checkpoint = super().save_checkpoint(meta, *args, **kwargs)
             if if_main_process():
                 flush(self.checkpoints_dir)
                 contents = {
@@ -162,11 +168,7 @@ class TrainableCheckpointer(Checkpointer):
 
     def _list_checkpoint_dirs(self):
         """Leaves out what a kill left unfinished, and warns of damage."""
-        faults = {
-            folder: find_fault(folder)
-            for folder in super()._list_checkpoint_dirs()
-            if (folder / CONTENTS_FILE).exists()
-        }
+        faults = self._find_faults()
         whole = [folder for folder, fault in faults.items() if fault is None]
         for folder, fault in faults.items():
             if fault is not None:
@@ -180,6 +182,21 @@ class TrainableCheckpointer(Checkpointer):
                 "Restore the files, or delete that folder to start over."
             )
         return whole
+
+    def _find_faults(self):
+        return {
+            folder: find_fault(folder)
+            for folder in super()._list_checkpoint_dirs()
+            if (folder / CONTENTS_FILE).exists()
+        }
+
+    def _time_of_next(self):
+        """The time, or a moment after the newest if that is of the future."""
+        faults = self._find_faults()
+        whole = [folder for folder, fault in faults.items() if fault is None]
+        before = self._construct_checkpoint_objects(whole)
+        newest = max((c.meta["unixtime"] for c in before), default=0)
+        return max(time.time(), math.nextafter(newest, math.inf))
 
     def _remove_unfinished(self):
         for folder in self.checkpoints_dir.glob(f"{CKPT_PREFIX}+*"):

@@ -42,7 +42,11 @@ from emoq_modules.inference.recognizer_folder import (
 )
 from emoq_modules.lobes.weights import save_trainable
 from emoq_modules.training.run_data import make_datasets, read_corpus
-from emoq_modules.training.run_folder import enter_folder
+from emoq_modules.training.run_folder import (
+    check_settings,
+    claimed,
+    enter_folder,
+)
 from emoq_modules.training.sharding import shard_llm
 
 logger = get_logger(__name__)
@@ -56,13 +60,16 @@ def run_folds(runs, run_opts=None):
     """
     folders, tried = {}, []
     for run in runs:
+        check_settings(run)
+    for run in runs:
         _refuse_half_precision(run, run_opts)
-        for stage in _due(run):
-            check = stage is not run and partial(_try_llm, run, tried)
-            run_stage(stage, run_opts, check)
-        weights = run.hparams["fusion_weights"]
-        if run.hparams["stage"] == 2 and weights is not None:
-            folders.setdefault("stage 1", []).append(Path(weights).parent)
+        due = _due(run)
+        with claimed(*(stage.folder for stage in due)):
+            for stage in due:
+                check = stage is not run and partial(_try_llm, run, tried)
+                run_stage(stage, run_opts, check)
+        if run.has_own_stage_1:
+            folders.setdefault("stage 1", []).append(run.first.folder)
         key = f"stage {run.hparams['stage']}"
         folders.setdefault(key, []).append(run.folder)
     plots = [
@@ -236,7 +243,9 @@ def _write_results(run, hparams, best_epoch, measured, embeddings, costs):
     if hparams["stage"] == 2:
         # Before the results, which tell that the run is done.
         save_recognizer(folder / RECOGNIZER_FOLDER, run.hparams_yaml, hparams)
-    described = ("corpus", "variant", "fold", "stage", "seed")
+    described = ["corpus", "variant", "fold", "stage", "seed"]
+    if run.weights:
+        described.append("fusion_weights")
     write_results(
         folder,
         measured["test"],

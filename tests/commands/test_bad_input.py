@@ -125,6 +125,7 @@ def own_manifest(change):
 
 def own_manifest_of_an_unknown_dialogue():
     own_manifest(lambda text: text.replace("train dialogue", "lost"))()
+    Path("own.yaml").write_text("stage2:\n    prepare: !name:builtins.dict")
     shutil.rmtree(RUN / "stage2")
 
 

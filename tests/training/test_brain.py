@@ -1,5 +1,7 @@
 """The training loop: steps, learning rates, schedule, modes."""
 
+import math
+
 import pytest
 import speechbrain as sb
 import torch
@@ -327,6 +329,54 @@ def test_learning_rate_warms_up_and_goes_down_over_the_steps(tmp_path):
     fit(brain, make_dataset(5), [[0], [1], [2], [3], [4]])
     quarters = [0, 1, 2, 3, 4, 3, 2, 1]
     assert brain.rates == pytest.approx([0.1 * q / 4 for q in quarters])
+
+
+class StoppedBrain(RecordingBrain):
+    """Is stopped before a batch, with a checkpoint after every fourth."""
+
+    stopped_before = math.inf
+    heard = ()
+
+    def fit_batch(self, batch):
+        if len(self.heard) == self.stopped_before:
+            raise KeyboardInterrupt
+        self.heard = [*self.heard, batch.id]
+        return super().fit_batch(batch)
+
+
+@pytest.mark.parametrize("accumulated", [1, 2])
+@pytest.mark.parametrize("done", [8, 12])  # an epoch; and half of the next
+@pytest.mark.parametrize(("before", "now"), [(1, 2), (2, 1)])
+def test_a_run_goes_on_where_it_was_with_batches_of_another_size(
+    tmp_path, caplog, before, now, done, accumulated
+):
+    # As another number of ranks has it: the same order, dealt out otherwise.
+    def brain(each):
+        brain = make_brain(
+            tmp_path,
+            StoppedBrain,
+            scheduler="linear",
+            number_of_epochs=3,
+            grad_accumulation_factor=accumulated,
+        )
+        brain.ckpt_interval_steps = 4 // each
+        batches = [[*range(k, k + each)] for k in range(0, 8, each)]
+        return brain, batches
+
+    dataset = make_dataset(8)
+    first, batches = brain(before)
+    first.stopped_before = done // before
+    with pytest.raises(KeyboardInterrupt):
+        fit(first, dataset, batches)
+    resumed, batches = brain(now)
+    fit(resumed, dataset, batches)
+
+    utterances = [f"u{k}" for k in (*range(8), *range(8), *range(8))]
+    assert sum(first.heard + resumed.heard, []) == utterances
+    # Linear from 0.1 to 0 over 24 utterances, as each step has found it.
+    steps = range(done, 24, now * accumulated)
+    assert resumed.rates == pytest.approx([0.1 * (1 - k / 24) for k in steps])
+    assert f"had {8 // before} batches and now has {8 // now}" in caplog.text
 
 
 def test_a_sampler_is_told_the_epoch(tmp_path):

@@ -3,6 +3,7 @@
 import json
 import os
 import random
+import time
 from pathlib import Path
 
 import numpy as np
@@ -328,6 +329,33 @@ def test_a_run_that_falls_back_starts_its_optimizer_anew(run, caplog):
     assert "the optimizer starts anew" in caplog.text
     other.step()
     assert other.has_moments()
+
+
+def test_a_clock_set_back_does_not_make_the_newest_checkpoint_an_old_one(
+    run, monkeypatch
+):
+    run.step()
+    first = run.save()
+    now = time.time()
+    monkeypatch.setattr(time, "time", lambda: now - 7200)
+    for saved in (2, 3):
+        run.step()
+        run.checkpointer.save_and_keep_only(importance_keys=[])
+        (newest,) = run.checkpointer.checkpoints_dir.iterdir()
+        assert newest != first
+        assert len(resumed(run).history) == saved
+
+
+def test_a_clock_set_right_again_has_the_time_of_a_checkpoint_again(
+    run, monkeypatch
+):
+    with monkeypatch.context() as patch:
+        patch.setattr(time, "time", lambda: 1000.0)
+        run.save()
+    before = time.time()
+    run.save()
+    newest = run.checkpointer.find_checkpoint()
+    assert before <= newest.meta["unixtime"] <= time.time()
 
 
 @pytest.mark.parametrize("name", ["write_atomically", "torch.save"])
