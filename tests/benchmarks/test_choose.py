@@ -22,8 +22,13 @@ def test_the_best_on_validation_is_named_and_what_is_done_is_kept(
                 *("--setting", LITTLE, "--setting", MUCH, *options),
             ]
         )
-        printed = capsys.readouterr().out
-        return [line for line in printed.splitlines() if "UA" in line]
+        captured = capsys.readouterr()
+        assert "test UA" not in captured.out + captured.err
+        return [
+            line
+            for line in captured.out.splitlines()
+            if line.startswith((LITTLE, MUCH, "best"))
+        ]
 
     *scores, best = chosen()
     found = {}
@@ -37,5 +42,11 @@ def test_the_best_on_validation_is_named_and_what_is_done_is_kept(
         Path(folder / "predictions.csv").unlink()
     assert best == f"best by UA: {max(found, key=found.get)}"
     assert chosen() == [*scores, best]
+    *means, _ = chosen("--seed", "1234,1235")
+    for line, setting in zip(means, (LITTLE, MUCH), strict=True):
+        other = next(tmp_path.glob(f"tiny/{choose.variant(setting)}/*1235"))
+        valid = read_predictions(other / "stage1/valid_predictions.csv")
+        mean = (found[setting] + valid.summarize("UA")) / 2
+        assert f"UA {mean:.1f}, " in line
     with pytest.raises(ConfigurationError, match="other settings: gamma"):
         chosen("--gamma", "1.0")
