@@ -81,7 +81,7 @@ def format_rows(table, rows):
         cells += [_percent(row.mean(measure)) for measure in measures]
         metrics = "".join(f"{cell:>8}" for cell in cells)
         lines.append(f"{row.name:<{width}}{metrics}  {row.state}")
-    return "\n".join(lines)
+    return "\n\n".join(["\n".join(lines), *_notes(rows)])
 
 
 def _opening(table, rows):
@@ -111,6 +111,7 @@ def _opening(table, rows):
         "several_seeds": len(seeds) > 1,
         "missing": [f"{row.name}: {row.lacks}" for row in rows if row.lacks],
         "overview": ([*header, "runs"], cells),
+        "notes": _notes(rows),
     }
 
 
@@ -158,6 +159,8 @@ def _detail(table, rows, row, measure):
         interval = _range(bootstrap_interval(row.stats, measure))
     if own != measured:
         difference = "another corpus"
+    elif row.note:
+        difference = "another task"
     elif row.paper[measure] is not None:
         difference = f"{row.mean(measure) - row.paper[measure]:+.1f}"
     shown = map(_percent, (np.mean(values), spread, row.mean(measure)))
@@ -255,6 +258,10 @@ def _columns(table, rows):
     if own == measured:
         return "paper", "here"
     return f"paper, {own}", f"here, {measured}"
+
+
+def _notes(rows):
+    return [f"{row.name}: {row.note}" for row in rows if row.note]
 
 
 def _percent(value):

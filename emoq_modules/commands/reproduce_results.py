@@ -43,6 +43,7 @@ class Row:
     source: str  # whose metrics they are
     paper: dict  # by measure, None where the paper has none
     runs: list  # none where the paper quotes another
+    note: str = ""  # why the paper's metrics are of another task
     # Where all runs are done: EmotionStats.summarize() of each, and of each
     # seed the EmotionStats of all folds together.
     metrics: list = ()
@@ -133,6 +134,7 @@ def read_rows(table, runs):
             entry["source"],
             {measure: entry[measure] for measure in table["measures"]},
             [run for run in runs if run.row == entry["name"]],
+            entry.get("note", ""),
         )
         for entry in table["rows"]
     ]

@@ -261,6 +261,20 @@ def test_another_corpus_is_not_compared(tmp_path):
     assert "here, demo" in format_rows(TABLE, read_rows(TABLE, runs))
 
 
+def test_a_note_takes_the_place_of_the_difference(runs, tmp_path):
+    note = "It is of seven classes: emoq probe --preset recipes/TOY/toy7.yaml."
+    rows = [*TABLE["rows"][:2], {**TABLE["rows"][2], "note": note}]
+    table = {**TABLE, "rows": rows}
+    markdown, _ = report(table, runs, tmp_path / "report")
+    for measure in TABLE["measures"]:
+        row = row_of(tables(markdown)[measure], WHOLE)
+        assert row["to the paper"] == "another task"
+    assert f"\n{WHOLE}: {note}\n" in markdown
+    assert format_rows(table, read_rows(table, runs)).endswith(
+        f"\n\n{WHOLE}: {note}"
+    )
+
+
 def test_a_probe_of_the_same_encoder_is_a_row(runs, tmp_path):
     def with_encoder(hparams, size):
         encoder = f'"audio_encoder": !new:my.Encoder {{size: {size}}}'
