@@ -16,6 +16,7 @@ from emoq_modules.dataio.files import write_atomically
 from emoq_modules.errors import ResultsError
 from emoq_modules.evaluation.bootstrap import (
     bootstrap_interval,
+    find_clusters,
     paired_bootstrap,
 )
 from emoq_modules.evaluation.calibration import expected_calibration_error
@@ -27,6 +28,8 @@ from emoq_modules.evaluation.plots import (
     plot_reliability,
 )
 from emoq_modules.evaluation.results import CURVES_FILE, read_predictions
+
+_FEW = 30  # clusters, as Cameron, Gelbach and Miller (2008) have it
 
 
 def write_report(table, rows, folder):
@@ -122,8 +125,8 @@ def _measured(table, rows, whole):
     why = None
     if last.stats is None or not others:
         why = f"it takes {last.name} and another row, both complete"
-    elif _dialogues(last) < 2:
-        why = "there is one dialogue alone"
+    elif _clusters(last).count < 2:
+        why = f"there is one {_clusters(last).unit} alone"
     commands = [
         [word.removeprefix(f"{PROJECT}/") for word in row.runs[0].command]
         for row in rows
@@ -131,7 +134,7 @@ def _measured(table, rows, whole):
     ]
     return {
         "last": last,
-        "one_dialogue": any(_dialogues(row) < 2 for row in whole),
+        **_resampled(whole),
         "details": {
             measure: [_detail(table, rows, row, measure) for row in whole]
             for measure in table["measures"]
@@ -155,8 +158,13 @@ def _detail(table, rows, row, measure):
     values = [metrics[measure] for metrics in row.metrics]
     spread = np.std(values, ddof=1) if len(values) > 1 else None
     interval = difference = NOTHING
-    if _dialogues(row) > 1:
-        interval = _range(bootstrap_interval(row.stats, measure))
+    if _clusters(row).count > 1:
+        try:
+            interval = _range(bootstrap_interval(_seeds(row), measure))
+        except ValueError as error:
+            raise ResultsError(
+                f"The seeds of {row.name} have no mean: {error}"
+            ) from error
     if own != measured:
         difference = "another corpus"
     elif row.note:
@@ -172,7 +180,7 @@ def _comparisons(table, last, others):
     for row in others:
         for measure in table["measures"]:
             try:
-                found = paired_bootstrap(last.stats, row.stats, measure)
+                found = paired_bootstrap(_seeds(last), _seeds(row), measure)
             except ValueError as error:
                 raise ResultsError(
                     f"{last.name} cannot be compared with {row.name}: {error}"
@@ -272,5 +280,23 @@ def _range(found, form=".1f"):
     return f"{found.low:{form}} to {found.high:{form}}"
 
 
-def _dialogues(row):
-    return len(set(row.stats.dialogues))
+def _seeds(row):
+    return list(row.pooled.values())
+
+
+def _clusters(row):
+    return find_clusters(*_seeds(row))
+
+
+def _resampled(whole):
+    """What intervals resample, and whether that is enough."""
+    found = {row.name: _clusters(row) for row in whole}
+    told = list(dict.fromkeys(map(str, found.values())))
+    if len(told) > 1:
+        told = [f"{clusters} of {name}" for name, clusters in found.items()]
+    fewest = min(found.values(), key=lambda clusters: clusters.count)
+    return {
+        "resampled": ", ".join(told),
+        "alone": fewest.unit if fewest.count < 2 else None,
+        "few": _FEW if fewest.count < _FEW else None,
+    }

@@ -38,7 +38,8 @@ CONFUSION_FILE = "confusion_matrix.png"
 CURVES_FILE = "training_curves.png"
 
 _RUN_INFO = ("corpus", "fold", "stage", "seed", "seconds")
-_COLUMNS = ["id", "label", "prediction", "dialogue"]
+_COLUMNS = ["id", "label", "prediction", "dialogue", "speaker", "session"]
+_FORMATS = (6, 4, 3)  # so many of them, in this version and in earlier ones
 _PACKAGES = ("torch", "speechbrain", "transformers", "peft", "emoq")
 
 
@@ -102,10 +103,11 @@ def write_results(
 def read_predictions(path):
     """The ``EmotionStats`` that a ``predictions.csv`` was written from.
 
-    ``path`` is the file, or the folder of the run that holds it. Each utterance
-    of a file without a column ``dialogue``, as earlier versions wrote it, is a
-    dialogue of its own. ResultsError where the file is missing, is no
-    predictions file, or contradicts itself.
+    ``path`` is the file, or the folder of the run that holds it. Earlier
+    versions wrote no columns ``speaker`` and ``session``, which are not known
+    then, or no ``dialogue``: each utterance is a dialogue of its own.
+    ResultsError where the file is missing, is no predictions file, or
+    contradicts itself.
     """
     path = Path(path)
     if path.is_dir():
@@ -120,18 +122,17 @@ def read_predictions(path):
     except (UnicodeDecodeError, csv.Error) as error:
         raise ResultsError(f"{path} is not a CSV file: {error}") from error
 
-    # What the fourth column is called decides, and nothing further on: a class
-    # may be called "dialogue" too.
-    columns = _COLUMNS if header[3:4] == _COLUMNS[3:] else _COLUMNS[:3]
-    labels = header[len(columns) :]
-    if header[: len(columns)] != columns or not labels or not rows:
+    # What the first columns are called decides, and nothing further on: a
+    # class may be called "dialogue" too.
+    fitting = [n for n in _FORMATS if header[:n] == _COLUMNS[:n]]
+    if not fitting or not header[fitting[0] :] or not rows:
         raise ResultsError(
             f"{path} is not a predictions file: it needs the columns "
             f"{', '.join(_COLUMNS)} and one column a class, and a row for "
             "every utterance"
         )
     try:
-        return _stats_from_rows(len(columns), labels, rows)
+        return _stats_from_rows(fitting[0], header[fitting[0] :], rows)
     except ValueError as error:
         raise ResultsError(f"{path}: {error}") from error
 
@@ -162,6 +163,8 @@ def pool_results(runs):
             torch.stack(stats.posteriors),
             torch.tensor(stats.targets),
             stats.dialogues,
+            stats.speakers,
+            stats.sessions,
         )
     if pooled is None:
         raise ResultsError("there are no runs to pool")
@@ -209,7 +212,8 @@ def _predictions_csv(stats):
     words = (
         [stats.labels[i] for i in x] for x in (stats.targets, stats.predictions)
     )
-    columns = (stats.ids, *words, stats.dialogues, stats.posteriors)
+    places = stats.dialogues, stats.speakers, stats.sessions
+    columns = (stats.ids, *words, *places, stats.posteriors)
     for *cells, posteriors in zip(*columns, strict=True):
         # Nine digits bring every float32 back exactly.
         digits = [f"{value:.9g}" for value in posteriors.tolist()]
@@ -237,7 +241,7 @@ def _stats_from_rows(columns, labels, rows):
         [row[0] for row in rows],
         torch.tensor([[float(x) for x in row[columns:]] for row in rows]),
         torch.tensor([labels.index(row[1]) for row in rows]),
-        [row[3] if columns > 3 else row[0] for row in rows],
+        *([row[place] for row in rows] for place in range(3, columns)),
     )
     for row, prediction in zip(rows, stats.predictions, strict=True):
         if row[2] != labels[prediction]:

@@ -144,6 +144,7 @@ def run_stage(run, run_opts=None, check=None):
             progressbar=progressbar,
             test_loader_kwargs=dict(hparams["eval_loader"]),
         )
+        brain.stats.locate(manifests[split])
         measured[split] = brain.stats
     # Those of the test set, which is measured last.
     embeddings = brain.tested_embeddings

@@ -218,4 +218,5 @@ def _regress(fold, rows, layer, strength, labels, *splits):
             torch.tensor(targets),
             [row["dialogue"] for row in utterances],
         )
+        stats.locate(fold[split])
         yield stats

@@ -185,19 +185,24 @@ def test_metrics_are_numpys(whole):
     assert baseline["to the paper"] == "–"  # the paper has none
 
 
-def test_intervals_and_comparisons_are_those_of_the_first_seed(whole):
+def test_intervals_and_comparisons_are_of_all_seeds_and_dialogues(whole):
     runs, markdown, _ = whole
-    first = {
-        name: pool_results(
-            [r.folder for r in runs if r.row == name and r.seed == 7]
-        )
+    seeds = {
+        name: [
+            pool_results(
+                [r.folder for r in runs if r.row == name and r.seed == seed]
+            )
+            for seed in (7, 8)
+        ]
         for name in BOTH
     }
-    for name, stats in first.items():
-        _, low, high = bootstrap_interval(stats, "WA")
+    for name, of_seeds in seeds.items():
+        _, low, high = bootstrap_interval(of_seeds, "WA")
         found = row_of(tables(markdown)["WA"], name)
         assert found["95 % interval"] == f"{low:.1f} to {high:.1f}"
-    compared = paired_bootstrap(first[WHOLE], first[BASELINE], "WA")
+        _, inner_low, inner_high = bootstrap_interval(of_seeds[0], "WA")
+        assert (low, high) != (inner_low, inner_high)
+    compared = paired_bootstrap(seeds[WHOLE], seeds[BASELINE], "WA")
     _, found, _ = tables(markdown)[f"{WHOLE} against the others"]
     assert found == [
         BASELINE,
@@ -207,9 +212,12 @@ def test_intervals_and_comparisons_are_those_of_the_first_seed(whole):
         f"{compared.p_value:.4f}",
     ]
     recalls = tables(markdown)["Recall of each class"]
-    recall = first[WHOLE].summarize("recall")["happy"]
+    recall = seeds[WHOLE][0].summarize("recall")["happy"]
     assert row_of(recalls, "happy")[WHOLE] == f"{recall:.1f}"
     assert markdown.count("all folds together, seed 7 alone") >= 4
+    # 40 utterances a fold, in dialogues of five.
+    assert "here 24 dialogues, and seeds together with them" in markdown
+    assert "With fewer than 30 of them it is too narrow" in markdown
 
 
 def test_each_fold_has_the_temperature_of_its_own_validation_set(whole):
@@ -355,12 +363,37 @@ def test_what_is_not_kept_is_neither_calibrated_nor_drawn(runs, tmp_path):
     assert f"{WHOLE}: there are no embeddings of fold 1, seed 7" in markdown
 
 
-def test_one_dialogue_gives_no_interval(runs, tmp_path):
-    runs = [run for run in runs if run.fold == 1]
+def change_places(runs, dialogue, speaker=""):
+    """Writes other dialogues and speakers, by a function of the place."""
     for run in runs:
         path = run.folder / "predictions.csv"
-        text = re.sub(r"-dialogue\d+", "-dialogue", path.read_text())
-        path.write_text(text)
+        header, *rows = (
+            line.split(",") for line in path.read_text().splitlines()
+        )
+        for place, row in enumerate(rows):
+            row[3:5] = dialogue.format(place), speaker.format(place // 6)
+        path.write_text("\n".join(map(",".join, [header, *rows])))
+
+
+def test_speakers_are_resampled_where_there_are_no_dialogues(runs, tmp_path):
+    runs = [run for run in runs if run.fold == 1]
+    change_places(runs, "d{}", "s{}")
+    markdown, _ = report(TABLE, runs, tmp_path / "report")
+    assert "else utterances: here 7 speakers; the interval says" in markdown
+    assert "With fewer than 30 of them" in markdown
+    change_places(runs, "d{}")
+    markdown, _ = report(TABLE, runs, tmp_path / "report")
+    assert "else utterances: here 40 utterances; the interval" in markdown
+    assert "With fewer than" not in markdown
+    change_places(runs[:1], "d{}", "s{}")
+    markdown, _ = report(TABLE, runs, tmp_path / "report")
+    said = f"7 speakers of {BASELINE}, 40 utterances of {WHOLE};"
+    assert said in markdown
+
+
+def test_one_dialogue_gives_no_interval(runs, tmp_path):
+    runs = [run for run in runs if run.fold == 1]
+    change_places(runs, "d")
     markdown, _ = report(TABLE, runs, tmp_path / "report")
     assert row_of(tables(markdown)["WA"], WHOLE)["95 % interval"] == "–"
     assert "Not compared: there is one dialogue alone." in markdown

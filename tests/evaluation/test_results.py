@@ -47,8 +47,11 @@ def random_stats(seed=0, n=60, labels=LABELS):
     logits[range(n), targets] += 1.0
     stats = EmotionStats(labels)
     ids = [f"run{seed}_utt{i}" for i in range(n)]
-    dialogues = [f"run{seed}_dia{i // 8}" for i in range(n)]
-    stats.append(ids, logits.softmax(dim=-1), targets, dialogues)
+    places = [
+        [f"run{seed}_{name}{i // size}" for i in range(n)]
+        for name, size in (("dia", 8), ("speaker", 4), ("session", 16))
+    ]
+    stats.append(ids, logits.softmax(dim=-1), targets, *places)
     return stats
 
 
@@ -100,10 +103,12 @@ def test_predictions_csv_has_one_row_an_utterance(tmp_path):
     assert names == FILES - {"training_curves.png"}
     with (tmp_path / "predictions.csv").open(newline="") as file:
         rows = list(csv.DictReader(file))
-    columns = ["id", "label", "prediction", "dialogue"]
+    columns = "id label prediction dialogue speaker session".split()
     assert list(rows[0]) == [*columns, *LABELS]
     assert [row["id"] for row in rows] == stats.ids
     assert [row["dialogue"] for row in rows] == stats.dialogues
+    assert [row["speaker"] for row in rows] == stats.speakers
+    assert [row["session"] for row in rows] == stats.sessions
     for column, classes in (
         ("label", stats.targets),
         ("prediction", stats.predictions),
@@ -121,18 +126,27 @@ def test_predictions_are_read_back_bit_for_bit(tmp_path):
         write_results(tmp_path, written, RUN_INFO)
         for path in (tmp_path, tmp_path / "predictions.csv"):
             found = read_predictions(path)
-            for name in "labels ids dialogues targets predictions".split():
+            kept = "labels ids dialogues speakers sessions targets predictions"
+            for name in kept.split():
                 assert getattr(found, name) == getattr(written, name)
             assert torch.equal(
                 torch.stack(found.posteriors), torch.stack(written.posteriors)
             )
 
 
-def test_a_file_without_dialogues_is_one_of_single_utterances(tmp_path):
+@pytest.mark.parametrize(
+    ("column", "value", "dialogue"),
+    [("", "", "a"), (",dialogue", ",d", "d")],
+)
+def test_files_of_earlier_versions_are_read(tmp_path, column, value, dialogue):
     path = tmp_path / "predictions.csv"
-    path.write_text("id,label,prediction,no,yes\na,no,no,0.9,0.1\n")
+    path.write_text(
+        f"id,label,prediction{column},no,yes\na,no,no{value},0.9,0.1\n"
+    )
     found = read_predictions(path)
-    assert (found.labels, found.dialogues) == (["no", "yes"], ["a"])
+    # Without a dialogue each utterance is one of its own.
+    assert (found.labels, found.dialogues) == (["no", "yes"], [dialogue])
+    assert (found.speakers, found.sessions) == ([""], [""])
 
 
 @pytest.mark.parametrize("labels", [["dialogue", "sad"], ["sad", "dialogue"]])
@@ -154,6 +168,8 @@ def test_pooled_measures_are_those_of_the_joint_set(tmp_path):
     targets = sum((stats.targets for stats in folds), [])
     predictions = sum((stats.predictions for stats in folds), [])
     assert found.dialogues == sum((stats.dialogues for stats in folds), [])
+    assert found.speakers == sum((stats.speakers for stats in folds), [])
+    assert found.sessions == sum((stats.sessions for stats in folds), [])
     pooled = found.summarize()
     assert pooled["n"] == len(targets)
     for name, expected in (

@@ -164,6 +164,7 @@ def test_numbers_are_scikit_learns(probe, capsys):
         stats = read_predictions(run / name[split])
         targets, posteriors = found[(split, *best, fold)]
         assert stats.targets == targets.tolist()
+        assert set(stats.speakers) == {"a"} and set(stats.sessions) == {"s"}
         np.testing.assert_allclose(
             torch.stack(stats.posteriors), posteriors, atol=1e-5
         )
