@@ -70,21 +70,21 @@ def report_folder(table, runs):
 
 def format_rows(table, rows):
     """The paper's metrics and those measured, a line for each row."""
-    measures = table["measures"]
+    measures, several = table["measures"], _several_folds(rows)
     width = max(len(row.name) for row in rows)
-    across = 8 * len(measures)
-    paper, here = _columns(table, rows)
-    names = "".join(f"{measure:>8}" for measure in measures)
-    lines = [
-        f"{'':<{width}}{paper:>{across}}{here:>{across}}",
-        f"{'':<{width}}{names}{names}  runs",
-    ]
-    for row in rows:
-        cells = [_percent(row.paper[measure]) for measure in measures]
-        cells += [_percent(row.mean(measure)) for measure in measures]
-        metrics = "".join(f"{cell:>8}" for cell in cells)
-        lines.append(f"{row.name:<{width}}{metrics}  {row.state}")
-    return "\n\n".join(["\n".join(lines), *_notes(rows)])
+    blocks = [[f"{x:<{width}}" for x in ("", "", *(row.name for row in rows))]]
+    for column, name in enumerate(_columns(table, rows)):
+        cells = [measures] + [
+            [_figures(row, measure, several)[column] for measure in measures]
+            for row in rows
+        ]
+        wide = max(8, *(2 + len(cell) for line in cells for cell in line))
+        texts = ["".join(f"{cell:>{wide}}" for cell in line) for line in cells]
+        across = max(len(texts[0]), 2 + len(name))
+        blocks.append([f"{text:>{across}}" for text in (name, *texts)])
+    blocks.append(["", "  runs", *(f"  {row.state}" for row in rows)])
+    lines = "\n".join(map("".join, zip(*blocks, strict=True)))
+    return "\n\n".join([lines, *_notes(rows)])
 
 
 def _opening(table, rows):
@@ -98,9 +98,9 @@ def _opening(table, rows):
         header += [f"{measure}, {name}" for name in _columns(table, rows)]
     for row in rows:
         metrics = [
-            _percent(value)
+            cell
             for measure in table["measures"]
-            for value in (row.paper[measure], row.mean(measure))
+            for cell in _figures(row, measure, len(folds) > 1)
         ]
         cells.append([row.name, row.source, *metrics, row.state])
     return {
@@ -155,8 +155,7 @@ def _measured(table, rows, whole):
 
 def _detail(table, rows, row, measure):
     own, measured = _corpora(table, rows)
-    values = [metrics[measure] for metrics in row.metrics]
-    spread = np.std(values, ddof=1) if len(values) > 1 else None
+    found = row.measured(measure)
     interval = difference = NOTHING
     if _clusters(row).count > 1:
         try:
@@ -170,9 +169,11 @@ def _detail(table, rows, row, measure):
     elif row.note:
         difference = "another task"
     elif row.paper[measure] is not None:
-        difference = f"{row.mean(measure) - row.paper[measure]:+.1f}"
-    shown = map(_percent, (np.mean(values), spread, row.mean(measure)))
-    return [row.name, len(values), *shown, interval, difference]
+        difference = f"{found.fold_mean - row.paper[measure]:+.1f}"
+    shown = found.fold_mean, found.fold_deviation
+    shown = *shown, found.pooled, found.seed_deviation
+    runs = len(row.runs)
+    return [row.name, runs, *map(_percent, shown), interval, difference]
 
 
 def _comparisons(table, last, others):
@@ -263,9 +264,24 @@ def _corpora(table, rows):
 def _columns(table, rows):
     """How the paper's metrics and those measured are headed."""
     own, measured = _corpora(table, rows)
+    several = _several_folds(rows)
+    here = ["mean of folds", "pooled"] if several else ["here"]
     if own == measured:
-        return "paper", "here"
-    return f"paper, {own}", f"here, {measured}"
+        return ["paper", *here]
+    return [f"paper, {own}", *(f"{name}, {measured}" for name in here)]
+
+
+def _figures(row, measure, several_folds):
+    """A row's cells of a measure, below these headings."""
+    found = row.measured(measure)
+    here = [NOTHING if found is None else f"{found.pooled:.1f}"]
+    if several_folds:
+        here = [NOTHING if found is None else found.folds, *here]
+    return [_percent(row.paper[measure]), *here]
+
+
+def _several_folds(rows):
+    return len({run.fold for row in rows for run in row.runs}) > 1
 
 
 def _notes(rows):

@@ -10,7 +10,9 @@ import io
 import json
 import platform
 from pathlib import Path
+from typing import NamedTuple
 
+import numpy as np
 import torch
 
 from emoq_modules.dataio.files import write_atomically
@@ -41,6 +43,23 @@ _RUN_INFO = ("corpus", "fold", "stage", "seed", "seconds")
 _COLUMNS = ["id", "label", "prediction", "dialogue", "speaker", "session"]
 _FORMATS = (6, 4, 3)  # so many of them, in this version and in earlier ones
 _PACKAGES = ("torch", "speechbrain", "transformers", "peft", "emoq")
+
+
+class Measured(NamedTuple):
+    """A measure of a system in percent, and its standard deviations (n − 1).
+
+    Where there is one fold, or one seed, the deviation over them is None.
+    """
+
+    pooled: float  # of the utterances of all folds together, mean over seeds
+    seed_deviation: float | None
+    fold_mean: float  # of the folds' own measures, each the mean over seeds
+    fold_deviation: float | None
+
+    @property
+    def folds(self):
+        """Mean and deviation over folds, as text."""
+        return f"{self.fold_mean:.1f} ± {self.fold_deviation:.1f}"
 
 
 def write_results(
@@ -144,9 +163,13 @@ def pool_results(runs):
     are those of the joint set of utterances, not a mean of the runs' measures.
     ResultsError where the label sets differ, or two runs share an utterance.
     """
+    return pool({run: read_predictions(run) for run in runs})
+
+
+def pool(runs):
+    """The same of ``EmotionStats``, by the folder of the run."""
     pooled, first, run_of = None, None, {}
-    for run in runs:
-        stats = read_predictions(run)
+    for run, stats in runs.items():
         if pooled is None:
             pooled, first = EmotionStats(stats.labels), run
         check_labels({first: pooled, run: stats})
@@ -171,24 +194,55 @@ def pool_results(runs):
     return pooled
 
 
-def format_summary(results, plots=()):
-    """Measures of several runs, and the confusion of the last, as plain text.
+def measure(pooled, folds, name):
+    """One of a system's measures, ``Measured``, for whatever shows it.
 
-    ``results`` are ``EmotionStats`` by the name of the row, such as "stage 1";
-    ``plots`` are pictures to point to.
+    ``pooled`` has an ``EmotionStats`` for each seed, ``folds`` for each seed
+    those of the folds that it was pooled from, in the same order.
     """
-    metrics = {name: stats.summarize() for name, stats in results.items()}
-    width = max(len(name) for name in metrics)
-    header = "".join(f"{name:>8}" for name in (*MEASURES, "n"))
-    lines = [" " * width + header]
-    for name, row in metrics.items():
-        values = "".join(f"{row[measure]:8.1f}" for measure in MEASURES)
-        lines.append(f"{name:<{width}}{values}{row['n']:8}")
-    last = list(results)[-1]
+    by_seed = [stats.summarize(name) for stats in pooled]
+    by_fold = np.mean(
+        [[stats.summarize(name) for stats in of_seed] for of_seed in folds],
+        axis=0,
+    )
+    spread = [
+        float(np.std(values, ddof=1)) if len(values) > 1 else None
+        for values in (by_seed, by_fold)
+    ]
+    means = float(np.mean(by_seed)), float(np.mean(by_fold))
+    return Measured(means[0], spread[0], means[1], spread[1])
+
+
+def format_summary(results, plots=()):
+    """Measures of several systems, and the confusion of the last, as text.
+
+    ``results`` are by the name of the row, such as "stage 1", the
+    ``EmotionStats`` of its folds, by folder: they are shown pooled, and where
+    there are several their mean and standard deviation, too. ``plots`` are
+    pictures to point to.
+    """
+    table = [["", *MEASURES, "n"]]
+    for name, folds in results.items():
+        stats = pool(folds)
+        found = [measure([stats], [folds.values()], x) for x in MEASURES]
+        table.append(
+            [name, *(f"{x.pooled:.1f}" for x in found), len(stats.ids)]
+        )
+        if len(folds) > 1:
+            table[-1][0] += ", pooled"
+            what = f"{name}, mean of {len(folds)} folds"
+            table.append([what, *(x.folds for x in found), ""])
+    first = max(len(row[0]) for row in table)
+    wide = max(8, *(2 + len(str(cell)) for row in table for cell in row[1:]))
+    lines = [
+        row[0].ljust(first)
+        + "".join(f"{cell:>{wide}}" for cell in row[1:]).rstrip()
+        for row in table
+    ]
     lines += [
         "",
-        f"Confusion of {last} (rows: reference, columns: recognized)",
-        format_confusion(results[last]),
+        f"Confusion of {name} (rows: reference, columns: recognized)",
+        format_confusion(stats),
     ]
     if plots:
         lines += ["", "Plots", *(f"  {plot}" for plot in plots)]

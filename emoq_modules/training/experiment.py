@@ -27,7 +27,7 @@ from emoq_modules.evaluation.results import (
     CONFUSION_FILE,
     CURVES_FILE,
     format_summary,
-    pool_results,
+    read_predictions,
     write_results,
 )
 from emoq_modules.inference.recognizer_folder import (
@@ -65,7 +65,11 @@ def run_folds(runs, run_opts=None):
         for name in (CONFUSION_FILE, CURVES_FILE)
     ]
     return format_summary(
-        {stage: pool_results(those) for stage, those in folders.items()}, plots
+        {
+            stage: {folder: read_predictions(folder) for folder in those}
+            for stage, those in folders.items()
+        },
+        plots,
     )
 
 

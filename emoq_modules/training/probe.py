@@ -25,7 +25,7 @@ from emoq_modules.errors import ConfigurationError
 from emoq_modules.evaluation.metrics import EmotionStats, confusion_metrics
 from emoq_modules.evaluation.results import (
     RESULTS_FILE,
-    pool_results,
+    read_predictions,
     write_results,
 )
 from emoq_modules.inference.recognizer_folder import SETTINGS_FILE
@@ -117,7 +117,7 @@ def probe_layers(runs, run_opts=None, command=()):
     strength of the regularization with it, by UA on the validation utterances
     of all folds; it alone is tested. Each fold's results are written as those
     of a stage are. Returns the ``LayerScore`` of each layer, the best of them,
-    and the ``EmotionStats`` of the test utterances of all folds.
+    and the ``EmotionStats`` of each fold's test utterances, by folder.
     """
     started = time.time()
     for run in runs:
@@ -148,7 +148,8 @@ def probe_layers(runs, run_opts=None, command=()):
         write_atomically(settings, run.hparams_yaml.encode())
         info |= {"seconds": round(seconds, 1)}
         write_results(run.folder, test, info, valid_stats=valid)
-    return scores, best, pool_results([run.folder for run in runs])
+    tested = {run.folder: read_predictions(run.folder) for run in runs}
+    return scores, best, tested
 
 
 def _layer_rows(encoder, folds, hparams, run_opts):

@@ -163,24 +163,43 @@ def test_metrics_are_numpys(whole):
     runs, markdown, _ = whole
     for name in BOTH:
         found = row_of(tables(markdown)["UA"], name)
-        seeds, single = {}, []
+        seeds = {}
         for run in (run for run in runs if run.row == name):
             stats = read_predictions(run.folder)
             pair = np.array([stats.targets, stats.predictions])
-            single.append(100 * balanced_accuracy_score(*pair))
             seeds.setdefault(run.seed, []).append(pair)
         pooled = [
             100 * balanced_accuracy_score(*np.hstack(folds))
             for folds in seeds.values()
         ]
+        by_fold = np.mean(
+            [
+                [100 * balanced_accuracy_score(*fold) for fold in folds]
+                for folds in seeds.values()
+            ],
+            axis=0,
+        )
+        assert len(by_fold) == 3
         assert found["runs"] == "6"
-        assert found["mean"] == f"{np.mean(single):.1f}"
-        assert found["s.d."] == f"{np.std(single, ddof=1):.1f}"
+        mean, spread = np.mean(by_fold), np.std(by_fold, ddof=1)
+        assert found["mean of folds"] == f"{mean:.1f}"
+        assert found["s.d. of folds"] == f"{spread:.1f}"
         assert found["pooled"] == f"{np.mean(pooled):.1f}"
+        assert found["s.d. of seeds"] == f"{np.std(pooled, ddof=1):.1f}"
         here = row_of(tables(markdown)["The table"], name)
-        assert here["UA, here"] == f"{np.mean(pooled):.1f}"
-    difference = np.mean(pooled) - TABLE["rows"][-1]["UA"]
+        assert here["UA, mean of folds"] == f"{mean:.1f} ± {spread:.1f}"
+        assert here["UA, pooled"] == f"{np.mean(pooled):.1f}"
+        (line,) = (
+            line
+            for line in format_rows(TABLE, read_rows(TABLE, runs)).splitlines()
+            if line.startswith(name)
+        )
+        assert f" {mean:.1f} ± {spread:.1f} " in line
+        assert line.endswith(f" {np.mean(pooled):.1f}  6")
+    # Of the mean of folds, as the table says.
+    difference = mean - TABLE["rows"][-1]["UA"]
     assert found["to the paper"] == f"{difference:+.1f}"
+    assert "The paper's is compared with the mean of folds." in markdown
     baseline = row_of(tables(markdown)["UA"], BASELINE)
     assert baseline["to the paper"] == "–"  # the paper has none
 
@@ -250,9 +269,9 @@ def test_rows_are_the_tables_in_its_order_with_the_papers_metrics(whole):
     assert [row[1] for row in found[1:]] == ["[1]", "paper", "paper"]
     quoted = row_of(found, "Quoted")
     assert (quoted["WA, paper"], quoted["UA, paper"]) == ("51.0", "–")
-    assert (quoted["WA, here"], quoted["runs"]) == ("–", "–")
+    assert (quoted["WA, pooled"], quoted["runs"]) == ("–", "–")
     text = format_rows(TABLE, read_rows(TABLE, runs)).splitlines()
-    assert text[2].split() == ["Quoted", "51.0", "–", "–", "–", "–"]
+    assert text[2].split() == ["Quoted", "51.0", *"––––––"]
     assert text[4].split()[:3] == [WHOLE, "60.0", "61.0"]
 
 
@@ -311,7 +330,7 @@ def test_a_probe_of_the_same_encoder_is_a_row(runs, tmp_path):
     assert names == ["Quoted", BASELINE, "linear probe, layer 3", WHOLE]
     row = row_of(found["The table"], "linear probe, layer 3")
     pooled = pool_results(tmp_path.glob("toy/probe-Encoder/*/stage1"))
-    assert row["UA, here"] == f"{pooled.summarize('UA'):.1f}"
+    assert row["UA, pooled"] == f"{pooled.summarize('UA'):.1f}"
     assert (row["UA, paper"], row["source"]) == ("–", "emoq probe")
     compared = [cells[0] for cells in found[f"{WHOLE} against the others"]]
     assert "linear probe, layer 3" in compared
@@ -329,7 +348,7 @@ def test_a_missing_fold_is_named_and_no_mean_is_shown(runs, tmp_path):
     assert missing == [f"{BASELINE}: {said}"]
     row = row_of(tables(markdown)["The table"], BASELINE)
     assert row["runs"] == said
-    assert row["WA, here"] == row["UA, here"] == "–"
+    assert row["WA, pooled"] == row["UA, mean of folds"] == "–"
     for name, cells in tables(markdown).items():
         assert name == "The table" or BASELINE not in [c[0] for c in cells]
     assert f"it takes {WHOLE} and another row" in markdown
@@ -358,7 +377,7 @@ def test_what_is_not_kept_is_neither_calibrated_nor_drawn(runs, tmp_path):
         "folds 1, 2, 3 (seed 7)"
     )
     assert row_of(tables(markdown)["Confidence"], WHOLE)["ECE"] == "–"
-    assert row_of(tables(markdown)["WA"], WHOLE)["mean"] != "–"
+    assert row_of(tables(markdown)["WA"], WHOLE)["pooled"] != "–"
     assert not list((tmp_path / "report").glob("*map.png"))
     assert f"{WHOLE}: there are no embeddings of fold 1, seed 7" in markdown
 

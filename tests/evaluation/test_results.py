@@ -354,7 +354,8 @@ def test_the_summary_names_every_run_and_confuses_the_last():
     stats = EmotionStats(["no", "yes"])
     posteriors = torch.eye(2)[[0, 0, 1, 1]]
     stats.append(list("abcd"), posteriors, torch.tensor([0, 0, 0, 1]))
-    runs = {"stage 1": random_stats(n=1, labels=["no", "yes"]), "all": stats}
+    first = random_stats(n=1, labels=["no", "yes"])
+    runs = {"stage 1": {"a": first}, "all": {"b": stats}}
     lines = format_summary(runs, [Path("results/confusion.png")]).splitlines()
     assert lines[0] == "             WA      UA     WF1       n"
     assert lines[1].startswith("stage 1 ") and lines[1].endswith("       1")
@@ -369,3 +370,27 @@ def test_the_summary_names_every_run_and_confuses_the_last():
         "Plots",
         "  results/confusion.png",
     ]
+
+
+def test_the_summary_has_folds_together_and_their_mean_and_deviation():
+    # By hand: 3 of 4 and 1 of 2 are recognized, 4 of 6 together; the mean of 75
+    # and 50 is 62.5, each 12.5 away: the root of 2 x 12.5 x 12.5 is 17.7.
+    folds = {}
+    for fold, predictions, targets in (
+        ("a", [0, 0, 1, 1], [0, 0, 0, 1]),
+        ("b", [0, 1], [0, 0]),
+    ):
+        folds[fold] = EmotionStats(["no", "yes"])
+        ids = [f"{fold}{i}" for i in range(len(targets))]
+        posteriors = torch.eye(2)[predictions]
+        folds[fold].append(ids, posteriors, torch.tensor(targets))
+    lines = format_summary({"stage 2": folds}).splitlines()
+    assert lines[0].split() == ["WA", "UA", "WF1", "n"]
+    # Recalls of 3 of 5 and 1 of 1 are 80 on the whole; 83.3 and 50 by fold.
+    # F1 of "no" is 6/8 together, and of "yes" 1/2: (5 * 75 + 50) / 6.
+    pooled = "stage 2, pooled 66.7 80.0 70.8 6"
+    assert lines[1].split() == pooled.split()
+    start = "stage 2, mean of 2 folds 62.5 ± 17.7 66.7 ± 23.6"
+    assert " ".join(lines[2].split()).startswith(start)
+    assert lines[4].startswith("Confusion of stage 2 ")
+    assert lines[6].split() == ["no", "3", "2", "60.0"]
