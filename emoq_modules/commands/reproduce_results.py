@@ -194,7 +194,14 @@ def _read_run(run):
                 f"{path} is of {key} {results.get(key)!r}, where {value!r} "
                 "belongs: was the folder copied?"
             )
-    return read_predictions(run.folder)
+    stats = read_predictions(run.folder)
+    confusion = stats.summarize("confusion")
+    if results.get("confusion", confusion) != confusion:
+        raise ResultsError(
+            f"{path} has another confusion than the predictions beside it: "
+            "was one of them exchanged or edited?"
+        )
+    return stats
 
 
 def _read_row(row, stats):

@@ -430,7 +430,22 @@ def change_reference(runs):
     cells = lines[1].split(",")
     cells[1] = next(label for label in LABELS if label != cells[1])
     path.write_text("\n".join([lines[0], ",".join(cells), *lines[2:]]))
+    write_confusion(runs[-1].folder)
     return f"{WHOLE} cannot be compared with {BASELINE}: 'test3-0' is"
+
+
+def write_confusion(folder):
+    """Has the results agree with the predictions again."""
+    path = folder / "results.json"
+    results = json.loads(path.read_text())
+    results |= read_predictions(folder).summarize()
+    path.write_text(json.dumps(results))
+
+
+def exchange_predictions(runs):
+    # Of the same fold, and of the other system.
+    shutil.copy(runs[2].folder / "predictions.csv", runs[-1].folder)
+    return f"{runs[-1].folder}/results.json has another confusion than"
 
 
 def copy_folder(runs):
@@ -439,7 +454,8 @@ def copy_folder(runs):
 
 
 @pytest.mark.parametrize(
-    "spoil", [change_labels, change_reference, copy_folder]
+    "spoil",
+    [change_labels, change_reference, copy_folder, exchange_predictions],
 )
 def test_contradictions_are_errors_that_name_the_run(runs, tmp_path, spoil):
     with pytest.raises(ResultsError, match=spoil(runs)):
