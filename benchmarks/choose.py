@@ -53,9 +53,8 @@ def main(arguments=None):
         chosen = change(options, **{"variant": variant(setting), **keys})
         runs = plan_runs(own.experiment, own.preset, chosen, own.fold)
         for run in runs:
-            if (run.folder / RESULTS_FILE).exists():
-                check_settings(run)
-            else:
+            check_settings(run)
+            if not (run.folder / RESULTS_FILE).exists():
                 run_folds([run], run_opts)
         stats = pool_results(
             [run.folder / VALID_PREDICTIONS_FILE for run in runs]

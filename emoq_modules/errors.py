@@ -17,6 +17,10 @@ class BackboneError(EmoQError, OSError):
     """A backbone, or its tokenizer, is not to be had or not whole."""
 
 
+class BusyError(EmoQError, RuntimeError):
+    """Another process is at a run."""
+
+
 class CheckpointError(EmoQError, RuntimeError):
     """A checkpoint is missing, damaged or another model's."""
 

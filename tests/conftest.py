@@ -121,6 +121,46 @@ def no_hub(use_hub):
     use_hub(f"http://127.0.0.1:{free_port()}")
 
 
+def flip_a_byte(path, place=-1):
+    """Changes one bit of a file: what a disk or a copy may do to it."""
+    content = bytearray(path.read_bytes())
+    content[place] ^= 1
+    path.write_bytes(content)
+
+
+class Disk:
+    """What has been flushed to the disk, in the place of a power cut."""
+
+    def __init__(self, monkeypatch):
+        self.synced = set()
+        self._at = {}
+        fsync, replace = os.fsync, os.replace
+
+        def watched_fsync(handle):
+            self.synced.add(Path(f"/proc/self/fd/{handle}").resolve())
+            fsync(handle)
+
+        def watched_replace(source, target):
+            source, target = Path(source).resolve(), Path(target).resolve()
+            self._at[target] = {source, *source.rglob("*")}, {*self.synced}
+            self.synced.discard(target.parent)
+            replace(source, target)
+
+        monkeypatch.setattr(os, "fsync", watched_fsync)
+        monkeypatch.setattr(os, "replace", watched_replace)
+
+    def unsafe_at(self, path, others=()):
+        """What of a file or folder, and of others, got there after its name."""
+        written, synced = self._at[path.resolve()]
+        return (written | set(others)) - synced
+
+
+@pytest.fixture
+def disk(monkeypatch):
+    """Tells what has been flushed to the disk, and when."""
+    return Disk(monkeypatch)
+
+
 def load_keys(hparams_yaml, *keys):
     """Makes the objects of some keys of a composed experiment."""
     return StageRun(hparams_yaml).load(*keys)

@@ -6,14 +6,12 @@ again, one that was stopped goes on, and one that another process is at, on
 this machine or on another that shares the folder, is left to it.
 """
 
-import fcntl
 import json
 import os
 import shlex
 import subprocess
 import sys
 import time
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
@@ -21,7 +19,7 @@ from statistics import median
 from ruamel.yaml import YAML
 from speechbrain.utils.logger import get_logger
 
-from emoq_modules.errors import ConfigurationError
+from emoq_modules.errors import BusyError, ConfigurationError
 from emoq_modules.evaluation.results import RESULTS_FILE
 from emoq_modules.training.configuration import (
     change,
@@ -29,14 +27,17 @@ from emoq_modules.training.configuration import (
     read_keys,
     read_options,
 )
-from emoq_modules.training.run_folder import check_settings
+from emoq_modules.training.run_folder import (
+    LOCKS_VARIABLE,
+    check_settings,
+    claimed,
+)
 
 logger = get_logger(__name__)
 
 # A table is run from a clone: recipes and experiments are no package.
 PROJECT = Path(__file__).parents[2]
 _TABLES = Path(__file__).with_name("paper_tables.yaml")
-_LOCK_FILE = ".lock"
 _WAIT_S = 10
 
 
@@ -170,23 +171,24 @@ def run_all(runs, wait=True):
     left, failed = [run for run in runs if not run.is_done], []
     done = len(runs) - len(left)
     while left:
-        busy = []
+        busy, holders = [], []
         for run in left:
-            with _claimed(run.folder.parent) as lock:
-                if lock is None:
-                    busy.append(run)
-                    continue
-                done += 1
-                # Another process may have done it in the meantime.
-                if not run.is_done:
-                    logger.info(f"Run {done} of {len(runs)}: {run}")
-                    if _run(run, lock) or not run.is_done:
-                        failed.append(run)
+            try:
+                with claimed(*(stage.folder for stage in run.stages)) as locks:
+                    done += 1
+                    # Another process may have done it in the meantime.
+                    if not run.is_done:
+                        logger.info(f"Run {done} of {len(runs)}: {run}")
+                        if _run(run, locks) or not run.is_done:
+                            failed.append(run)
+            except BusyError as error:
+                busy.append(run)
+                holders.append(str(error))
         left = busy
         if not wait:
             break
         if busy:
-            logger.info(f"Others are running {len(left)}: waiting for them.")
+            logger.info(f"Waiting for {len(left)} runs: {holders[0]}")
             time.sleep(_WAIT_S)
     return failed + left
 
@@ -240,8 +242,7 @@ def _check(runs):
                 f"{other} and {run} would both write to {stage.folder}: "
                 "leave the variant and the output_folder to the table."
             )
-        if is_done(stage.folder):
-            check_settings(stage)
+        check_settings(stage)
 
 
 def _measured_rates(results_folder):
@@ -275,27 +276,12 @@ def _utterances(hparams):
     return len(json.loads(manifest.read_text(encoding="utf-8")))
 
 
-@contextmanager
-def _claimed(folder):
-    """Holds the lock of a run's folder; yields None where another does.
-
-    The kernel lets go of it when the last process that holds it ends, however
-    it ends: no lock is ever stale.
-    """
-    folder.mkdir(parents=True, exist_ok=True)
-    with (folder / _LOCK_FILE).open("a") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            yield None
-        else:
-            yield lock
-
-
-def _run(run, lock):
-    """Exit status of a run. It holds the lock too, should we be killed."""
-    words = [sys.executable, *run.command]
-    return subprocess.run(words, pass_fds=[lock.fileno()]).returncode
+def _run(run, locks):
+    """Exit status of a run. It holds the locks too, should we be killed."""
+    words, fds = [sys.executable, *run.command], [f.fileno() for f in locks]
+    shared = {LOCKS_VARIABLE: ",".join(map(str, fds))}
+    done = subprocess.run(words, pass_fds=fds, env=os.environ | shared)
+    return done.returncode
 
 
 def _for_a_shell(run):

@@ -10,7 +10,8 @@ A shard is written whole or not at all and never changed, and what the store
 holds is what its shards' headers say. So it may be filled by several
 processes at once, and goes on where one was killed. Frames are kept under a
 digest of the audio file's content: folds, stages and runs share them, and a
-changed file is not taken for what it was.
+changed file is not taken for what it was. Their own checksum is in the
+metadata of the shard.
 """
 
 import contextlib
@@ -22,6 +23,7 @@ import re
 import shutil
 import time
 import uuid
+import zlib
 from pathlib import Path
 
 import safetensors.torch
@@ -96,7 +98,7 @@ class FeatureStore:
 
     def _forget(self):
         self._shards = {}  # name -> bytes
-        # Digest -> shard, first byte and shape of frames.
+        # Digest -> shard, first byte, checksum and shape of frames.
         self._places = {}
 
     def __len__(self):
@@ -174,7 +176,7 @@ class FeatureStore:
                 f"The feature store {self.folder} has no frames of {path}. "
                 "Start the run again, which computes what is missing."
             )
-        name, begin, *shape = self._places[key]
+        name, begin, checksum, *shape = self._places[key]
         dtype = DTYPES[self.precision]
         frames = bytearray(math.prod(shape) * dtype.itemsize)
         try:
@@ -182,6 +184,8 @@ class FeatureStore:
                 _check_size(file, self._shards[name])
                 file.seek(begin)
                 file.readinto(frames)
+            stored = torch.frombuffer(frames, dtype=dtype).view(shape).float()
+            _check_frames(stored, frames, checksum)
         except (ValueError, FileNotFoundError) as error:
             self._set_aside(name, error)
             raise FeatureStoreError(
@@ -189,7 +193,7 @@ class FeatureStore:
                 f"cannot be read ({error}). Start the run again, which "
                 "computes what is missing."
             ) from error
-        return torch.frombuffer(frames, dtype=dtype).view(shape).float()
+        return stored
 
     def save(self, features, still_to_come=0):
         """Writes a shard: all of it, or nothing.
@@ -207,12 +211,15 @@ class FeatureStore:
         FeatureStoreError
             If the disk is full; the shards before are unharmed.
         """
-        content = safetensors.torch.save(
-            {
-                key: to_precision(frames, self.precision).cpu().contiguous()
-                for key, frames in features.items()
-            }
-        )
+        rounded = {
+            key: to_precision(frames, self.precision).cpu().contiguous()
+            for key, frames in features.items()
+        }
+        sums = {
+            key: _checksum(frames.view(torch.uint8).numpy())
+            for key, frames in rounded.items()
+        }
+        content = safetensors.torch.save(rounded, metadata=sums)
         name = f"shard-{uuid.uuid4().hex}.safetensors"
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
@@ -319,7 +326,7 @@ class FeatureStore:
 
 
 def _index(path, precision):
-    """Bytes of a shard; and digest -> first byte and shape of what is in it.
+    """Bytes of a shard; and digest -> where its frames are, and what they are.
 
     By its header, which safetensors would read anew for each utterance. Raises
     ValueError, TypeError, KeyError or AttributeError if the shard is damaged.
@@ -328,15 +335,30 @@ def _index(path, precision):
     with path.open("rb") as file:
         size = start = 8 + int.from_bytes(file.read(8), "little")
         _check_size(file, start, or_more=True)
-        places = {}
-        for key, entry in json.loads(file.read(start - 8)).items():
+        places, header = {}, json.loads(file.read(start - 8))
+        sums = header.pop("__metadata__", None)  # an earlier version had none
+        for key, entry in header.items():
             (frames, dim), (begin, stop) = entry["shape"], entry["data_offsets"]
             if stop - begin != frames * dim * itemsize:
                 raise ValueError("its header contradicts itself")
-            places[bytes.fromhex(key)] = start + begin, frames, dim
+            checksum = sums and sums[key]
+            places[bytes.fromhex(key)] = start + begin, checksum, frames, dim
             size = max(size, start + stop)
         _check_size(file, size)
     return size, places
+
+
+def _checksum(content):
+    """Tells of accidents, as a digest would, and takes less time."""
+    return f"{zlib.crc32(content):08x}"
+
+
+def _check_frames(frames, content, checksum):
+    if checksum and _checksum(content) != checksum:
+        raise ValueError("they have another checksum than when they were made")
+    # A sum is quick, and finite only if all is; if not, it may be too large.
+    if not frames.sum().isfinite() and not frames.isfinite().all():
+        raise ValueError("some are infinite, or not numbers")
 
 
 def _check_size(file, size, or_more=False):

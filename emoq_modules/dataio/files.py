@@ -1,41 +1,83 @@
 """Files and folders that are whole, or not there."""
 
+import errno
+import hashlib
 import json
 import os
+import time
 
 CONTENTS_FILE = "contents.json"
+# Within a tick of the file system's clock a file may change unseen.
+_TICK_NS = 10**8
+_known = {}  # what tells whether a file has changed -> its SHA-256
 
 
 def find_fault(folder):
-    """Says what a folder lacks of its list of files, or None.
+    """Says how a folder differs from its list of files, or None."""
+    return next((fault for _, fault in find_faults(folder)), None)
 
-    That is a file that is missing or of another size, or the list itself.
+
+def find_faults(folder, checksums=True):
+    """Names each file that a folder's list tells otherwise, and says how.
+
+    It is missing, of another size or, if ``checksums`` are looked at, of
+    another content; or it is the list itself.
     """
     try:
-        sizes = read_contents(folder)
+        contents = {
+            # An earlier version listed sizes alone.
+            name: told if isinstance(told, dict) else {"bytes": told}
+            for name, told in read_contents(folder).items()
+        }
+        sizes = {name: told["bytes"] for name, told in contents.items()}
     except FileNotFoundError:
-        return f"{CONTENTS_FILE} is missing"
-    except ValueError:
-        return f"{CONTENTS_FILE} is damaged"
-    for name, size in sizes.items():
+        yield CONTENTS_FILE, f"{CONTENTS_FILE} is missing"
+        return
+    except (ValueError, KeyError, AttributeError):
+        yield CONTENTS_FILE, f"{CONTENTS_FILE} is damaged"
+        return
+    for name, told in contents.items():
         file = folder / name
-        if not file.exists():
-            return f"{name} is missing"
-        if file.stat().st_size != size:
-            return f"{name} has {file.stat().st_size} bytes instead of {size}"
-    return None
+        if not file.is_file():
+            yield name, f"{name} is missing"
+        elif file.stat().st_size != sizes[name]:
+            size = file.stat().st_size
+            yield name, f"{name} has {size} bytes instead of {sizes[name]}"
+        elif checksums and len(told) > 1 and told.get("sha256") != sha256(file):
+            yield name, f"{name} is damaged (its SHA-256 is not the one listed)"
 
 
 def read_contents(folder):
-    """Reads a folder's list of files: the bytes of each, by its name."""
+    """Reads a folder's list of files: what ``describe`` tells, by name."""
     return json.loads((folder / CONTENTS_FILE).read_text())
 
 
-def write_contents(folder, sizes):
-    """Writes the list of a folder's files into it, for ``find_fault``."""
+def write_contents(folder, contents):
+    """Writes the list of a folder's files into it, for ``find_faults``."""
     write_atomically(
-        folder / CONTENTS_FILE, json.dumps(sizes, indent=1).encode()
+        folder / CONTENTS_FILE, json.dumps(contents, indent=1).encode()
     )
+
+
+def describe(file):
+    """What a list of files tells of one: its size and its checksum."""
+    return {"bytes": file.stat().st_size, "sha256": sha256(file)}
+
+
+def sha256(file):
+    """The SHA-256 of a file; one that has not changed is read once."""
+    stat = os.stat(file)
+    times = stat.st_mtime_ns, stat.st_ctime_ns
+    stamp = stat.st_dev, stat.st_ino, stat.st_size, *times
+    if stamp in _known:
+        return _known[stamp]
+    digest = hashlib.sha256()
+    with open(file, "rb") as content:
+        while part := content.read(2**20):
+            digest.update(part)
+    if time.time_ns() - max(times) > _TICK_NS:
+        _known[stamp] = digest.hexdigest()
+    return digest.hexdigest()
 
 
 def write_atomically(path, content):
@@ -44,6 +86,35 @@ def write_atomically(path, content):
     partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
     try:
         partial.write_bytes(content)
-        os.replace(partial, path)
+        put_in_place(partial, path)
     finally:
         partial.unlink(missing_ok=True)
+
+
+def put_in_place(partial, path):
+    """Renames a file or folder, once all that it holds is on the disk.
+
+    Else a power cut might leave the name, and nothing or zeros behind it.
+    """
+    flush(partial)
+    os.replace(partial, path)
+    _sync(path.parent)
+
+
+def flush(path):
+    """Waits until a file, or a folder and all in it, is on the disk."""
+    for inside in path.rglob("*") if path.is_dir() else ():
+        _sync(inside)
+    _sync(path)
+
+
+def _sync(path):
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    except OSError as error:
+        # So say file systems that know no such thing, some network drives.
+        if error.errno not in (errno.EINVAL, errno.ENOTSUP):
+            raise
+    finally:
+        os.close(handle)

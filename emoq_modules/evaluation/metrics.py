@@ -144,7 +144,9 @@ class EmotionStats(MetricStats):
             ``recall``, in percent by class name, None for a class that does
             not occur in the reference and has no part in UA; ``confusion``,
             counts by reference (row) and prediction (column); ``n``, the
-            number of utterances.
+            number of utterances; and ``ties``, where there are any, in how
+            many of them several classes have the highest score, of which the
+            first is the prediction.
 
         Raises
         ------
@@ -168,6 +170,10 @@ class EmotionStats(MetricStats):
             "confusion": confusion.tolist(),
             "n": len(self.ids),
         }
+        scores = torch.stack(self.posteriors)
+        best = scores == scores.amax(dim=1, keepdim=True)
+        if ties := int((best.sum(dim=1) > 1).sum()):
+            self.summary["ties"] = ties
         return self.summary if field is None else self.summary[field]
 
     def write_stats(self, filestream):

@@ -221,9 +221,11 @@ def format_summary(results, plots=()):
     there are several their mean and standard deviation, too. ``plots`` are
     pictures to point to.
     """
-    table = [["", *MEASURES, "n"]]
+    table, ties = [["", *MEASURES, "n"]], {}
     for name, folds in results.items():
         stats = pool(folds)
+        if "ties" in stats.summarize():
+            ties[len(table)] = f"  (ties: {stats.summarize('ties')})"
         found = [measure([stats], [folds.values()], x) for x in MEASURES]
         table.append(
             [name, *(f"{x.pooled:.1f}" for x in found), len(stats.ids)]
@@ -237,7 +239,8 @@ def format_summary(results, plots=()):
     lines = [
         row[0].ljust(first)
         + "".join(f"{cell:>{wide}}" for cell in row[1:]).rstrip()
-        for row in table
+        + ties.get(number, "")
+        for number, row in enumerate(table)
     ]
     lines += [
         "",

@@ -17,7 +17,13 @@ from hyperpyyaml.core import RefTag
 from ruamel.yaml import YAML
 from speechbrain.utils.logger import get_logger
 
-from emoq_modules.dataio.files import CONTENTS_FILE, write_contents
+from emoq_modules.dataio.files import (
+    CONTENTS_FILE,
+    describe,
+    flush,
+    put_in_place,
+    write_contents,
+)
 from emoq_modules.errors import ExportError, UnsafeYAMLError
 from emoq_modules.evaluation.calibration import Calibration, calibrate
 from emoq_modules.evaluation.results import (
@@ -112,13 +118,12 @@ def export_recognizer(
             (_CARD_FILE, str(card)),
         ):
             (folder / name).write_text(text, encoding="utf-8")
-        # The card and the YAML may be edited by hand; the interface is not
-        # fetched.
-        others = (_CARD_FILE, SETTINGS_FILE, _INTERFACE_FILE)
+        # The card may be edited by hand; the interface is not fetched.
+        others = (_CARD_FILE, _INTERFACE_FILE)
         write_contents(
             folder,
             {
-                path.relative_to(folder).as_posix(): path.stat().st_size
+                path.relative_to(folder).as_posix(): describe(path)
                 for path in sorted(folder.rglob("*"))
                 if path.is_file() and path.name not in others
             },
@@ -180,10 +185,11 @@ def _taking_the_place_of(out):
     new.mkdir(parents=True)
     try:
         yield new
+        flush(new)  # which may take a while, in which the earlier one is there
         if out.exists():
             os.rename(out, earlier)
         try:
-            os.rename(new, out)
+            put_in_place(new, out)
         except OSError:
             if earlier.exists():
                 os.rename(earlier, out)

@@ -16,15 +16,19 @@ from speechbrain.utils.fetching import (
     fetch,
     guess_source,
 )
+from speechbrain.utils.logger import get_logger
 
-from emoq_modules.dataio.files import find_fault
+from emoq_modules.dataio.files import CONTENTS_FILE, find_faults
 from emoq_modules.errors import SourceError
 from emoq_modules.inference.recognizer_folder import (
     FORMAT_VERSION,
     RECOGNIZER_FOLDER,
+    SETTINGS_FILE,
 )
 from emoq_modules.inference.safe_yaml import check_yaml
 from emoq_modules.lobes.backbones import download
+
+logger = get_logger(__name__)
 
 # Nothing else of a repository on the hub is fetched: no code and no pickles.
 _PATTERNS = ("*.yaml", "*.json", "*.safetensors", "*.txt", "*.model", "*.jinja")
@@ -55,7 +59,8 @@ def open_source(
     if isinstance(source, Path):
         source = str(source)
     kind, place = guess_source(source)
-    if kind == FetchFrom.HUGGING_FACE:
+    is_on_hub = kind == FetchFrom.HUGGING_FACE
+    if is_on_hub:
         kind = FetchFrom.LOCAL
         place = _snapshot(place, hparams_file, fetch_config)
     if kind == FetchFrom.LOCAL:
@@ -65,14 +70,9 @@ def open_source(
         hparams_file, place, savedir, None, local_strategy, fetch_config
     )
     text = path.read_text(encoding="utf-8")
-    # Stage 2's own folder has no format, and no list of its files.
-    if "format_version" in _read(text, path) and kind == FetchFrom.LOCAL:
-        fault = find_fault(Path(place))
-        if fault is not None:
-            raise SourceError(
-                f"{place} is not whole: {fault}. Copy or download it again, or "
-                "export it anew."
-            )
+    is_export = "format_version" in _read(text, path)
+    if kind == FetchFrom.LOCAL:
+        _check_whole(Path(place), is_export, is_on_hub)
     if isinstance(overrides, str):
         overrides = YAML().load(overrides)
     overrides = {"pretrained_path": str(place), **(overrides or {})}
@@ -103,7 +103,7 @@ def _snapshot(name, hparams_file, config):
             "fetch_config has allow_network=False."
         )
     # Less is there after a download that was interrupted.
-    is_whole = folder is not None and find_fault(folder) is None
+    is_whole = folder and not any(find_faults(folder, checksums=False))
     if not config.allow_network or (is_whole and not config.allow_updates):
         return folder
     return download(name, _PATTERNS, token=config.token, **where)
@@ -121,6 +121,31 @@ def _check_there(folder, hparams_file):
             f"{folder} holds no {hparams_file}, so there is no trained system "
             "in it. Give the folder `recognizer` that stage 2 leaves, or one "
             "that `emoq export` has made."
+        )
+
+
+def _check_whole(folder, is_export, is_on_hub):
+    """Refuses a folder with other files than it was written with.
+
+    Its YAML may have been edited by hand, which gives a warning.
+    """
+    if not is_export and not (folder / CONTENTS_FILE).exists():
+        return  # stage 2's own, of an earlier version
+    advice = "start the run again, which writes it anew from its checkpoint"
+    if is_on_hub:
+        # The hub's client takes what it has, whatever that has become.
+        advice = f"delete {folder.parents[1]}, and it is downloaded again"
+    elif is_export:
+        advice = "copy, download or export it again"
+    for name, fault in find_faults(folder):
+        if name != SETTINGS_FILE:
+            raise SourceError(
+                f"{folder} is not whole: {fault}. Restore it from a backup, or "
+                f"{advice}."
+            )
+        logger.warning(
+            f"{folder / name} is not as it was written: unless you have edited "
+            f"it, {advice}."
         )
 
 

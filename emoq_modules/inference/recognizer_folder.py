@@ -16,15 +16,22 @@ from jinja2 import Template
 from ruamel.yaml import YAML
 from speechbrain.utils.logger import get_logger
 
-from emoq_modules.dataio.files import write_atomically
+from emoq_modules.dataio.files import (
+    CONTENTS_FILE,
+    describe,
+    put_in_place,
+    write_atomically,
+    write_contents,
+)
 from emoq_modules.lobes.weights import save_trainable
 
 logger = get_logger(__name__)
 
 RECOGNIZER_FOLDER = "recognizer"  # in stage 2's output folder
 SETTINGS_FILE = "hyperparams.yaml"
-# The key format_version of an export; what later ones hold is unknown.
-FORMAT_VERSION = 1
+# The key format_version of an export; what later ones hold is unknown. From 2
+# on its list of files has checksums.
+FORMAT_VERSION = 2
 
 # What of a training configuration recognition needs.
 _KEYS = (
@@ -110,14 +117,18 @@ def save_recognizer(folder, resolved, hparams):
             return
 
     folder.mkdir(parents=True, exist_ok=True)
+    # Of an earlier evaluation of this run: what it lists is about to change.
+    (folder / CONTENTS_FILE).unlink(missing_ok=True)
     names = [name for name, m in hparams["modules"].items() if m is not None]
     for name in names:
         partial = folder / f"{name}.partial"
         save_trainable(hparams[name], partial)
-        os.replace(partial, folder / f"{name}.safetensors")
+        put_in_place(partial, folder / f"{name}.safetensors")
     weights = [Weights(name, name, f"{name}.safetensors") for name in names]
     text = settings_text(tree, folder, weights)
     write_atomically(folder / SETTINGS_FILE, text.encode())
+    files = [*(part.file for part in weights), SETTINGS_FILE]
+    write_contents(folder, {name: describe(folder / name) for name in files})
 
 
 def settings_text(tree, folder, weights):

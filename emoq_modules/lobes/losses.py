@@ -5,7 +5,8 @@ together; focal loss (Eq. 5) trains the classifier on top and keeps frequent,
 easy classes from drowning the rare ones; MAL (Eq. 6) is their weighted sum.
 
 Source: Y. Yang and M.-W. Mak, https://arxiv.org/abs/2509.15775, Sec. 2.4. SCL
-is from https://arxiv.org/abs/2004.11362, the focal loss from
+is from https://arxiv.org/abs/2004.11362, its memory of past embeddings from
+https://arxiv.org/abs/1912.06798, the focal loss from
 https://arxiv.org/abs/1708.02002.
 """
 
@@ -26,7 +27,8 @@ class SupConLoss(torch.nn.Module):
     :math:`i`. An anchor for which it is empty has no term, and :math:`N`
     counts the anchors that have one: small batches of unbalanced data are full
     of anchors without a positive, and they say nothing about the embedding. A
-    batch without any gives 0 with a gradient of 0.
+    batch without any gives 0 with a gradient of 0. ``anchors`` holds the last
+    batch's labels, (N,), and whether each has a positive, (N,).
 
     Arguments
     ---------
@@ -39,12 +41,17 @@ class SupConLoss(torch.nn.Module):
         ``DistributedDataParallel`` does, are those of one process with it.
         Without a gradient (validation, where ranks need not have equally many
         batches) and without a process group each batch stays alone.
+    queue_size : int
+        How many of the last embeddings to contrast a batch with too, detached:
+        as positives and negatives, not as anchors (cross-batch memory; Wang et
+        al., 2020). Not in validation. Ranks have the same ones, of the joint
+        batches: on several it needs ``gather``.
 
     Raises
     ------
     ValueError
-        If the temperature is not positive, or there is not one label for each
-        embedding.
+        If the temperature is not positive, ``queue_size`` is negative or needs
+        ``gather``, or there is not one label for each embedding.
 
     Example
     -------
@@ -53,15 +60,46 @@ class SupConLoss(torch.nn.Module):
     tensor(1.0986)
     """
 
-    def __init__(self, temperature=0.07, gather=False):
+    def __init__(self, temperature=0.07, gather=False, queue_size=0):
         super().__init__()
         if not temperature > 0:
             raise ValueError(f"temperature must be above 0, not {temperature}")
+        if queue_size < 0:
+            raise ValueError(f"queue_size must be 0 or more, not {queue_size}")
+        ranks = dist.get_world_size() if dist.is_initialized() else 1
+        if queue_size and ranks > 1 and not gather:
+            raise ValueError(
+                f"a queue_size of {queue_size} on {ranks} ranks needs their "
+                "batches to be gathered (contrast_across_ranks)"
+            )
         self.temperature = temperature
         self.gather = gather
+        self.queue_size = queue_size
+        self.queue = None
+        self.anchors = None
+
+    def get_extra_state(self):
+        """Gives the queue, whose size is not known before, to ``state_dict``.
+
+        Returns
+        -------
+        tuple | None
+            Embeddings, (K, d), and labels, (K,), the last one last.
+        """
+        return self.queue
+
+    def set_extra_state(self, state):
+        """Takes the queue of a ``state_dict``.
+
+        Arguments
+        ---------
+        state : tuple | None
+            What ``get_extra_state`` gave.
+        """
+        self.queue = state
 
     def forward(self, embeddings, labels):
-        """Contrasts every embedding with all others of the batch.
+        """Contrasts every embedding with all others, those of the queue too.
 
         Arguments
         ---------
@@ -82,18 +120,32 @@ class SupConLoss(torch.nn.Module):
             embeddings = _gather_batches(embeddings)
             labels = _gather_batches(labels)
 
+        keys, key_labels = embeddings, labels
+        if self.queue_size and torch.is_grad_enabled():
+            if self.queue is not None:
+                past, past_labels = self.queue
+                keys = torch.cat([embeddings, past.to(embeddings)])
+                key_labels = torch.cat([labels, past_labels.to(labels)])
+            self.queue = tuple(
+                x.detach().roll(-len(labels), 0)[-self.queue_size :]
+                for x in (keys, key_labels)
+            )
+
         # Autocast would take the product back to half precision, whose steps
         # of 2^-8 at a similarity of 1 are steps of 0.06 once divided by 0.07.
         with torch.autocast(embeddings.device.type, enabled=False):
-            similarity = embeddings @ embeddings.T / self.temperature  # (N, N)
+            similarity = embeddings @ keys.T / self.temperature  # (N, N + K)
 
-        itself = torch.eye(len(labels), dtype=torch.bool, device=labels.device)
-        positive = (labels[:, None] == labels[None, :]) & ~itself
+        itself = torch.eye(
+            *similarity.shape, dtype=torch.bool, device=labels.device
+        )
+        positive = (labels[:, None] == key_labels[None, :]) & ~itself
         others = similarity.masked_fill(itself, -torch.inf)
         log_prob = similarity - others.logsumexp(dim=1, keepdim=True)
 
         # Filled, not multiplied by 0: in a batch of one log_prob is infinite.
         num_positives = positive.sum(dim=1)
+        self.anchors = labels, num_positives > 0
         anchor_loss = -log_prob.masked_fill(~positive, 0.0).sum(dim=1)
         anchor_loss = anchor_loss / num_positives.clamp(min=1)
         return anchor_loss.sum() / (num_positives > 0).sum().clamp(min=1)
@@ -185,6 +237,9 @@ class FocalLoss(torch.nn.Module):
 class MALLoss(torch.nn.Module):
     """Multi-objective affective learning: SCL + balance * focal (Equation 6).
 
+    ``terms`` holds both summands of the last loss, by the names ``SCL`` and
+    ``focal``.
+
     Arguments
     ---------
     scl : SupConLoss | None
@@ -210,6 +265,7 @@ class MALLoss(torch.nn.Module):
         self.scl = scl
         self.focal = focal
         self.balance = balance
+        self.terms = {}
 
     def forward(self, embeddings, logits, labels):
         """Computes the loss of a batch.
@@ -228,21 +284,33 @@ class MALLoss(torch.nn.Module):
         torch.Tensor
             The loss, a scalar.
         """
-        loss = 0.0
+        terms = {}
         if self.scl is not None:
-            loss = loss + self.scl(embeddings, labels)
+            terms["SCL"] = self.scl(embeddings, labels)
         if self.focal is not None:
-            loss = loss + self.balance * self.focal(logits, labels)
-        return loss
+            terms["focal"] = self.balance * self.focal(logits, labels)
+        self.terms = {name: term.detach() for name, term in terms.items()}
+        return sum(terms.values())
 
 
-def inverse_frequency_weights(labels, num_classes):
-    """Class weights for :class:`FocalLoss`, from the training split.
+def inverse_frequency_weights(
+    labels, num_classes, scheme="max_one", beta=0.999
+):
+    r"""Class weights for :class:`FocalLoss`, from the training split.
 
-    Weights are inversely proportional to the number of members and scaled to a
-    maximum of 1, so the rarest class weighs 1. A class without members has the
-    weight of the rarest: it must not flatten the others, which its infinite
-    inverse would, and an example of it that turns up in validation counts.
+    Weights are inversely proportional to the number of members :math:`n_c` or,
+    of the last scheme, to their effective number, :math:`(1 - \beta^{n_c}) /
+    (1 - \beta)` (Cui et al., https://arxiv.org/abs/1901.05555), such that
+
+    - ``max_one``: the rarest class weighs 1;
+    - ``mean_one``: the mean over training utterances, each with the weight of
+      its class, is 1, as scikit-learn's ``"balanced"`` has it;
+    - ``sum_one``: the sum over classes is 1;
+    - ``effective_number``: the sum over classes is C.
+
+    A class without members has the weight of the rarest: it must not flatten
+    the others, which its infinite inverse would, and an example of it that
+    turns up in validation counts.
 
     Arguments
     ---------
@@ -251,16 +319,24 @@ def inverse_frequency_weights(labels, num_classes):
         are none, or one is out of range.
     num_classes : int
         C, the number of classes.
+    scheme : str
+        One of those above; a ``ValueError`` if it is another.
+    beta : float
+        :math:`\beta` of ``effective_number``, in [0, 1): 0 gives all classes
+        the same weight, near 1 they are those of the inverse frequency.
 
     Returns
     -------
     torch.Tensor
-        Weights in (0, 1], (C,), float32.
+        Weights above 0, (C,), float32.
 
     Example
     -------
-    >>> inverse_frequency_weights([0, 0, 0, 0, 1, 1, 2], num_classes=4)
+    >>> labels = [0, 0, 0, 0, 1, 1, 2]
+    >>> inverse_frequency_weights(labels, num_classes=4)
     tensor([0.2500, 0.5000, 1.0000, 1.0000])
+    >>> inverse_frequency_weights(labels, num_classes=3, scheme="mean_one")
+    tensor([0.5833, 1.1667, 2.3333])
     """
     labels = torch.as_tensor(labels, dtype=torch.long)
     if not len(labels):
@@ -270,8 +346,25 @@ def inverse_frequency_weights(labels, num_classes):
             f"labels run from {labels.min()} to {labels.max()}, outside "
             f"[0, {num_classes}) for num_classes={num_classes}"
         )
-    counts = labels.bincount(minlength=num_classes).float()
-    return (counts[counts > 0].min() / counts).clamp(max=1.0)
+    if not 0 <= beta < 1:
+        raise ValueError(f"beta must be at least 0 and below 1, not {beta}")
+    counts = labels.bincount(minlength=num_classes).double()
+    sizes = counts.clamp(min=counts[counts > 0].min())
+    if scheme == "effective_number":
+        sizes = (1 - beta**sizes) / (1 - beta)
+    weights = 1 / sizes
+    totals = {
+        "max_one": weights.max(),
+        "mean_one": (counts * weights).sum() / len(labels),
+        "sum_one": weights.sum(),
+        "effective_number": weights.mean(),
+    }
+    if scheme not in totals:
+        raise ValueError(
+            f"scheme of class weights is {scheme!r}; it can be "
+            f"{', '.join(totals)}"
+        )
+    return (weights / totals[scheme]).float()
 
 
 def _check_one_label_each(x, labels):

@@ -14,6 +14,7 @@ from types import SimpleNamespace
 import speechbrain as sb
 import torch
 from speechbrain.dataio.sampler import ReproducibleRandomSampler
+from speechbrain.utils.checkpoints import torch_recovery
 from speechbrain.utils.logger import get_logger
 from transformers import SchedulerType, get_scheduler
 
@@ -64,6 +65,10 @@ class EmoQBrain(sb.Brain):
             embeddings = mean_over_time(*embeddings)
         if stage == sb.Stage.TEST and embeddings is not None:
             self.tested_embeddings += embeddings.detach().float().cpu().unbind()
+
+    def loss_parts(self):
+        """What the line of an epoch tells of its training, besides the loss."""
+        return {}
 
     def loss_weight(self, batch):
         """Weight of a batch among accumulated ones: its utterances."""
@@ -171,6 +176,27 @@ class EmoQBrain(sb.Brain):
             torch.manual_seed(torch.initial_seed() + own_rank())
         super().on_fit_start()
         self.loaded_epoch = None
+        before, now = self.schedule.batches_per_epoch, self.batches_per_epoch
+        counter = self.hparams.epoch_counter
+        done = counter.current >= counter.limit or counter.should_stop
+        if before != now and not done:
+            self._find_place(before, now)
+
+    def _find_place(self, before, now):
+        """Counts batches and steps as if all had been those of these ranks."""
+        logger.warning(
+            f"An epoch had {before} batches and now has {now}: the run goes on "
+            "from where it was, its learning rate too, but the result is not "
+            "that of one number of processes."
+        )
+        factor = self.grad_accumulation_factor
+        self.step = self.step * now // before // factor * factor
+        loader = self.checkpointer.recoverables["dataloader-TRAIN"]
+        if loader._speechbrain_recovery_skip_to is not None:
+            loader._speechbrain_recovery_skip_to = self.step
+        whole = self.hparams.epoch_counter.current * math.ceil(now / factor)
+        self.schedule.last_epoch = whole + self.step // factor
+        self.schedule.batches_per_epoch = now
 
     def evaluate(self, test_set, *args, split="test", **kwargs):
         """Measures the weights of the best epoch; ``stats`` holds the result.
@@ -189,12 +215,16 @@ class EmoQBrain(sb.Brain):
         return loss
 
     def init_optimizers(self):
-        """Gives every part its learning rate, and makes the schedule."""
+        """Gives every part its learning rate, and makes the schedule.
+
+        Weight decay is for matrices alone, as is common: linear maps and
+        embeddings; not for norms, biases, queries and a projector's scale.
+        """
         self._check_choice("scheduler", [kind.value for kind in SchedulerType])
         # Used only after an epoch, which nobody should wait for in vain.
         self._check_choice("selection_metric", ["last", "loss", *MEASURES])
         rates = self.hparams.learning_rates
-        groups = {prefix: [] for prefix in rates}
+        groups = {(prefix, decay): [] for prefix in rates for decay in (1, 0)}
         for name, parameter in self.modules.named_parameters():
             if not parameter.requires_grad:
                 continue
@@ -205,7 +235,8 @@ class EmoQBrain(sb.Brain):
                     f"learning_rates names no part that {name} belongs to; it "
                     f"has {', '.join(rates)}."
                 )
-            groups[max(matching, key=len)].append(parameter)
+            decay = parameter.ndim > 1 and name.endswith("weight")
+            groups[max(matching, key=len), decay].append(parameter)
         for prefix in rates:
             # A part may be left out or frozen, but has to be one.
             try:
@@ -218,7 +249,8 @@ class EmoQBrain(sb.Brain):
         self.optimizer = self.opt_class(
             [
                 {"params": parameters, "lr": rates[prefix]}
-                for prefix, parameters in groups.items()
+                | ({} if decay else {"weight_decay": 0.0})
+                for (prefix, decay), parameters in groups.items()
                 if parameters
             ]
         )
@@ -232,7 +264,11 @@ class EmoQBrain(sb.Brain):
             num_warmup_steps=round(self.hparams.warmup_ratio * steps),
             num_training_steps=steps,
         )
-        self.checkpointer.add_recoverable("optimizer", self.optimizer)
+        # Becomes a part of its state: what one step of it stands for.
+        self.schedule.batches_per_epoch = self.batches_per_epoch
+        self.checkpointer.add_recoverable(
+            "optimizer", self.optimizer, custom_load_hook=_load_optimizer
+        )
         self.checkpointer.add_recoverable("schedule", self.schedule)
 
     def _check_choice(self, key, allowed):
@@ -257,7 +293,7 @@ class EmoQBrain(sb.Brain):
         An epoch ends with its validation, whose score the checkpoint has.
         """
         if stage == sb.Stage.TRAIN:
-            self.train_loss = float(stage_loss)
+            self.train_stats = {"loss": float(stage_loss)} | self.loss_parts()
             return
         if world_size() > 1:
             self.stats, self.tested_embeddings, losses = join(
@@ -272,19 +308,19 @@ class EmoQBrain(sb.Brain):
                 **{f"{self.evaluated_split}_stats": metrics},
             )
             return
-        rate = max(self.schedule.get_last_lr())
+        rate = self.schedule.get_last_lr()[0]  # a scale's is far higher
         self.hparams.history.append(
             {
                 "epoch": epoch,
                 "lr": rate,
                 "seconds": time.perf_counter() - self.epoch_started,
-                "train_loss": self.train_loss,
+                "train_loss": self.train_stats["loss"],
                 **{f"valid_{key}": value for key, value in metrics.items()},
             }
         )
         self.hparams.train_logger.log_stats(
             {"epoch": epoch, "lr": rate},
-            train_stats={"loss": self.train_loss},
+            train_stats=self.train_stats,
             valid_stats=metrics,
         )
         score = self._score(metrics, epoch)
@@ -325,7 +361,37 @@ class EmoQBrain(sb.Brain):
             newest = self.checkpointer.find_checkpoint()
             history = newest.paramfiles["history"]
             self.hparams.history.load(history, end_of_epoch=True)
+        self._check_best(best.meta["score"])
         for name, module in self.checkpointer.recoverables.items():
             if isinstance(module, torch.nn.Module):
                 load_trainable(module, best.paramfiles[name])
         self.loaded_epoch = best.meta["epoch"]
+
+    def _check_best(self, score):
+        """Refuses to pass another epoch off as the best, which is lost."""
+        scores = {
+            row["epoch"]: self._score(
+                {key.removeprefix("valid_"): row[key] for key in row},
+                row["epoch"],
+            )
+            for row in self.hparams.history
+        }
+        best = max(scores, key=scores.get, default=None)
+        if best is not None and score < scores[best]:
+            folder = self.checkpointer.checkpoints_dir
+            raise CheckpointError(
+                f"Epoch {best} was the best, and its checkpoint in {folder} is "
+                "missing or damaged. Restore it from a backup, or delete that "
+                "folder to train anew."
+            )
+
+
+def _load_optimizer(optimizer, path, end_of_epoch):
+    try:
+        torch_recovery(optimizer, path, end_of_epoch)
+    except ValueError as error:
+        raise CheckpointError(
+            f"{path} is of a run that an earlier version began, which grouped "
+            f"weights otherwise ({error}): let that version finish it, or "
+            "choose another --results_folder; --test_only tests what is there."
+        ) from error

@@ -1,15 +1,17 @@
 """Checkpoints of trainable weights, which load completely or not at all.
 
-SpeechBrain's ``Checkpointer`` with three promises added: a module is saved as
-its trainable weights alone, in safetensors; loading compares every key; and a
+SpeechBrain's ``Checkpointer`` with four promises added: a module is saved as
+its trainable weights alone, in safetensors; loading compares every key; a
 checkpoint counts only once all its files are on disk, so that a run killed
-while saving goes on from the checkpoint before.
+while saving goes on from the checkpoint before; and the newest is the one that
+was saved last, whatever the clock says.
 """
 
 import json
-import os
+import math
 import random
 import shutil
+import time
 from pathlib import Path
 
 import numpy as np
@@ -30,7 +32,10 @@ from speechbrain.utils.logger import get_logger
 
 from emoq_modules.dataio.files import (
     CONTENTS_FILE,
+    describe,
     find_fault,
+    flush,
+    put_in_place,
     read_contents,
     write_contents,
 )
@@ -86,11 +91,13 @@ class TrainableCheckpointer(Checkpointer):
             self.custom_save_hooks.setdefault(name, save_trainable)
             self.custom_load_hooks.setdefault(name, load_trainable)
 
-    def save_checkpoint(self, *args, **kwargs):
+    def save_checkpoint(self, meta=(), *args, **kwargs):
         """Saves a checkpoint, and marks it as complete at the very end.
 
         Takes the arguments of ``Checkpointer.save_checkpoint``, on all ranks,
-        and returns what was saved, on ranks but the first None.
+        and returns what was saved, on ranks but the first None. Its
+        ``unixtime``, by which SpeechBrain tells the newest, is after that of
+        all checkpoints before, also where the clock was set back.
 
         Raises
         ------
@@ -99,14 +106,16 @@ class TrainableCheckpointer(Checkpointer):
         """
         if if_main_process():
             self._remove_unfinished()
+            meta = {"unixtime": self._time_of_next(), **dict(meta)}
         try:
-            checkpoint = super().save_checkpoint(*args, **kwargs)
+            checkpoint = super().save_checkpoint(meta, *args, **kwargs)
             if if_main_process():
-                sizes = {
-                    file.name: file.stat().st_size
+                flush(self.checkpoints_dir)
+                contents = {
+                    file.name: describe(file)
                     for file in sorted(checkpoint.path.iterdir())
                 }
-                write_contents(checkpoint.path, sizes)
+                write_contents(checkpoint.path, contents)
                 for folder in self._list_checkpoint_dirs():
                     if folder != checkpoint.path:
                         for name in self._optimizer_files():
@@ -159,16 +168,13 @@ class TrainableCheckpointer(Checkpointer):
 
     def _list_checkpoint_dirs(self):
         """Leaves out what a kill left unfinished, and warns of damage."""
-        faults = {
-            folder: find_fault(folder)
-            for folder in super()._list_checkpoint_dirs()
-            if (folder / CONTENTS_FILE).exists()
-        }
+        faults = self._find_faults()
         whole = [folder for folder, fault in faults.items() if fault is None]
         for folder, fault in faults.items():
             if fault is not None:
                 logger.warning_once(
-                    f"Checkpoint {folder} is left out: {fault}."
+                    f"Checkpoint {folder} is left out: {fault}. Restore it "
+                    "from a backup, or delete it."
                 )
         if faults and not whole:
             raise CheckpointError(
@@ -176,6 +182,21 @@ class TrainableCheckpointer(Checkpointer):
                 "Restore the files, or delete that folder to start over."
             )
         return whole
+
+    def _find_faults(self):
+        return {
+            folder: find_fault(folder)
+            for folder in super()._list_checkpoint_dirs()
+            if (folder / CONTENTS_FILE).exists()
+        }
+
+    def _time_of_next(self):
+        """The time, or a moment after the newest if that is of the future."""
+        faults = self._find_faults()
+        whole = [folder for folder, fault in faults.items() if fault is None]
+        before = self._construct_checkpoint_objects(whole)
+        newest = max((c.meta["unixtime"] for c in before), default=0)
+        return max(time.time(), math.nextafter(newest, math.inf))
 
     def _remove_unfinished(self):
         for folder in self.checkpoints_dir.glob(f"{CKPT_PREFIX}+*"):
@@ -299,15 +320,15 @@ class History(list):
 def _drop_moments(folder, name):
     """Keeps an optimizer's rates and drops its moments.
 
-    From the first step on, the file's size no longer counts: wherever a kill
-    stops this, the checkpoint is whole.
+    From the first step on, the file's content no longer counts: wherever a
+    kill stops this, the checkpoint is whole.
     """
-    sizes = read_contents(folder)
-    if sizes.pop(name, None) is not None:
-        write_contents(folder, sizes)
+    contents = read_contents(folder)
+    if contents.pop(name, None) is not None:
+        write_contents(folder, contents)
     file = folder / name
     state = torch.load(file, weights_only=True, mmap=True)
     if state["state"]:
         partial = folder / f"{name}.partial"
         torch.save({**state, "state": {}}, partial)
-        os.replace(partial, file)
+        put_in_place(partial, file)

@@ -57,6 +57,19 @@ class StageRun:
         """Its output folder."""
         return Path(self.hparams["output_folder"])
 
+    @property
+    def weights(self):
+        """The file that a stage 2 starts from, or None."""
+        stage, given = self.hparams["stage"], self.hparams["fusion_weights"]
+        return Path(given) if stage == 2 and given else None
+
+    @property
+    def has_own_stage_1(self):
+        """Whether ``first`` makes the weights, and not a person's path."""
+        if self.first is None:
+            return False
+        return self.weights.parent.resolve() == self.first.folder.resolve()
+
     def load(self, *keys):
         """Makes its objects, all or those of some keys, as ``load_hparams``."""
         if not keys:

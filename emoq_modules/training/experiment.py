@@ -5,7 +5,6 @@ read, its objects are made, it trains, is evaluated, and leaves its results.
 """
 
 import gc
-import os
 import sys
 import time
 from functools import partial
@@ -22,7 +21,14 @@ from speechbrain.utils.distributed import (
 )
 from speechbrain.utils.logger import get_logger
 
-from emoq_modules.errors import ConfigurationError
+from emoq_modules.dataio.files import (
+    CONTENTS_FILE,
+    describe,
+    find_faults,
+    put_in_place,
+    write_contents,
+)
+from emoq_modules.errors import CheckpointError, ConfigurationError
 from emoq_modules.evaluation.results import (
     CONFUSION_FILE,
     CURVES_FILE,
@@ -36,7 +42,11 @@ from emoq_modules.inference.recognizer_folder import (
 )
 from emoq_modules.lobes.weights import save_trainable
 from emoq_modules.training.run_data import make_datasets, read_corpus
-from emoq_modules.training.run_folder import enter_folder
+from emoq_modules.training.run_folder import (
+    check_settings,
+    claimed,
+    enter_folder,
+)
 from emoq_modules.training.sharding import shard_llm
 
 logger = get_logger(__name__)
@@ -50,13 +60,16 @@ def run_folds(runs, run_opts=None):
     """
     folders, tried = {}, []
     for run in runs:
+        check_settings(run)
+    for run in runs:
         _refuse_half_precision(run, run_opts)
-        for stage in _due(run):
-            check = stage is not run and partial(_try_llm, run, tried)
-            run_stage(stage, run_opts, check)
-        weights = run.hparams["fusion_weights"]
-        if run.hparams["stage"] == 2 and weights is not None:
-            folders.setdefault("stage 1", []).append(Path(weights).parent)
+        due = _due(run)
+        with claimed(*(stage.folder for stage in due)):
+            for stage in due:
+                check = stage is not run and partial(_try_llm, run, tried)
+                run_stage(stage, run_opts, check)
+        if run.has_own_stage_1:
+            folders.setdefault("stage 1", []).append(run.first.folder)
         key = f"stage {run.hparams['stage']}"
         folders.setdefault(key, []).append(run.folder)
     plots = [
@@ -76,7 +89,10 @@ def run_folds(runs, run_opts=None):
 def _due(run):
     """A run, and before it the one that it starts from if that is missing."""
     weights = run.hparams["fusion_weights"]
-    if run.hparams["stage"] == 1 or weights is None or Path(weights).exists():
+    if run.hparams["stage"] == 1 or weights is None:
+        return [run]
+    if Path(weights).exists():
+        _check_weights(Path(weights))
         return [run]
     if run.first is None:
         raise ConfigurationError(
@@ -85,6 +101,19 @@ def _due(run):
         )
     logger.info(f"{weights} is not there yet: stage 1 comes first.")
     return [run.first, run]
+
+
+def _check_weights(path):
+    """Refuses weights of stage 1 that are not those which it has written."""
+    if not (path.parent / CONTENTS_FILE).exists():
+        return  # of an earlier version, or from elsewhere
+    for name, fault in find_faults(path.parent):
+        if name in (path.name, CONTENTS_FILE):
+            raise CheckpointError(
+                f"{path} is not as it was written: {fault}. Restore it from a "
+                "backup, or delete it: the same command then makes it again "
+                "from the checkpoints of stage 1."
+            )
 
 
 def _refuse_half_precision(run, run_opts):
@@ -219,7 +248,9 @@ def _write_results(run, hparams, best_epoch, measured, embeddings, costs):
     if hparams["stage"] == 2:
         # Before the results, which tell that the run is done.
         save_recognizer(folder / RECOGNIZER_FOLDER, run.hparams_yaml, hparams)
-    described = ("corpus", "variant", "fold", "stage", "seed")
+    described = ["corpus", "variant", "fold", "stage", "seed"]
+    if run.weights:
+        described.append("fusion_weights")
     write_results(
         folder,
         measured["test"],
@@ -235,5 +266,8 @@ def _write_results(run, hparams, best_epoch, measured, embeddings, costs):
         weights = Path(hparams["fusion_weights"])
         partial = weights.with_suffix(".partial")
         save_trainable(hparams["fusion"], partial)
-        os.replace(partial, weights)
+        # Never a list of other weights than those that are there.
+        weights.unlink(missing_ok=True)
+        write_contents(weights.parent, {weights.name: describe(partial)})
+        put_in_place(partial, weights)
     logger.info(f"Results are in {folder}")

@@ -23,11 +23,7 @@ from emoq_modules.dataio.feature_store import FeatureStore
 from emoq_modules.dataio.files import write_atomically
 from emoq_modules.errors import ConfigurationError
 from emoq_modules.evaluation.metrics import EmotionStats, confusion_metrics
-from emoq_modules.evaluation.results import (
-    RESULTS_FILE,
-    read_predictions,
-    write_results,
-)
+from emoq_modules.evaluation.results import read_predictions, write_results
 from emoq_modules.inference.recognizer_folder import SETTINGS_FILE
 from emoq_modules.lobes.audio_encoder import FrozenEncoder
 from emoq_modules.training.configuration import load_hparams
@@ -121,8 +117,7 @@ def probe_layers(runs, run_opts=None, command=()):
     """
     started = time.time()
     for run in runs:
-        if (run.folder / RESULTS_FILE).exists():
-            check_settings(run)
+        check_settings(run)
     folds = [read_corpus(run.hparams)[0] for run in runs]
     first, labels = runs[0].hparams, runs[0].hparams["labels"]
     encoder = load_hparams(encoder_yaml(runs[0].hparams_yaml))["audio_encoder"]

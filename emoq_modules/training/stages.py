@@ -5,7 +5,9 @@ How they train is in ``EmoQBrain``, which both are.
 
 import speechbrain as sb
 import torch
+from speechbrain.utils.distributed import main_process_only
 
+from emoq_modules.lobes.losses import MALLoss
 from emoq_modules.lobes.pipeline import decode, embed
 from emoq_modules.training.brain import EmoQBrain
 
@@ -14,7 +16,8 @@ class Stage1Brain(EmoQBrain):
     """Stage 1: EmoQ-Former and an auxiliary classifier by MAL, Equation 6.
 
     Modules: ``fusion`` and ``head``, the classifier, which is discarded after
-    the stage. Also reads ``hparams.mal``, the loss.
+    the stage. Also reads ``hparams.mal``, the loss. Of a ``MALLoss`` the line
+    of an epoch tells more than the loss, as ``loss_parts`` gives it.
 
     Example
     -------
@@ -45,6 +48,10 @@ class Stage1Brain(EmoQBrain):
     >>> predictions[1].shape, loss.shape
     (torch.Size([2, 2]), torch.Size([]))
     """
+
+    def __init__(self, *args, **kwargs):
+        super().__init__(*args, **kwargs)
+        self.sums = {}  # over the batches of the epoch
 
     def compute_forward(self, batch, stage):
         """Computes the embeddings and the classifier's logits.
@@ -92,7 +99,52 @@ class Stage1Brain(EmoQBrain):
         if stage != sb.Stage.TRAIN:
             posteriors = logits.float().softmax(dim=-1)
             self.stats.append(batch.id, posteriors, batch.label, batch.dialogue)
-        return self.hparams.mal(embeddings, logits, batch.label)
+        loss = self.hparams.mal(embeddings, logits, batch.label)
+        if stage == sb.Stage.TRAIN and isinstance(self.hparams.mal, MALLoss):
+            self._add_up(self.hparams.mal, logits.shape[1])
+        return loss
+
+    def _add_up(self, mal, num_classes):
+        """Adds a batch to ``sums``; on the device, for which nobody waits."""
+        parts = {"batches": torch.ones(()), **mal.terms}
+        if mal.scl is not None:
+            labels, paired = mal.scl.anchors
+            counted = torch.stack([torch.ones_like(paired), paired]).float()
+            counts = counted.new_zeros(2, num_classes)
+            parts["anchors"] = counts.index_add(1, labels, counted)
+        for name, part in parts.items():
+            # What is not finite has no part in SpeechBrain's mean loss either.
+            part = part.nan_to_num(0.0, 0.0, 0.0)
+            self.sums[name] = self.sums.get(name, 0) + part
+
+    def loss_parts(self):
+        """Gives what the loss was made of in training, and begins anew.
+
+        Returns
+        -------
+        dict
+            Means over batches of ``SCL`` and ``focal``, which add up to the
+            loss; of all anchors, and of those of the rarest class, the share in
+            percent that had a positive.
+        """
+        sums, self.sums = self.sums, {}
+        counts, batches = sums.pop("anchors", None), sums.pop("batches", 0)
+        parts = {name: float(total / batches) for name, total in sums.items()}
+        if counts is not None:
+            anchors, paired = counts.cpu()
+            rarest = anchors.where(anchors > 0, torch.inf).argmin()
+            name = f"paired anchors of {self.hparams.labels[rarest]}"
+            parts["paired anchors"] = float(100 * paired.sum() / anchors.sum())
+            parts[name] = float(100 * paired[rarest] / anchors[rarest])
+        return parts
+
+    def init_optimizers(self):
+        """Also has checkpoints keep what the loss and ``sums`` hold."""
+        super().init_optimizers()
+        # Optional: earlier versions kept none.
+        self.checkpointer.add_recoverable(
+            "mal", self, _load_mal, _save_mal, optional_load=True
+        )
 
 
 class Stage2Brain(EmoQBrain):
@@ -177,3 +229,15 @@ class Stage2Brain(EmoQBrain):
     def loss_weight(self, batch):
         """Sum of the token weights of Eq. 7 in a batch, a float."""
         return self.hparams.decoder.answer_weight(batch.label)
+
+
+@main_process_only
+def _save_mal(brain, path):
+    state = {"sums": brain.sums, "mal": brain.hparams.mal.state_dict()}
+    torch.save(state, path)
+
+
+def _load_mal(brain, path, end_of_epoch):
+    state = torch.load(path, map_location=brain.device, weights_only=True)
+    brain.sums = state["sums"]
+    brain.hparams.mal.load_state_dict(state["mal"])

@@ -14,7 +14,6 @@ Interspeech 2005.
 import hashlib
 import http.client
 import logging
-import os
 import re
 import tempfile
 import urllib.request
@@ -25,6 +24,7 @@ from pathlib import Path, PurePosixPath
 from tqdm import tqdm
 
 from emoq_modules.dataio.audio import audio_duration
+from emoq_modules.dataio.files import put_in_place
 from emoq_modules.dataio.prepare import (
     Utterance,
     check_choice,
@@ -205,7 +205,7 @@ def download_emodb(folder, url=ARCHIVE_URL, size=ARCHIVE_SIZE, md5=ARCHIVE_MD5):
                 path = PurePosixPath(name)
                 if path.parent.name == "wav" and _NAME.fullmatch(path.stem):
                     (wavs / path.name).write_bytes(members.read(name))
-        os.replace(wavs, folder / "wav")
+        put_in_place(wavs, folder / "wav")
 
 
 def _download(url, path, size, md5):

@@ -82,16 +82,21 @@ def prepare_iemocap(
     fold: int = 1,
     leave_out: Literal["session", "speaker"] = "session",
     labels: tuple[str, ...] = LABELS,
+    validate_on: Literal["dialogues", "session"] = "dialogues",
+    improvised_only: bool = False,
     valid_fraction: float = 0.1,
     seed: int = 1234,
 ):
     """Make the manifests of one IEMOCAP fold.
 
     The test set is one session or one speaker. Validation is about a tenth of
-    the remaining utterances, in whole dialogues chosen by a seeded hash; no
-    dialogue is in both training and validation, and neither is chosen by
-    looking at the test set. With one speaker left out, the partner's side of
-    the same dialogues stays in training.
+    the remaining utterances, in whole dialogues chosen by a seeded hash, by
+    speakers whom training has too; or the session after the tested one (after
+    the last the first), whose speakers it has not. No dialogue is in both
+    training and validation, and neither is chosen by looking at the test set.
+    With one speaker left out, the partner's side of the same dialogues stays
+    in training. All sessions act the same plays, whose lines training then has
+    read; ``improvised_only`` leaves them out.
 
     Arguments
     ---------
@@ -107,8 +112,12 @@ def prepare_iemocap(
     labels : tuple[str, ...]
         Emotion words to keep. "excited" joins "happy" unless it is itself
         among them.
+    validate_on : {"dialogues", "session"}
+        What validation is.
+    improvised_only : bool
+        Whether the scripted dialogues are left out.
     valid_fraction : float
-        Share of the training utterances to validate on.
+        Share of the training utterances to validate on, in dialogues.
     seed : int
         Seed of the choice of validation dialogues.
 
@@ -120,6 +129,8 @@ def prepare_iemocap(
     folds = SESSIONS if leave_out == "session" else range(1, 11)
     check_choice("leave_out", leave_out, ("session", "speaker"))
     check_choice("fold", fold, folds)
+    check_choice("validate_on", validate_on, ("dialogues", "session"))
+    check_choice("improvised_only", improvised_only, (True, False))
     for label in labels:
         check_choice("label", label, sorted(EMOTIONS.values()))
     data_folder = Path(data_folder)
@@ -135,6 +146,8 @@ def prepare_iemocap(
         "fold": fold,
         "leave_out": leave_out,
         "labels": labels,
+        "validate_on": validate_on,
+        "improvised_only": improvised_only,
         "valid_fraction": valid_fraction,
         "seed": seed,
     }
@@ -145,15 +158,22 @@ def prepare_iemocap(
     utterances, skipped = _read(dialogues, spoken, wavs, data_folder, labels)
     if set(labels) == set(LABELS):
         _compare_with_standard(utterances)
-    if leave_out == "session":
-        held_out = {f"Ses{fold:02d}"}
-        test = [u for u in utterances if u.session in held_out]
+    _report_scripted(utterances)
+    if improvised_only:
+        skipped["scripted"] = [u.id for u in utterances if not _improvised(u)]
+        utterances = list(filter(_improvised, utterances))
+    held_out = (
+        f"Ses{fold:02d}" if leave_out == "session" else SPEAKERS[fold - 1]
+    )
+    test, rest = [], []
+    for u in utterances:
+        (test if held_out in (u.session, u.speaker) else rest).append(u)
+    if validate_on == "session":
+        session = f"Ses{int(held_out[3:5]) % len(SESSIONS) + 1:02d}"
+        train = [u for u in rest if u.session != session]
+        valid = [u for u in rest if u.session == session]
     else:
-        held_out = {SPEAKERS[fold - 1]}
-        test = [u for u in utterances if u.speaker in held_out]
-    tested = {u.id for u in test}
-    rest = [u for u in utterances if u.id not in tested]
-    train, valid = split_by_dialogue(rest, valid_fraction, seed)
+        train, valid = split_by_dialogue(rest, valid_fraction, seed)
     splits = {"train": train, "valid": valid, "test": test}
     turns = {
         name: [
@@ -242,6 +262,21 @@ def _transcripts(release):
         for id_, text in _SPOKEN.findall(read_text(path)):
             spoken[id_] = " ".join(text.split())
     return spoken
+
+
+def _improvised(utterance):
+    """Whether it is of ``Ses01F_impro01``, not of ``Ses01F_script01_1``."""
+    return "_impro" in utterance.dialogue
+
+
+def _report_scripted(utterances):
+    """Log how many utterances of each session are of the plays."""
+    improvised = Counter(u.session for u in filter(_improvised, utterances))
+    counts = [
+        f"{session} {improvised[session]} + {count - improvised[session]}"
+        for session, count in Counter(u.session for u in utterances).items()
+    ]
+    logger.info(f"improvised + scripted: {', '.join(counts)}")
 
 
 def _compare_with_standard(utterances):

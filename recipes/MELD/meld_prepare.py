@@ -12,12 +12,8 @@ Reference: S. Poria et al., "MELD: A multimodal multi-party dataset for emotion
 recognition in conversations", ACL 2019.
 """
 
-import contextlib
-import csv
 import hashlib
-import io
 import logging
-import re
 import tarfile
 import zlib
 from collections import defaultdict
@@ -32,15 +28,19 @@ from emoq_modules.dataio.prepare import (
     is_prepared,
     main,
     name_few,
-    read_text,
     rooted,
     write_manifests,
 )
 from emoq_modules.errors import CorpusError
+from recipes.MELD.annotations import (
+    LABELS,
+    annotated_times,
+    find_repeats,
+    read_annotations,
+    repair,
+)
 
 logger = logging.getLogger(__name__)
-
-LABELS = ("neutral", "angry", "sadness", "joy", "surprise", "disgust", "fear")
 
 # MELD's name of a split -> the manifest's, and the number of its utterances
 # that have audio in a complete copy.
@@ -48,19 +48,6 @@ SPLITS = {"train": "train", "dev": "valid", "test": "test"}
 COMPLETE = {"train": 9988, "dev": 1108, "test": 2610}
 
 _WHOLE = ("MELD.Raw", set(SPLITS))
-
-# MELD's word -> the word to predict, where the two differ.
-WORDS = {"anger": "angry"}
-
-COLUMNS = (
-    "Utterance",
-    "Speaker",
-    "Emotion",
-    "Dialogue_ID",
-    "Utterance_ID",
-    "Season",
-    "Episode",
-)
 
 
 def prepare_meld(
@@ -71,6 +58,7 @@ def prepare_meld(
     max_duration_s: float = 30.0,
     num_workers: int | None = None,
     without_clips: bool = False,
+    without_repeats: bool = False,
 ):
     """Make MELD's manifests, on its own splits, and the audio they name.
 
@@ -97,6 +85,10 @@ def prepare_meld(
         Whether the three CSV files alone will do, as where nothing hears the
         audio. Every row is an utterance then, of the length that its times
         tell. Where there are clips, they are taken all the same.
+    without_repeats : bool
+        Whether an utterance is left out of training whose sound validation or
+        test has too, and one of validation whose sound test has. The splits as
+        published have some, which are named either way.
 
     Raises
     ------
@@ -106,6 +98,7 @@ def prepare_meld(
     """
     for label in labels:
         check_choice("label", label, LABELS)
+    check_choice("without_repeats", without_repeats, (True, False))
     data_folder = Path(data_folder)
     if not data_folder.exists():
         raise CorpusError(
@@ -125,20 +118,33 @@ def prepare_meld(
         "annotations": digest.hexdigest(),
         "labels": labels,
         "max_duration_s": max_duration_s,
+        "without_repeats": without_repeats,
     }
     if is_prepared(save_folder, settings):
         return
     rows = {
         key: row
         for split, path in tables.items()
-        for key, row in _annotations(split, path).items()
+        for key, row in read_annotations(split, path).items()
     }
     if store.durations or not without_clips:
         _report(store, rows)
     else:
         logger.info("There are no clips: the transcripts alone are prepared.")
-        store.durations = {k: _annotated_s(row) for k, row in rows.items()}
-    splits, skipped = _utterances(store, rows, labels)
+        times = {key: annotated_times(row) for key, row in rows.items()}
+        # In one row, of the test split, start and end are the same.
+        store.durations = {k: max(e - s, 0.01) for k, (s, e) in times.items()}
+    kept = {
+        key: row
+        for key, row in rows.items()
+        if key in store.durations and row["Emotion"] in labels
+    }
+    repeats = find_repeats(kept)
+    if repeats:
+        names = ", ".join(f"{key} in {other}" for key, other in repeats)
+        logger.info(f"the same sound in two splits: {len(repeats)} ({names})")
+    left_out = {key for key, _ in repeats} if without_repeats else ()
+    splits, skipped = _utterances(store, rows, labels, left_out)
     write_manifests(
         save_folder, splits, labels, settings, skipped, _dialogues(rows)
     )
@@ -248,77 +254,7 @@ def _find_csv(split, data_folder, audio_folder):
     return found[0]
 
 
-def _annotations(split, path):
-    """Key -> row of a CSV file, its emotion in our words."""
-    # newline="": some utterances have line breaks, within quotes.
-    table = csv.DictReader(io.StringIO(read_text(path), newline=""))
-    absent = [c for c in COLUMNS if c not in (table.fieldnames or ())]
-    if absent:
-        raise CorpusError(
-            f"{path} has no column {', '.join(absent)}: it is not MELD's."
-        )
-    rows = {}
-    for number, row in enumerate(table, start=1):
-        key = f"{split}/dia{row['Dialogue_ID']}_utt{row['Utterance_ID']}"
-        emotion = (row["Emotion"] or "").strip().lower()
-        row["Emotion"] = WORDS.get(emotion, emotion)
-        fault = None
-        if any(row[column] is None for column in COLUMNS):
-            fault = "is not complete"
-        elif key in rows:
-            fault = "repeats an earlier row"
-        elif row["Emotion"] not in LABELS:
-            fault = f"has an unknown emotion, '{emotion}'"
-        if fault:
-            raise CorpusError(
-                f"Row {number} of {path} ({key}) {fault}: compare the file "
-                "with the published one."
-            )
-        rows[key] = row
-    return rows
-
-
-def _annotated_s(row):
-    """Seconds from an utterance's annotated start to its end.
-
-    In one row, of the test split, the two are the same.
-    """
-    times = [row.get(column) for column in ("StartTime", "EndTime")]
-    try:
-        start, end = (
-            3600 * int(hours) + 60 * int(minutes) + float(seconds)
-            for hours, minutes, seconds in (
-                time.replace(",", ".").split(":") for time in times
-            )
-        )
-    except (AttributeError, ValueError) as error:
-        raise CorpusError(
-            f"Dialogue {row['Dialogue_ID']}, utterance {row['Utterance_ID']} "
-            f"has the StartTime and EndTime {times}, which are no hours, "
-            "minutes and seconds: compare the CSV file with the published one."
-        ) from error
-    return max(end - start, 0.01)
-
-
-def _repair(text):
-    """Undo wrong encodings and line breaks.
-
-    Some copies of the CSV files hold bytes of Windows-1252 as control
-    characters (``\\x92`` for an apostrophe), some UTF-8 read as
-    Windows-1252.
-    """
-    text = re.sub(
-        "[\x80-\x9f]",
-        lambda c: c[0].encode("latin-1").decode("cp1252", errors="replace"),
-        text,
-    )
-    if "\u00e2\u20ac" in text:
-        with contextlib.suppress(UnicodeError):
-            text = text.encode("cp1252").decode("utf-8")
-    return " ".join(text.split())
-
-
-def _utterances(store, rows, labels):
+def _utterances(store, rows, labels, left_out):
     """The manifests' rows by split, and what was left out by reason."""
     splits = {split: [] for split in SPLITS.values()}
     skipped = defaultdict(list)
@@ -327,6 +263,8 @@ def _utterances(store, rows, labels):
             skipped[store.faults.get(key, "the clip is missing")].append(key)
         elif row["Emotion"] not in labels:
             skipped[f"labeled '{row['Emotion']}'"].append(key)
+        elif key in left_out:
+            skipped["its sound is in a later split"].append(key)
         else:
             dialogue, turn = _place(key)
             season, episode = int(row["Season"]), int(row["Episode"])
@@ -335,11 +273,11 @@ def _utterances(store, rows, labels):
                     id=key.replace("/", "_"),
                     wav=rooted(store.path(key), store.folder),
                     duration=store.durations[key],
-                    speaker=_repair(row["Speaker"]),
+                    speaker=repair(row["Speaker"]),
                     session=f"S{season:02d}E{episode:02d}",
                     dialogue=dialogue,
                     turn=turn,
-                    text=_repair(row["Utterance"]),
+                    text=repair(row["Utterance"]),
                     emotion=row["Emotion"],
                 )
             )
@@ -351,7 +289,7 @@ def _dialogues(rows):
     dialogues = defaultdict(list)
     for key, row in rows.items():
         dialogue, turn = _place(key)
-        speaker, text = _repair(row["Speaker"]), _repair(row["Utterance"])
+        speaker, text = repair(row["Speaker"]), repair(row["Utterance"])
         dialogues[dialogue].append(Turn(turn, speaker, text))
     return dialogues
 

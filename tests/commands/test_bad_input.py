@@ -9,6 +9,7 @@ import re
 import runpy
 import shutil
 import sys
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +17,8 @@ import pytest
 import soundfile
 
 import train
+from emoq_modules.dataio.files import describe, read_contents, write_contents
+from tests.conftest import flip_a_byte
 
 ROOT = Path(__file__).parents[2]
 STAGE1 = str(ROOT / "hparams/emoq_stage1.yaml")
@@ -122,6 +125,7 @@ def own_manifest(change):
 
 def own_manifest_of_an_unknown_dialogue():
     own_manifest(lambda text: text.replace("train dialogue", "lost"))()
+    Path("own.yaml").write_text("stage2:\n    prepare: !name:builtins.dict")
     shutil.rmtree(RUN / "stage2")
 
 
@@ -136,23 +140,24 @@ def truncate(path):
     path.write_bytes(path.read_bytes()[:1000])
 
 
-def truncate_newest_checkpoint():
+def harm_newest_checkpoint(harm):
     only = sorted((RUN / "stage1/save").iterdir())[-1]
     newer = shutil.copytree(only, only.with_name("CKPT+newer"))
     meta = newer / "CKPT.yaml"
     later = re.sub(r"unixtime: \d", "unixtime: 9", meta.read_text())
     meta.write_text(later)
-    truncate(newer / "fusion.ckpt")
+    write_contents(newer, read_contents(newer) | {meta.name: describe(meta)})
+    harm(newer / "fusion.ckpt")
 
 
-def truncate_all_checkpoints():
+def harm_all_checkpoints(harm):
     for checkpoint in (RUN / "stage1/save").iterdir():
-        truncate(checkpoint / "optimizer.ckpt")
+        harm(checkpoint / "optimizer.ckpt")
 
 
-def truncate_stage_1():
+def harm_stage_1(harm):
     shutil.rmtree(RUN / "stage2")
-    truncate(RUN / "stage1/emoq_former.safetensors")
+    harm(RUN / "stage1/emoq_former.safetensors")
 
 
 # --- The tables ---------------------------------------------------------------
@@ -306,13 +311,27 @@ REFUSED = [
         again(),
         r"No checkpoint in .*stage1/save is whole \(optimizer\.ckpt has 1000 "
         r"bytes.*Restore",
-        truncate_all_checkpoints,
+        partial(harm_all_checkpoints, truncate),
     ),
     (
-        "truncated weights of stage 1",
-        again(stage=STAGE2),
-        r"stage1/emoq_former\.safetensors cannot be read.*Restore.*or delete",
-        truncate_stage_1,
+        "flipped byte in all checkpoints",
+        again(),
+        r"No checkpoint in .*stage1/save is whole \(optimizer\.ckpt is damaged"
+        r".*Restore",
+        partial(harm_all_checkpoints, flip_a_byte),
+    ),
+    *(
+        (
+            f"{what} weights of stage 1",
+            again(stage=STAGE2),
+            rf"stage1/emoq_former\.safetensors is not as it was written: \S+ "
+            rf"{says}.*Restore.*or delete",
+            partial(harm_stage_1, harm),
+        )
+        for what, says, harm in [
+            ("truncated", "has 1000 bytes", truncate),
+            ("damaged", "is damaged", flip_a_byte),
+        ]
     ),
     (
         "model that cannot be had",
@@ -323,12 +342,18 @@ REFUSED = [
 # Name, the command, what is reported, what is broken.
 HANDLED = [
     ("44.1 kHz stereo", again(*AFRESH), r"Results are in", STEREO),
-    (
-        "truncated newest checkpoint",
-        again(),
-        r"(?s)CKPT\+newer is left out: fusion\.ckpt has 1000 bytes instead of "
-        r"\d+.*Loading a checkpoint from \S*CKPT\+2",
-        truncate_newest_checkpoint,
+    *(
+        (
+            f"{what} newest checkpoint",
+            again(),
+            rf"(?s)CKPT\+newer is left out: fusion\.ckpt {says}.*Loading a "
+            r"checkpoint from \S*CKPT\+2",
+            partial(harm_newest_checkpoint, harm),
+        )
+        for what, says, harm in [
+            ("truncated", r"has 1000 bytes instead of \d+", truncate),
+            ("damaged", "is damaged", flip_a_byte),
+        ]
     ),
 ]
 
@@ -369,6 +394,19 @@ def test_bad_input_that_can_be_handled_is_reported(
     assert start(*command) == 0
     assert re.search(says, capfd.readouterr().out)
     assert state(RESULTS / "data") | state(MANIFEST.parent) == before
+
+
+def test_the_command_that_met_damaged_frames_makes_them_again(folder, capfd):
+    for shard in RESULTS.rglob("shard-*"):
+        flip_a_byte(shard)
+    assert start(*again(*AFRESH)) == 2
+    says = (
+        r"error: The shard \S+ with the frames of \S+\.wav cannot be read "
+        r"\(they have another checksum .*\)\. Start the run again"
+    )
+    assert re.search(says, capfd.readouterr().err)
+    while start(*again(*AFRESH)):
+        assert re.search(says, capfd.readouterr().err)  # of another shard
 
 
 def test_exit_status_of_the_program_itself(monkeypatch, capfd):

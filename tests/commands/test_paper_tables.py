@@ -73,6 +73,33 @@ def test_references_are_the_papers(paper, number):
     assert reference[-4:] in line
 
 
+@pytest.mark.parametrize(
+    ("corpus", "listed"),
+    [
+        ("IEMOCAP/iemocap4", "neutral, angry, sadness, and happy"),
+        ("MELD/meld4", "neutral, angry, sadness, and joy"),
+        (
+            "MELD/meld7",
+            "neutral, angry, sadness, joy, surprise, disgust, and fear",
+        ),
+    ],
+)
+def test_the_llm_says_the_words_by_which_the_paper_lists_the_classes(
+    paper, corpus, listed
+):
+    assert listed in paper
+    values = StageRun(
+        merge_presets(
+            "hparams/emoq_stage2.yaml",
+            [f"recipes/{corpus}.yaml"],
+            "data_folder: /data",
+        )
+    ).hparams
+    words = values["words"] or {}
+    said = [words.get(label, label) for label in values["labels"]]
+    assert {*said, "and"} == {*re.findall(r"\w+", listed)}
+
+
 @pytest.mark.parametrize(("corpus", "experiment", "stage", "presets"), RUNS)
 def test_each_run_of_the_paper_can_be_composed(
     corpus, experiment, stage, presets

@@ -3,6 +3,7 @@
 import fcntl
 import json
 import multiprocessing
+import os
 import time
 from pathlib import Path
 from types import SimpleNamespace
@@ -19,6 +20,7 @@ from emoq_modules.commands.reproduce_runs import (
     run_all,
 )
 from emoq_modules.errors import ConfigurationError
+from emoq_modules.training.run_folder import LOCKS_VARIABLE
 
 TINY = "tests/tiny.yaml"
 
@@ -53,7 +55,7 @@ def started(monkeypatch):
     """Runs that were started; each finishes at once, if not told to fail."""
     runs, failing = [], []
 
-    def run_it(run, lock):
+    def run_it(run, locks):
         runs.append(run)
         if run.row in failing:
             return 1
@@ -195,8 +197,8 @@ def test_what_was_made_with_other_settings_is_not_taken_for_done(
 
 def test_a_run_that_another_process_is_at_is_left_to_it(tmp_path, started):
     first, second = tiny_plan(tmp_path)
-    first.folder.parent.mkdir(parents=True)
-    with (first.folder.parent / ".lock").open("a") as lock:
+    first.folder.mkdir(parents=True)
+    with (first.folder / ".lock").open("a") as lock:
         # Against a shared lock only an exclusive one is refused.
         fcntl.flock(lock, fcntl.LOCK_SH)
         assert run_all([first, second], wait=False) == [first]
@@ -206,11 +208,13 @@ def test_a_run_that_another_process_is_at_is_left_to_it(tmp_path, started):
 
 
 def test_it_waits_for_what_another_process_is_at(
-    tmp_path, started, monkeypatch
+    tmp_path, started, monkeypatch, caplog
 ):
     first, second = tiny_plan(tmp_path)
-    first.folder.parent.mkdir(parents=True)
-    lock = (first.folder.parent / ".lock").open("a")
+    first.folder.mkdir(parents=True)
+    lock = (first.folder / ".lock").open("a")
+    lock.write("Process 7 on gpu3,")
+    lock.flush()
     fcntl.flock(lock, fcntl.LOCK_EX)
 
     def the_other_finishes(_):
@@ -218,8 +222,10 @@ def test_it_waits_for_what_another_process_is_at(
         lock.close()
 
     monkeypatch.setattr(reproduce.time, "sleep", the_other_finishes)
+    caplog.set_level("INFO", logger="emoq_modules")
     assert run_all([first, second]) == []
     assert started.runs == [second]
+    assert "Waiting for 1 runs: Process 7 on gpu3, is at" in caplog.text
 
 
 def test_after_a_run_that_fails_the_others_go_on(tmp_path, started):
@@ -234,8 +240,8 @@ def test_the_command_names_what_is_not_finished_and_writes_a_report(
 ):
     failing, busy = tiny_plan(tmp_path)
     started.failing.append(failing.row)
-    busy.folder.parent.mkdir(parents=True)
-    with (busy.folder.parent / ".lock").open("a") as lock:
+    busy.folder.mkdir(parents=True)
+    with (busy.folder / ".lock").open("a") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         assert reproduce_table_6(tmp_path, "--no_wait") == 1
     assert started.runs == [failing]
@@ -250,7 +256,8 @@ def test_the_command_names_what_is_not_finished_and_writes_a_report(
 # --- Stopped ------------------------------------------------------------------
 
 
-def train_here(run, lock):
+def train_here(run, locks):
+    os.environ[LOCKS_VARIABLE] = ",".join(str(f.fileno()) for f in locks)
     return train.run(run.command[1:])
 
 

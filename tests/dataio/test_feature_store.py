@@ -1,5 +1,6 @@
 """The feature store: computed once, never mixed up, never half written."""
 
+import contextlib
 import errno
 import json
 import multiprocessing
@@ -18,7 +19,7 @@ import numpy as np
 import pytest
 import soundfile
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 from emoq_modules import FeatureStore
 from emoq_modules.dataio import (
@@ -30,6 +31,7 @@ from emoq_modules.dataio.feature_extraction import extract_features
 from emoq_modules.errors import FeatureStoreError
 from emoq_modules.lobes.audio_encoder import FrozenEncoder
 from emoq_modules.lobes.pipeline import to_precision
+from tests.conftest import flip_a_byte
 
 DIM = 4
 SHARD_BYTES = 2 * DIM * 50  # a few utterances
@@ -439,6 +441,91 @@ def test_a_shard_damaged_during_a_run_is_named(folder, rows):
         store.load(rows[0]["wav"])
     fill(rows, store)
     assert_holds(store, rows)
+
+
+def shards_of(store):
+    return sorted(store.folder.glob("shard-*.safetensors"))
+
+
+def without_checksums(store, change=dict):
+    """Makes its shards what an earlier version has written."""
+    for shard in shards_of(store):
+        save_file(change(load_file(shard)), shard)
+
+
+def test_a_flipped_byte_in_stored_frames_is_named_and_made_again(folder, rows):
+    store = store_of(folder)
+    fill(rows, store)
+    shards = shards_of(store)
+    flip_a_byte(shards[0])
+    harmed = 0
+    for row in rows:
+        try:
+            store_of(folder).load(row["wav"])
+        except FeatureStoreError as error:
+            harmed += shards[0].name in str(error) and row["wav"] in str(error)
+            assert re.search("checksum.*Start the run again", str(error))
+            break
+    assert harmed == 1
+    store = store_of(folder)
+    assert fill(rows, store).count > 0
+    assert_holds(store, rows)
+
+
+def test_no_flipped_byte_anywhere_in_a_shard_gives_other_frames(folder, rows):
+    store = store_of(folder)
+    fill(rows[:1], store)
+    (shard,) = shards_of(store)
+    whole, wav = shard.read_bytes(), rows[0]["wav"]
+    expected = store.load(wav)
+    for place in range(len(whole)):
+        shard.write_bytes(whole)
+        flip_a_byte(shard, place)
+        store = store_of(folder)
+        if wav in store:
+            with contextlib.suppress(FeatureStoreError):
+                assert torch.equal(store.load(wav), expected), place
+
+
+def test_a_store_without_checksums_goes_on_being_read(folder, rows):
+    store = store_of(folder)
+    fill(rows, store)
+    without_checksums(store)
+    store = store_of(folder)
+    assert fill(rows, store).count == 0
+    assert_holds(store, rows)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
+def test_values_that_are_not_finite_are_refused_when_read(folder, rows, value):
+    store, wav = store_of(folder), rows[0]["wav"]
+    fill(rows, store)
+
+    def change(frames):
+        for each in frames.values():
+            each[1, 2] = value
+        return frames
+
+    without_checksums(store, change)
+    with pytest.raises(
+        FeatureStoreError, match="infinite, or not numbers.*aga"
+    ):
+        store_of(folder).load(wav)
+
+
+def test_values_whose_sum_would_be_infinite_are_read(folder, rows):
+    store, wav = store_of(folder, precision="fp32"), rows[0]["wav"]
+    frames = torch.full((3, DIM), 3e38)
+    store.save({store.key(wav): frames})
+    assert torch.equal(store.load(wav), frames)
+
+
+def test_a_shard_is_on_the_disk_before_its_name_is(folder, rows, disk):
+    store = store_of(folder)
+    store.save({store.key(rows[0]["wav"]): torch.ones(3, DIM)})
+    (shard,) = shards_of(store)
+    assert not disk.unsafe_at(shard)
+    assert store.folder in disk.synced
 
 
 @pytest.fixture

@@ -91,6 +91,29 @@ def test_batches_add_up_to_the_whole():
     assert in_batches.ids == whole.ids
 
 
+def test_ties_at_the_top_are_counted_where_there_are_any():
+    posteriors = torch.tensor(
+        [
+            [0.4, 0.4, 0.1, 0.1],
+            [0.1, 0.1, 0.1, 0.7],  # a tie, but not at the top
+            [0.25, 0.25, 0.25, 0.25],
+            # Next to each other in bfloat16, and the same in it.
+            [0.0, 0.50001, 0.49999, 0.0],
+        ]
+    )
+    targets = torch.tensor([1, 3, 0, 1])
+    stats = EmotionStats(LABELS)
+    stats.append("abcd", posteriors, targets)
+    assert stats.summarize("ties") == 2
+    assert stats.summarize("WA") == 75.0
+    stats.clear()
+    stats.append("abcd", posteriors.bfloat16(), targets)
+    assert stats.summarize("ties") == 3
+    stats.clear()
+    stats.append("ab", posteriors[[1, 3]], targets[[1, 3]])
+    assert "ties" not in stats.summarize()
+
+
 def test_values_are_plain_python():
     summary = stats_of(*CASES["random"]).summarize()
     assert {type(summary[name]) for name in ("WA", "UA", "WF1")} == {float}

@@ -394,3 +394,13 @@ def test_the_summary_has_folds_together_and_their_mean_and_deviation():
     assert " ".join(lines[2].split()).startswith(start)
     assert lines[4].startswith("Confusion of stage 2 ")
     assert lines[6].split() == ["no", "3", "2", "60.0"]
+
+
+def test_ties_are_told_in_the_results_and_the_summary(tmp_path):
+    stats = EmotionStats(["no", "yes"])
+    posteriors = torch.tensor([[0.5, 0.5], [0.9, 0.1]])
+    stats.append(["a", "b"], posteriors, torch.tensor([0, 0]))
+    assert write_results(tmp_path, stats, RUN_INFO)["ties"] == 1
+    assert "ties" not in write_results(tmp_path, random_stats(), RUN_INFO)
+    _, row, *_ = format_summary({"stage 2": {"a": stats}}).splitlines()
+    assert row == "stage 2   100.0   100.0   100.0       2  (ties: 1)"

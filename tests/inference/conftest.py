@@ -30,13 +30,16 @@ def train_tiny(tiny_results, tmp_path):
 
     def train_with(*options, variant="emoq"):
         results = tmp_path / "trained"
-        for part in ("data", "tiny/manifests", f"{FOLD}/stage1"):
+        weights = tiny_results / FOLD / "stage1/emoq_former.safetensors"
+        first = "--fusion_weights", str(weights)
+        for part in ("data", "tiny/manifests"):
             (results / part).parent.mkdir(parents=True, exist_ok=True)
             (results / part).symlink_to(tiny_results / part)
         train.main(
             [
                 *("hparams/emoq_stage2.yaml", "--preset", "tests/tiny.yaml"),
                 *("--results_folder", str(results), *options),
+                *(first if variant == "emoq" else ()),
             ]
         )
         return results / FOLD.replace("emoq", variant) / "stage2"

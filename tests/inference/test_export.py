@@ -1,6 +1,7 @@
 """An export loads elsewhere, and gives the posteriors of the run."""
 
 import multiprocessing
+import re
 import shutil
 import sys
 import time
@@ -26,7 +27,9 @@ from emoq_modules.errors import (
 )
 from emoq_modules.evaluation.calibration import fit_temperature
 from emoq_modules.evaluation.results import read_predictions
+from emoq_modules.inference import export as export_module
 from emoq_modules.inference.export import export_recognizer
+from tests.conftest import flip_a_byte
 from tests.fake_hub import COMMIT, Hub
 from tests.lobes.test_audio_encoder import save_tiny
 
@@ -277,6 +280,20 @@ def test_interrupted_download_is_completed(exported, tmp_path, use_hub):
     EmotionRecognizer.from_hparams("someone/model", fetch_config=config)
 
 
+def test_a_damaged_download_is_made_anew_as_the_message_says(
+    exported, tmp_path, use_hub
+):
+    use_hub(Hub(files_of(exported)).url)
+    config = FetchConfig(huggingface_cache_dir=str(tmp_path))
+    EmotionRecognizer.from_hparams("someone/model", fetch_config=config)
+    snapshot = tmp_path / f"models--someone--model/snapshots/{COMMIT}"
+    flip_a_byte(snapshot / "fusion.safetensors")
+    with pytest.raises(SourceError, match="fusion.safetensors is dam") as error:
+        EmotionRecognizer.from_hparams("someone/model", fetch_config=config)
+    shutil.rmtree(re.search(r"delete (\S+), and it", str(error.value))[1])
+    EmotionRecognizer.from_hparams("someone/model", fetch_config=config)
+
+
 def test_name_that_cannot_be_reached_fails_at_once(tmp_path, no_hub):
     for network, error in ((True, BackboneError), (False, SourceError)):
         config = FetchConfig(
@@ -316,8 +333,8 @@ def test_hostile_export_is_refused_unless_it_is_trusted(export, tmp_path):
 
 
 def test_later_format_is_refused(export):
-    edit(export, "format_version: 1", "format_version: 2\nx: !new:emoq.New {}")
-    with pytest.raises(SourceError, match="format 2.*up to 1: install"):
+    edit(export, "format_version: 2", "format_version: 3\nx: !new:emoq.New {}")
+    with pytest.raises(SourceError, match="format 3.*up to 2: install"):
         EmotionRecognizer.from_hparams(export)
 
 
@@ -341,12 +358,62 @@ def test_truncated_or_missing_file_is_named(name, export):
         EmotionRecognizer.from_hparams(export)
 
 
+@pytest.mark.parametrize(
+    "name",
+    [
+        "adapter/adapter_model.safetensors",
+        "fusion.safetensors",
+        "projector.safetensors",
+        "llm/model.safetensors",
+        "text_encoder/tokenizer.json",
+        "prompt.txt",
+    ],
+)
+def test_a_flipped_byte_in_an_export_is_named(name, export):
+    flip_a_byte(export / name)
+    says = f"export is not whole: {name} is damaged .*export it again"
+    with pytest.raises(SourceError, match=says):
+        EmotionRecognizer.from_hparams(export)
+
+
+def test_a_yaml_that_was_edited_or_damaged_gives_a_warning(export, caplog):
+    EmotionRecognizer.from_hparams(export)
+    assert "not as it was written" not in caplog.text
+    edit(export, "Before", "Bffore")
+    EmotionRecognizer.from_hparams(export)
+    says = (
+        "hyperparams.yaml is not as it was written: unless you have edited it"
+    )
+    assert says in caplog.text
+
+
+def test_a_flipped_byte_in_the_recognizer_of_a_run_is_named(run, tmp_path):
+    folder = shutil.copytree(run, tmp_path / "run") / "recognizer"
+    flip_a_byte(folder / "fusion.safetensors")
+    says = "fusion.safetensors is damaged .*start the run again"
+    with pytest.raises(SourceError, match=says):
+        EmotionRecognizer.from_hparams(folder)
+    (folder / "contents.json").unlink()  # as by an earlier version
+    EmotionRecognizer.from_hparams(folder)
+
+
+def test_an_export_is_on_the_disk_before_its_name_is(tmp_path, disk):
+    out = tmp_path / "export"
+    with export_module._taking_the_place_of(out) as folder:
+        (folder / "adapter").mkdir()
+        (folder / "adapter/adapter_model.safetensors").write_bytes(b"weights")
+    assert (out / "adapter").is_dir()
+    assert not disk.unsafe_at(out)
+    assert tmp_path in disk.synced
+
+
 def test_adapter_of_another_model_is_refused(export):
     path = export / "adapter/adapter_model.safetensors"
     weights = load_file(path)
     name = min(weights)
     weights[name.replace("down", "town")] = weights.pop(name)
     save_file(weights, path, metadata={"format": "pt"})
+    (export / "contents.json").write_text("{}")  # nor is it damaged
     with pytest.raises(CheckpointError, match="2 of its weights do not fit"):
         EmotionRecognizer.from_hparams(export)
 
@@ -382,7 +449,7 @@ def test_files_that_only_look_like_an_exports_are_left_alone(run, tmp_path):
 def test_export_that_fails_leaves_the_earlier_one(run, export, tmp_path):
     broken = shutil.copytree(run, tmp_path / "broken")
     (broken / "recognizer/decoder.safetensors").write_bytes(b"damaged")
-    with pytest.raises(CheckpointError, match="decoder.safetensors"):
+    with pytest.raises(SourceError, match="decoder.safetensors has 7 bytes"):
         export_recognizer(broken, export)
     EmotionRecognizer.from_hparams(export)
     assert sorted(p.name for p in tmp_path.iterdir()) == ["broken", "export"]
@@ -391,15 +458,13 @@ def test_export_that_fails_leaves_the_earlier_one(run, export, tmp_path):
 def test_export_that_would_recognize_otherwise_is_not_kept(
     run, tmp_path, monkeypatch
 ):
-    from emoq_modules.inference import export as module
-
-    real, calls = module._probe, []
+    real, calls = export_module._probe, []
 
     def probe(recognizer):
         calls.append(recognizer)
         return real(recognizer) + 0.01 * len(calls)
 
-    monkeypatch.setattr(module, "_probe", probe)
+    monkeypatch.setattr(export_module, "_probe", probe)
     with pytest.raises(ExportError, match="other posteriors than the run"):
         export_recognizer(run, tmp_path / "export")
     assert not any(tmp_path.iterdir())

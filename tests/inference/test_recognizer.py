@@ -13,6 +13,7 @@ from emoq_modules import EmotionRecognizer, Recording
 from emoq_modules.dataio.audio import read_audio
 from emoq_modules.errors import AudioError, SourceError
 from emoq_modules.evaluation.results import read_predictions
+from emoq_modules.inference.export import export_recognizer
 
 LABELS = ["angry", "happy", "sad"]
 
@@ -99,6 +100,22 @@ def test_files_with_turns_before_get_the_posteriors_of_the_run(
     assert not torch.equal(anonymous, posteriors)
     with pytest.raises(ValueError, match="trained without the turns before"):
         recognizer.classify_file(*item, context=said)
+
+
+def test_an_export_trained_without_speakers_needs_none(
+    train_tiny, rows, tmp_path
+):
+    options = "--speaker_in_prompt", "False", "--number_of_epochs", "1"
+    run = train_tiny(*options)
+    exported = EmotionRecognizer.from_hparams(
+        export_recognizer(run, tmp_path / "export")
+    )
+    stats = read_predictions(run)
+    for name, expected in zip(stats.ids, stats.posteriors, strict=True):
+        item = rows[name]["wav"], rows[name]["text"]
+        posteriors, *_ = exported.classify_file(*item)
+        torch.testing.assert_close(posteriors[0], expected, atol=1e-4, rtol=0)
+        assert torch.equal(posteriors, exported.classify_file(*item, "Ross")[0])
 
 
 def test_batch_gives_what_each_recording_alone_does(recognizer):

@@ -55,6 +55,7 @@ def test_its_runs_are_told_from_runs_with_other_settings(tmp_path):
         written = run.hparams_yaml.replace(now, before)
         run.folder.mkdir(parents=True, exist_ok=True)
         (run.folder / "hyperparams.yaml").write_text(written)
+        (run.folder / "results.json").touch()
         check_settings(run)
     (run.folder / "hyperparams.yaml").write_text(
         written.replace("temperature: 0.07", "temperature: 0.7")

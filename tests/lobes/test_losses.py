@@ -5,6 +5,7 @@ import math
 import numpy as np
 import pytest
 import torch
+from sklearn.utils.class_weight import compute_class_weight
 from torch.nn.functional import cross_entropy, normalize
 from torch.nn.parallel import DistributedDataParallel
 
@@ -28,10 +29,10 @@ BATCHES = {
 every_batch = pytest.mark.parametrize("labels", BATCHES.values(), ids=BATCHES)
 
 
-def scl_reference(embeddings, labels, temperature):
-    """Eq. 4, over the anchors that have a positive."""
+def scl_reference(embeddings, labels, temperature, anchors=None):
+    """Eq. 4, over the anchors (of the first rows) that have a positive."""
     terms = []
-    for i, e in enumerate(embeddings):
+    for i, e in enumerate(embeddings[:anchors]):
         others = [k for k in range(len(labels)) if k != i]
         positives = [j for j in others if labels[j] == labels[i]]
         if not positives:
@@ -88,6 +89,29 @@ def test_focal_loss_is_equation_5(labels, gamma):
     assert loss.item() == pytest.approx(expected, rel=1e-12)
     single = FocalLoss(gamma, alpha)(logits.float(), torch.tensor(labels))
     assert single.item() == pytest.approx(expected, rel=1e-5)
+
+
+@pytest.mark.parametrize("queue_size", [0, 3, 5, 100])
+def test_queue_adds_the_last_embeddings_as_positives_and_negatives(queue_size):
+    scl = SupConLoss(0.5, queue_size=queue_size)
+    embeddings = random_embeddings(12)
+    labels = [0, 1, 2, 0, 0, 1, 1, 3, 2, 0, 1, 3]
+    for first in range(0, 12, 4):
+        batch = embeddings[first : first + 4].clone().requires_grad_()
+        its_labels = labels[first : first + 4]
+        kept = slice(max(first - queue_size, 0), first)
+        loss = scl(batch, torch.tensor(its_labels))
+        expected = scl_reference(
+            torch.cat([batch, embeddings[kept]]).detach().numpy(),
+            its_labels + labels[kept],
+            temperature=0.5,
+            anchors=4,
+        )
+        assert loss.item() == pytest.approx(expected, rel=1e-12)
+        loss.backward()  # through nothing of the batches before
+        with torch.no_grad():  # as in validation
+            alone = scl(batch, torch.tensor(its_labels))
+        assert alone == SupConLoss(0.5)(batch, torch.tensor(its_labels))
 
 
 def test_mal_is_the_weighted_sum_of_both():
@@ -243,12 +267,74 @@ def test_inverse_frequency_weights_are_one_for_the_rarest_class(
 ):
     found = inverse_frequency_weights(labels, len(weights))
     assert found.tolist() == weights
+    mean_one = inverse_frequency_weights(labels, len(weights), "mean_one")
+    torch.testing.assert_close(mean_one / mean_one.max(), found)
+    assert mean_one[labels].mean() == pytest.approx(1)
+
+
+# Of MELD's training split and, about so, of a fold of IEMOCAP.
+COUNTS = [[4710, 1109, 683, 1743, 1205, 271, 268], [1324, 885, 879, 1309]]
+
+
+@pytest.mark.parametrize("counts", COUNTS)
+def test_class_weights_have_the_mean_or_sum_that_was_asked_for(counts):
+    labels = np.repeat(np.arange(len(counts)), counts)
+
+    def weights(scheme, **options):
+        found = inverse_frequency_weights(
+            labels, len(counts), scheme, **options
+        )
+        return found.numpy()
+
+    balanced = compute_class_weight(
+        "balanced", classes=np.arange(len(counts)), y=labels
+    )
+    np.testing.assert_allclose(weights("mean_one"), balanced, rtol=1e-6)
+    assert weights("mean_one")[labels].mean() == pytest.approx(1, rel=1e-5)
+    for scheme, total in (("max_one", balanced.max()), ("sum_one", None)):
+        expected = balanced / (total or balanced.sum())
+        np.testing.assert_allclose(weights(scheme), expected, rtol=1e-6)
+    # Cui et al., Eq. 2 and Sec. 4, where the effective number is a sum.
+    inverse = [1 / sum(0.999**k for k in range(count)) for count in counts]
+    expected = len(counts) * np.array(inverse) / sum(inverse)
+    found = weights("effective_number", beta=0.999)
+    np.testing.assert_allclose(found, expected, rtol=1e-5)
+    assert (weights("effective_number", beta=0.0) == 1).all()
+
+
+@pytest.mark.parametrize(
+    "scheme", ["max_one", "mean_one", "sum_one", "effective_number"]
+)
+def test_experiment_names_how_classes_weigh(scheme):
+    hparams_yaml = merge_presets(
+        "hparams/emoq_stage1.yaml",
+        [],
+        change(
+            "",
+            data_folder="here",
+            labels=["angry", "happy"],
+            training_labels=[0, 0, 0, 1],
+            class_weighting=scheme,
+            class_weights_beta=0.5,
+        ),
+    )
+    found = load_keys(hparams_yaml, "class_weights", "num_classes", "mal")
+    expected = {
+        "max_one": [1 / 3, 1],
+        "mean_one": [2 / 3, 2],
+        "sum_one": [1 / 4, 3 / 4],
+        # Of three utterances there are 1 + 1/2 + 1/4.
+        "effective_number": [8 / 11, 14 / 11],
+    }[scheme]
+    weights = found["mal"].focal.class_weights
+    torch.testing.assert_close(weights, torch.tensor(expected))
 
 
 @pytest.mark.parametrize(
     ("attempt", "message"),
     [
         (lambda: SupConLoss(temperature=0), "temperature must be above 0"),
+        (lambda: SupConLoss(queue_size=-1), "queue_size must be 0 or more"),
         (lambda: FocalLoss(gamma=-1), "gamma must be 0 or above"),
         (lambda: MALLoss(None, None), "both are None"),
         (
@@ -273,6 +359,14 @@ def test_inverse_frequency_weights_are_one_for_the_rarest_class(
         ),
         (lambda: inverse_frequency_weights([], 3), "no labels"),
         (lambda: inverse_frequency_weights([0, 3], 3), r"outside \[0, 3\)"),
+        (
+            lambda: inverse_frequency_weights([0], 1, "max"),
+            "is 'max'; it can be max_one, mean_one",
+        ),
+        (
+            lambda: inverse_frequency_weights([0], 1, beta=1),
+            "beta must be at least 0 and below 1",
+        ),
     ],
 )
 def test_a_wrong_argument_is_refused(attempt, message):
@@ -298,15 +392,26 @@ class Embedder(torch.nn.Linear):
         return normalize(super().forward(x), dim=-1)
 
 
+@pytest.mark.parametrize("queue_size", [0, 6])
 def test_gathering_over_ranks_equals_one_process_with_the_joint_batch(
-    start_ranks, tmp_path
+    start_ranks, tmp_path, queue_size
 ):
+    def second_batch(scl, model, inputs, labels):
+        scl(model(inputs.roll(1, dims=1)), labels).backward()
+        model.zero_grad()
+        loss = scl(model(inputs), labels)
+        loss.backward()
+        return loss
+
     def work():
         rank = own_rank()
         inputs, labels = INPUTS[RANKS[rank]], LABELS[RANKS[rank]]
         model = DistributedDataParallel(Embedder())
-        loss = SupConLoss(gather=True)(model(inputs), labels)
-        loss.backward()
+        scl = SupConLoss(gather=True, queue_size=queue_size)
+        loss = second_batch(scl, model, inputs, labels)
+        if queue_size:
+            with pytest.raises(ValueError, match="contrast_across_ranks"):
+                SupConLoss(queue_size=queue_size)
         # As in validation: ranks need not call equally often.
         if rank == 0:
             with torch.no_grad():
@@ -317,8 +422,8 @@ def test_gathering_over_ranks_equals_one_process_with_the_joint_batch(
 
     assert start_ranks(2, work) == [0, 0]
     model = Embedder()
-    loss = SupConLoss()(model(INPUTS), LABELS)
-    loss.backward()
+    scl = SupConLoss(queue_size=queue_size)
+    loss = second_batch(scl, model, INPUTS, LABELS)
     expected = [loss.detach(), *(p.grad for p in model.parameters())]
     assert expected[1].abs().max() > 0.1
     for rank in range(2):

@@ -24,8 +24,8 @@ from tests.training.test_training import (
     RUN,
     STAGE2,
     arguments,
-    link_stage_1,
     newest_weights,
+    stage_1_of,
 )
 
 bnb = pytest.importorskip("bitsandbytes")
@@ -151,11 +151,10 @@ def test_training_goes_on_after_an_evaluation(llm):
 
 def options(results, tiny_results, *others):
     """Arguments of a run of stage 2, whose stage 1 is the shared run's."""
-    if not (results / RUN).exists():
-        link_stage_1(results, tiny_results)
     return arguments(
         results,
         STAGE2,
+        *stage_1_of(tiny_results),
         *("--llm_quantization", "nf4", "--number_of_epochs", "2"),
         *others,
     )

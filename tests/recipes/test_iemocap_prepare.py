@@ -8,6 +8,7 @@ import pytest
 
 from emoq_modules.dataio.prepare import read_dialogues, read_manifest
 from emoq_modules.errors import CorpusError
+from emoq_modules.training.configuration import plan_runs
 from tests.corpus_folders import (
     SHARED_DATA,
     all_rows,
@@ -209,6 +210,56 @@ def test_each_fold_tests_others_and_no_dialogue_is_in_train_and_valid(
     assert len(set(tested)) == folds
 
 
+@pytest.mark.parametrize(
+    ("leave_out", "folds"), [("session", 5), ("speaker", 10)]
+)
+def test_validation_by_a_session_has_no_speaker_of_training_or_test(
+    release, tmp_path, leave_out, folds
+):
+    validated = []
+    for fold in range(1, folds + 1):
+        options = {"leave_out": leave_out, "validate_on": "session"}
+        prepare(release, tmp_path / "save", fold=fold, **options)
+        splits = read_splits(tmp_path / "save")
+        speakers = {
+            split: {row["speaker"] for row in rows.values()}
+            for split, rows in splits.items()
+        }
+        (session,) = {row["session"] for row in splits["valid"].values()}
+        validated.append(session)
+        assert speakers["valid"] == {f"{session}F", f"{session}M"}
+        assert speakers["valid"].isdisjoint(speakers["train"])
+        assert speakers["test"].isdisjoint(speakers["train"])
+        assert speakers["valid"].isdisjoint(speakers["test"])
+        assert len(all_rows(tmp_path / "save")) == 75
+    expected = ["Ses02", "Ses03", "Ses04", "Ses05", "Ses01"]
+    per_session = folds // 5
+    assert validated == [s for s in expected for _ in range(per_session)]
+
+
+def test_improvised_dialogues_alone_have_no_play(release, tmp_path, caplog):
+    caplog.set_level("INFO")
+    prepare(release, tmp_path / "save", improvised_only=True)
+    rows = all_rows(tmp_path / "save")
+    assert len(rows) == 5 * 2 * 5
+    assert not any("script" in row["dialogue"] for row in rows.values())
+    assert "left out, scripted: 25 (Ses01F_script01_1_F000" in caplog.text
+    # The release is compared whole.
+    assert "5531 utterances expected, 75 found" in caplog.text
+
+
+def test_how_many_utterances_are_of_the_plays_is_told_by_session(
+    release, tmp_path, caplog
+):
+    caplog.set_level("INFO")
+    name = "Ses05M_script02_2"
+    turns = [("F000", 1.0, "ang", "No."), ("M000", 2.0, "fru", "Yes.")]
+    write_dialogue(release / "Session5", name, turns)
+    prepare(release, tmp_path / "save")
+    counts = "Ses01 10 + 5, Ses02 10 + 5, Ses03 10 + 5, Ses04 10 + 5"
+    assert f"improvised + scripted: {counts}, Ses05 10 + 6\n" in caplog.text
+
+
 def test_excited_may_be_a_class_of_its_own(release, tmp_path):
     labels = ["happy", "excited", "frustrated"]
     prepare(release, tmp_path / "save", labels=labels)
@@ -257,6 +308,8 @@ def test_a_wav_that_came_later_is_taken_in(release, tmp_path):
         ({"leave_out": "dialogue"}, "must be one of session, speaker"),
         ({"labels": ["angry", "joy"]}, "label is 'joy'; it must be one of"),
         ({"valid_fraction": 1.5}, "between 0 and 1"),
+        ({"validate_on": "speaker"}, "must be one of dialogues, session"),
+        ({"improvised_only": "yes"}, "must be one of True, False"),
     ],
 )
 def test_settings_that_cannot_be_are_refused(
@@ -265,6 +318,20 @@ def test_settings_that_cannot_be_are_refused(
     with pytest.raises(CorpusError, match=message):
         prepare(release, tmp_path / "save", **settings)
     assert not (tmp_path / "save").exists()
+
+
+def test_the_preset_of_improvised_dialogues_shares_nothing(release, tmp_path):
+    preset = "recipes/IEMOCAP/iemocap4_improvised.yaml"
+    options = f"data_folder: {release}\nmanifest_folder: {tmp_path / 'save'}"
+    plan_runs("hparams/emoq_stage1.yaml", [preset], options)[0].hparams[
+        "prepare"
+    ]()
+    splits = read_splits(tmp_path / "save")
+    sessions = [
+        {row["session"] for row in rows.values()} for rows in splits.values()
+    ]
+    assert sessions == [{"Ses03", "Ses04", "Ses05"}, {"Ses02"}, {"Ses01"}]
+    assert len(all_rows(tmp_path / "save")) == 50
 
 
 def test_another_folder_is_refused_by_a_clear_message(tmp_path, run_script):

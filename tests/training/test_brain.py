@@ -1,15 +1,27 @@
 """The training loop: steps, learning rates, schedule, modes."""
 
+import math
+
 import pytest
 import speechbrain as sb
 import torch
 from speechbrain.dataio.batch import PaddedBatch
 from torch import nn
+from transformers.trainer_pt_utils import get_parameter_names
 
-from emoq_modules import PromptTemplate, SoftPromptDecoder
+from emoq_modules import (
+    FocalLoss,
+    MALLoss,
+    PromptTemplate,
+    SoftPromptDecoder,
+    SupConLoss,
+)
+from emoq_modules.dataio.files import read_contents, write_contents
 from emoq_modules.dataio.sampler import ClassGroupSampler
-from emoq_modules.errors import ConfigurationError
+from emoq_modules.errors import CheckpointError, ConfigurationError
 from emoq_modules.lobes.audio_encoder import FrozenEncoder
+from emoq_modules.lobes.qformer import EmoQFormer
+from emoq_modules.lobes.small_backbones import build_text_encoder
 from emoq_modules.training.stages import Stage1Brain, Stage2Brain
 from tests.small_brain import (
     DIM,
@@ -195,6 +207,54 @@ def test_each_part_has_its_own_learning_rate(tmp_path):
         assert torch.equal(parameter, start[name]) == (expected[part] == 0)
 
 
+def test_only_matrices_decay(tmp_path, llm):
+    source = build_text_encoder(tmp_path / "bert", ["Good morning!"])
+    brain = stage_2(
+        tmp_path, llm, opt_class=lambda g: torch.optim.AdamW(g, lr=0.1)
+    )
+    brain.modules["fusion"] = EmoQFormer(source, audio_dim=4, audio_layers=2)
+    brain.batches_per_epoch = 1
+    brain.init_optimizers()
+    for parameter in brain.modules.parameters():
+        # No weight is 0, and without a gradient only decay moves one.
+        if parameter.requires_grad:
+            nn.init.ones_(parameter)
+            parameter.grad = torch.zeros_like(parameter)
+    brain.optimizer.step()
+    decayed = {name for name, w in weights(brain).items() if (w < 1).any()}
+    # As transformers' Trainer chooses, and what it does not know.
+    usual = get_parameter_names(
+        brain.modules, [nn.LayerNorm], ["bias", "_norm"]
+    )
+    extra = {"fusion.queries", "decoder.projector.scale"}
+    assert extra < set(usual) & weights(brain).keys()
+    assert decayed == set(usual) & weights(brain).keys() - extra
+    assert "fusion.text_embeddings.word.weight" in decayed
+
+
+def test_a_checkpoint_of_other_groups_is_refused_in_one_line(tmp_path):
+    brain = make_brain(tmp_path)
+    fit(brain, make_dataset(6), [[0, 1, 2, 3, 4, 5]])
+    (checkpoint,) = (tmp_path / "save").iterdir()
+    # An earlier version had fewer, as biases were with the matrices.
+    file = checkpoint / "optimizer.ckpt"
+    state = torch.load(file)
+    group = {**state["param_groups"][0], "params": list(range(6))}
+    torch.save({**state, "param_groups": [group]}, file)
+    sizes = read_contents(checkpoint)
+    (checkpoint / "mal.ckpt").unlink()
+    del sizes["mal.ckpt"]
+    write_contents(checkpoint, sizes | {file.name: file.stat().st_size})
+    again = make_brain(tmp_path)
+    with pytest.raises(CheckpointError, match="earlier version") as error:
+        fit(again, make_dataset(6), [[0, 1, 2, 3, 4, 5]])
+    assert "\n" not in str(error.value)
+    again.test_only = True
+    fit(again, make_dataset(6), [[0, 1, 2, 3, 4, 5]])
+    again.evaluate(make_dataset(3), test_loader_kwargs={"batch_size": 3})
+    assert again.loaded_epoch == 1
+
+
 BOTH = {"fusion": 0.1, "head": 0.1}
 
 
@@ -242,7 +302,8 @@ def test_a_part_that_is_left_out_or_frozen_may_have_a_learning_rate(tmp_path):
     rates = {"fusion.inner": 1, "fusion": 0.1, "head": 0.1, "spare": 0.1}
     brain = make_brain(tmp_path, modules=modules, learning_rates=rates)
     fit(brain, make_dataset(3), [[0, 1, 2]])
-    assert len(brain.optimizer.param_groups) == 2
+    rates = [group["lr"] for group in brain.optimizer.param_groups]
+    assert rates == [0.1, 0.1, 0.1, 0.1]  # of matrices and biases
 
 
 class RecordingBrain(Stage1Brain):
@@ -268,6 +329,54 @@ def test_learning_rate_warms_up_and_goes_down_over_the_steps(tmp_path):
     fit(brain, make_dataset(5), [[0], [1], [2], [3], [4]])
     quarters = [0, 1, 2, 3, 4, 3, 2, 1]
     assert brain.rates == pytest.approx([0.1 * q / 4 for q in quarters])
+
+
+class StoppedBrain(RecordingBrain):
+    """Is stopped before a batch, with a checkpoint after every fourth."""
+
+    stopped_before = math.inf
+    heard = ()
+
+    def fit_batch(self, batch):
+        if len(self.heard) == self.stopped_before:
+            raise KeyboardInterrupt
+        self.heard = [*self.heard, batch.id]
+        return super().fit_batch(batch)
+
+
+@pytest.mark.parametrize("accumulated", [1, 2])
+@pytest.mark.parametrize("done", [8, 12])  # an epoch; and half of the next
+@pytest.mark.parametrize(("before", "now"), [(1, 2), (2, 1)])
+def test_a_run_goes_on_where_it_was_with_batches_of_another_size(
+    tmp_path, caplog, before, now, done, accumulated
+):
+    # As another number of ranks has it: the same order, dealt out otherwise.
+    def brain(each):
+        brain = make_brain(
+            tmp_path,
+            StoppedBrain,
+            scheduler="linear",
+            number_of_epochs=3,
+            grad_accumulation_factor=accumulated,
+        )
+        brain.ckpt_interval_steps = 4 // each
+        batches = [[*range(k, k + each)] for k in range(0, 8, each)]
+        return brain, batches
+
+    dataset = make_dataset(8)
+    first, batches = brain(before)
+    first.stopped_before = done // before
+    with pytest.raises(KeyboardInterrupt):
+        fit(first, dataset, batches)
+    resumed, batches = brain(now)
+    fit(resumed, dataset, batches)
+
+    utterances = [f"u{k}" for k in (*range(8), *range(8), *range(8))]
+    assert sum(first.heard + resumed.heard, []) == utterances
+    # Linear from 0.1 to 0 over 24 utterances, as each step has found it.
+    steps = range(done, 24, now * accumulated)
+    assert resumed.rates == pytest.approx([0.1 * (1 - k / 24) for k in steps])
+    assert f"had {8 // before} batches and now has {8 // now}" in caplog.text
 
 
 def test_a_sampler_is_told_the_epoch(tmp_path):
@@ -317,6 +426,81 @@ def test_of_several_embeddings_of_an_utterance_the_mean_is_kept(tmp_path):
     first, second = brain.tested_embeddings
     torch.testing.assert_close(first, several[0, :2].mean(dim=0))
     torch.testing.assert_close(second, several[1].mean(dim=0))
+
+
+class Lines(list):
+    """In the place of a train logger: what it is given of training."""
+
+    def log_stats(self, stats_meta, train_stats=None, **rest):
+        self.append(train_stats)
+
+
+def stage_1(folder, kind=Stage1Brain, queue_size=0, **changes):
+    """With MAL, three epochs and a checkpoint after each batch."""
+    brain = make_brain(
+        folder,
+        kind,
+        mal=MALLoss(
+            SupConLoss(1.0, queue_size=queue_size), FocalLoss(), balance=0.5
+        ),
+        train_logger=Lines(),
+        number_of_epochs=3,
+        **changes,
+    )
+    brain.ckpt_interval_steps = 1
+    return brain
+
+
+# Classes 0 1, 0 0 1, 2 2 1: of the rarest, sad, both have a positive.
+PAIRS = [[0, 1], [3, 6, 4], [2, 5, 7]]
+
+
+def test_line_of_an_epoch_tells_what_the_loss_is_made_of(tmp_path):
+    brain = stage_1(tmp_path, learning_rates={"fusion": 0.0, "head": 0.0})
+    dataset = make_dataset(8)
+    fit(brain, dataset, PAIRS)
+    scl, focal = [], []
+    for batch in PAIRS:
+        batch = PaddedBatch([dataset[index] for index in batch])
+        embeddings, logits = brain.compute_forward(batch, sb.Stage.VALID)
+        scl.append(SupConLoss(1.0)(embeddings, batch.label).item())
+        focal.append(0.5 * FocalLoss()(logits, batch.label).item())
+    expected = {
+        "loss": (sum(scl) + sum(focal)) / 3,
+        "SCL": sum(scl) / 3,
+        "focal": sum(focal) / 3,
+        "paired anchors": 50.0,
+        "paired anchors of sad": 100.0,
+    }
+    lines = brain.hparams.train_logger
+    assert lines == [pytest.approx(expected)] * 3
+    assert scl[0] == 0 and min(scl[1:] + focal) > 0.1
+
+
+class DyingBrain(Stage1Brain):
+    """Ends within its second epoch."""
+
+    def on_fit_batch_end(self, *args):
+        if self.optimizer_step == 5:
+            raise KeyboardInterrupt
+
+
+@pytest.mark.parametrize("size", [0, 5])
+def test_resumed_epoch_has_the_queue_and_the_line_of_a_whole_one(
+    tmp_path, size
+):
+    dataset = make_dataset(8)
+    whole = stage_1(tmp_path / "whole", queue_size=size)
+    fit(whole, dataset, PAIRS)
+    stopped = stage_1(tmp_path / "stopped", DyingBrain, queue_size=size)
+    with pytest.raises(KeyboardInterrupt):
+        fit(stopped, dataset, PAIRS)
+    resumed = stage_1(tmp_path / "stopped", queue_size=size)
+    fit(resumed, dataset, PAIRS)
+    assert_same(weights(resumed), weights(whole))
+    lines = whole.hparams.train_logger
+    assert len(lines[0]) == 5
+    assert resumed.hparams.train_logger == lines[1:]
 
 
 class WatchingEncoder(FrozenEncoder):

@@ -3,6 +3,7 @@
 import json
 import os
 import random
+import time
 from pathlib import Path
 
 import numpy as np
@@ -19,6 +20,7 @@ from emoq_modules.training.checkpoints import (
     RandomState,
     TrainableCheckpointer,
 )
+from tests.conftest import flip_a_byte
 
 
 class Run:
@@ -204,6 +206,10 @@ def test_checkpoint_that_lacks_a_part_is_refused(run):
         ("CKPT.yaml", truncate),
         ("contents.json", truncate),
         ("schedule.ckpt", Path.unlink),
+        ("model.ckpt", flip_a_byte),
+        ("optimizer.ckpt", lambda path: flip_a_byte(path, 500)),
+        ("history.ckpt", lambda path: flip_a_byte(path, -3)),
+        ("CKPT.yaml", lambda path: flip_a_byte(path, -3)),
     ],
 )
 def test_damaged_checkpoint_is_left_out_with_a_warning(
@@ -221,12 +227,36 @@ def test_damaged_checkpoint_is_left_out_with_a_warning(
     assert f"{newest} is left out: {name}" in caplog.text
 
 
-def test_damage_of_all_checkpoints_is_an_error_and_not_a_fresh_start(run):
+@pytest.mark.parametrize("damage", [truncate, flip_a_byte])
+def test_damage_of_all_checkpoints_is_an_error_and_not_a_fresh_start(
+    run, damage
+):
     for _ in range(2):
         run.step()
-        truncate(run.save() / "model.ckpt")
-    with pytest.raises(CheckpointError, match="No checkpoint in .* is whole"):
+        damage(run.save() / "model.ckpt")
+    says = r"No checkpoint in .* is whole \(model\.ckpt .*\)\. Restore"
+    with pytest.raises(CheckpointError, match=says):
         resumed(run)
+
+
+def test_a_checkpoint_is_on_the_disk_before_its_list_is(run, disk):
+    run.step()
+    folder = run.save()
+    listed, saved = folder / "contents.json", [*folder.glob("*.ckpt")]
+    assert len(saved) == 4
+    assert not disk.unsafe_at(listed, [*saved, folder.parent])
+    assert folder in disk.synced
+
+
+def test_a_checkpoint_of_an_earlier_version_is_resumed(run):
+    run.step()
+    folder = run.save()
+    sizes = {p.name: p.stat().st_size for p in folder.iterdir()}
+    del sizes["contents.json"]
+    (folder / "contents.json").write_text(json.dumps(sizes))
+    other = resumed(run)
+    assert_same(other.weights(), run.weights())
+    assert other.has_moments()
 
 
 def test_weights_that_cannot_be_read_say_what_to_do(tmp_path):
@@ -299,6 +329,33 @@ def test_a_run_that_falls_back_starts_its_optimizer_anew(run, caplog):
     assert "the optimizer starts anew" in caplog.text
     other.step()
     assert other.has_moments()
+
+
+def test_a_clock_set_back_does_not_make_the_newest_checkpoint_an_old_one(
+    run, monkeypatch
+):
+    run.step()
+    first = run.save()
+    now = time.time()
+    monkeypatch.setattr(time, "time", lambda: now - 7200)
+    for saved in (2, 3):
+        run.step()
+        run.checkpointer.save_and_keep_only(importance_keys=[])
+        (newest,) = run.checkpointer.checkpoints_dir.iterdir()
+        assert newest != first
+        assert len(resumed(run).history) == saved
+
+
+def test_a_clock_set_right_again_has_the_time_of_a_checkpoint_again(
+    run, monkeypatch
+):
+    with monkeypatch.context() as patch:
+        patch.setattr(time, "time", lambda: 1000.0)
+        run.save()
+    before = time.time()
+    run.save()
+    newest = run.checkpointer.find_checkpoint()
+    assert before <= newest.meta["unixtime"] <= time.time()
 
 
 @pytest.mark.parametrize("name", ["write_atomically", "torch.save"])

@@ -18,8 +18,8 @@ from tests.training.test_training import (
     RUN,
     STAGE2,
     arguments,
-    link_stage_1,
     newest_weights,
+    stage_1_of,
 )
 
 PLAIN = ("--preset", "tests/without_dropout.yaml")
@@ -135,10 +135,10 @@ def test_a_killed_rank_ends_the_run_which_then_ends_as_if_never_stopped(
     # With dropout, of which each rank draws its own; 21 utterances, so that an
     # epoch is filled up.
     def command(name):
-        link_stage_1(tmp_path / name, together[0])
+        first = stage_1_of(together[0])
         often = "--ckpt_interval_minutes", "0", "--ckpt_interval_steps", "2"
         small = "--batch_size", "2", "--number_of_epochs", "2"
-        return arguments(tmp_path / name, STAGE2, *small, *often)
+        return arguments(tmp_path / name, STAGE2, *first, *small, *often)
 
     whole, stopped = command("whole"), command("stopped")
     train_together(*whole)
@@ -175,11 +175,11 @@ def test_shared_out_llm_trains_and_loads_as_a_whole_one(
     train_together, together, tmp_path
 ):
     whole, _ = together
-    link_stage_1(tmp_path, whole)
     options = arguments(
         tmp_path,
         STAGE2,
-        *(*PLAIN, "--batch_size", "6", "--gradient_checkpointing", "True"),
+        *(*PLAIN, *stage_1_of(whole), "--batch_size", "6"),
+        *("--gradient_checkpointing", "True"),
     )
     train_together(*options, "--shard_llm", "True")
     folder = tmp_path / RUN / "stage2"

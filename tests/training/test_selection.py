@@ -9,6 +9,7 @@ from torch.nn import functional as F
 
 from emoq_modules.errors import CheckpointError
 from emoq_modules.training.brain import EmoQBrain
+from tests.conftest import flip_a_byte
 from tests.small_brain import fit, make_brain, make_dataset
 
 
@@ -133,6 +134,15 @@ def test_a_resumed_run_remembers_how_long_it_has_waited(tmp_path):
     run_script(tmp_path, script[:2], patience=2)
     resumed = run_script(tmp_path, script, patience=2)
     assert len(resumed.hparams.history) == 3
+
+
+def test_another_epoch_never_stands_in_for_a_damaged_best_one(tmp_path):
+    script = [(4, 1), (1, 1)]
+    run_script(tmp_path, script)
+    best, _ = sorted((tmp_path / "save").iterdir())
+    flip_a_byte(best / "fusion.ckpt")
+    with pytest.raises(CheckpointError, match="Epoch 1 was the best.*Restore"):
+        run_script(tmp_path, script)
 
 
 def test_evaluation_without_a_checkpoint_says_to_train_first(tmp_path):

@@ -81,18 +81,16 @@ def test_stage_1_learns(tiny_results):
     assert json.loads(results.read_text())["UA"] > 60  # chance is 33
 
 
-def link_stage_1(results, whole):
-    """Has a results folder begin with the stage 1 of another."""
-    (results / RUN).mkdir(parents=True)
-    (results / RUN / "stage1").symlink_to(whole / RUN / "stage1")
+def stage_1_of(results):
+    """Has a stage 2 begin with the stage 1 of another results folder."""
+    path = results / RUN / "stage1/emoq_former.safetensors"
+    return "--fusion_weights", str(path)
 
 
 def test_stage_2_starts_from_stage_1(tmp_path, tiny_results):
     # With a learning rate of 0 the EmoQ-Former stays what it was given.
-    link_stage_1(tmp_path, tiny_results)
-    train.main(
-        arguments(tmp_path, STAGE2, "--lr", "0", "--number_of_epochs", "1")
-    )
+    options = *stage_1_of(tiny_results), "--lr", "0", "--number_of_epochs", "1"
+    train.main(arguments(tmp_path, STAGE2, *options))
     first = load_file(tiny_results / RUN / "stage1/emoq_former.safetensors")
     weights = newest_weights(tmp_path / RUN / "stage2")
     for name, value in first.items():
@@ -122,9 +120,9 @@ def kill(after, options):
 def test_killed_run_ends_as_if_it_had_never_been_stopped(
     tmp_path, tiny_results, stage, experiment
 ):
+    often = ["--ckpt_interval_minutes", "0", "--ckpt_interval_steps", "2"]
     if stage == 2:
-        link_stage_1(tmp_path, tiny_results)
-    often = "--ckpt_interval_minutes", "0", "--ckpt_interval_steps", "2"
+        often += stage_1_of(tiny_results)
     options = arguments(tmp_path, experiment, *often)
     process = fork(kill, 9, options)
     process.join()

@@ -1,0 +1,119 @@
+"""MELD's CSV files: what was said, by whom, when, and with what emotion."""
+
+import contextlib
+import csv
+import io
+import re
+from collections import defaultdict
+from itertools import combinations
+
+from emoq_modules.dataio.prepare import read_text
+from emoq_modules.errors import CorpusError
+
+LABELS = ("neutral", "angry", "sadness", "joy", "surprise", "disgust", "fear")
+
+# MELD's word -> the word to predict, where the two differ.
+WORDS = {"anger": "angry"}
+
+COLUMNS = (
+    "Utterance",
+    "Speaker",
+    "Emotion",
+    "Dialogue_ID",
+    "Utterance_ID",
+    "Season",
+    "Episode",
+    "StartTime",
+    "EndTime",
+)
+
+
+def read_annotations(split, path):
+    """Key -> row of a CSV file, its emotion in our words."""
+    # newline="": some utterances have line breaks, within quotes.
+    table = csv.DictReader(io.StringIO(read_text(path), newline=""))
+    absent = [c for c in COLUMNS if c not in (table.fieldnames or ())]
+    if absent:
+        raise CorpusError(
+            f"{path} has no column {', '.join(absent)}: it is not MELD's."
+        )
+    rows = {}
+    for number, row in enumerate(table, start=1):
+        key = f"{split}/dia{row['Dialogue_ID']}_utt{row['Utterance_ID']}"
+        emotion = (row["Emotion"] or "").strip().lower()
+        row["Emotion"] = WORDS.get(emotion, emotion)
+        fault = None
+        if any(row[column] is None for column in COLUMNS):
+            fault = "is not complete"
+        elif key in rows:
+            fault = "repeats an earlier row"
+        elif row["Emotion"] not in LABELS:
+            fault = f"has an unknown emotion, '{emotion}'"
+        if fault:
+            raise CorpusError(
+                f"Row {number} of {path} ({key}) {fault}: compare the file "
+                "with the published one."
+            )
+        rows[key] = row
+    return rows
+
+
+def annotated_times(row):
+    """Start and end of an utterance in its episode, in seconds."""
+    times = [row["StartTime"], row["EndTime"]]
+    try:
+        start, end = (
+            3600 * int(hours) + 60 * int(minutes) + float(seconds)
+            for hours, minutes, seconds in (
+                time.replace(",", ".").split(":") for time in times
+            )
+        )
+    except ValueError as error:
+        raise CorpusError(
+            f"Dialogue {row['Dialogue_ID']}, utterance {row['Utterance_ID']} "
+            f"has the StartTime and EndTime {times}, which are no hours, "
+            "minutes and seconds: compare the CSV file with the published one."
+        ) from error
+    return start, end
+
+
+def find_repeats(rows):
+    """Pairs of keys, of two splits in their order, that have the same sound.
+
+    Such are of one episode, at times that overlap, and the words of one are
+    among those of the other: where a scene is in two splits, it may be cut into
+    utterances at other places.
+    """
+    episodes = defaultdict(list)
+    for key, row in rows.items():
+        words = re.findall(r"\w+", repair(row["Utterance"]).lower())
+        utterance = key, *annotated_times(row), f" {' '.join(words)} "
+        episodes[row["Season"], row["Episode"]].append(utterance)
+    return [
+        (key, other)
+        for episode in episodes.values()
+        for (key, start, end, words), (other, start_2, end_2, words_2) in (
+            combinations(episode, 2)
+        )
+        if key.split("/")[0] != other.split("/")[0]
+        and max(start, start_2) < min(end, end_2)
+        and (words in words_2 or words_2 in words)
+    ]
+
+
+def repair(text):
+    """Undo wrong encodings and line breaks.
+
+    Some copies of the CSV files hold bytes of Windows-1252 as control
+    characters (``\\x92`` for an apostrophe), some UTF-8 read as
+    Windows-1252.
+    """
+    text = re.sub(
+        "[\x80-\x9f]",
+        lambda c: c[0].encode("latin-1").decode("cp1252", errors="replace"),
+        text,
+    )
+    if "\u00e2\u20ac" in text:
+        with contextlib.suppress(UnicodeError):
+            text = text.encode("cp1252").decode("utf-8")
+    return " ".join(text.split())
