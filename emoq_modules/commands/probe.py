@@ -58,6 +58,7 @@ def _probe(own):
     from transformers.utils import logging as transformers_logging
 
     from emoq_modules.commands.reproduce_runs import PROJECT, check_clone
+    from emoq_modules.evaluation.results import measure, pool
     from emoq_modules.training.configuration import (
         change,
         merge_presets,
@@ -78,18 +79,24 @@ def _probe(own):
     words = ["-m", "emoq_modules", "probe"]
     words += [word for preset in own.preset for word in ("--preset", preset)]
     runs = plan_runs(experiment, own.preset, options, own.fold)
-    scores, best, stats = probe_layers(
+    scores, best, tested = probe_layers(
         runs, run_opts, [*words, "--fold", own.fold, *own.rest]
     )
     print(f"{'layer':>5}{'C':>8}{'valid UA':>10}")
     for score in scores:
         print(f"{score.layer:5}{score.strength:8g}{score.valid_UA:10.1f}")
-    metrics = stats.summarize()
-    measures = ("UA", "WA", "WF1")  # the one chosen by comes first
-    measures = ", ".join(f"{name} {metrics[name]:.1f}" for name in measures)
-    folds = f"{len(runs)} fold{'s' * (len(runs) > 1)}"
+    stats = pool(tested)
+    found = {
+        name: measure([stats], [tested.values()], name)
+        for name in ("UA", "WA", "WF1")  # the one chosen by comes first
+    }
+    pooled = ", ".join(f"{name} {x.pooled:.1f}" for name, x in found.items())
+    folds = f"{len(tested)} fold{'s' * (len(tested) > 1)}"
     print(
-        f"\nbest layer {best.layer}: {measures} "
-        f"(test, {metrics['n']} utterances, {folds})"
+        f"\nbest layer {best.layer}: {pooled} "
+        f"(test, {len(stats.ids)} utterances, {folds})"
     )
+    if len(tested) > 1:
+        means = ", ".join(f"{name} {x.folds}" for name, x in found.items())
+        print(f"mean of {folds}: {means}")
     print(f"\nResults\n  {runs[0].folder.parents[1]}")

@@ -16,6 +16,7 @@ from emoq_modules.dataio.files import write_atomically
 from emoq_modules.errors import ResultsError
 from emoq_modules.evaluation.bootstrap import (
     bootstrap_interval,
+    find_clusters,
     paired_bootstrap,
 )
 from emoq_modules.evaluation.calibration import expected_calibration_error
@@ -27,6 +28,8 @@ from emoq_modules.evaluation.plots import (
     plot_reliability,
 )
 from emoq_modules.evaluation.results import CURVES_FILE, read_predictions
+
+_FEW = 30  # clusters, as Cameron, Gelbach and Miller (2008) have it
 
 
 def write_report(table, rows, folder):
@@ -67,21 +70,21 @@ def report_folder(table, runs):
 
 def format_rows(table, rows):
     """The paper's metrics and those measured, a line for each row."""
-    measures = table["measures"]
+    measures, several = table["measures"], _several_folds(rows)
     width = max(len(row.name) for row in rows)
-    across = 8 * len(measures)
-    paper, here = _columns(table, rows)
-    names = "".join(f"{measure:>8}" for measure in measures)
-    lines = [
-        f"{'':<{width}}{paper:>{across}}{here:>{across}}",
-        f"{'':<{width}}{names}{names}  runs",
-    ]
-    for row in rows:
-        cells = [_percent(row.paper[measure]) for measure in measures]
-        cells += [_percent(row.mean(measure)) for measure in measures]
-        metrics = "".join(f"{cell:>8}" for cell in cells)
-        lines.append(f"{row.name:<{width}}{metrics}  {row.state}")
-    return "\n".join(lines)
+    blocks = [[f"{x:<{width}}" for x in ("", "", *(row.name for row in rows))]]
+    for column, name in enumerate(_columns(table, rows)):
+        cells = [measures] + [
+            [_figures(row, measure, several)[column] for measure in measures]
+            for row in rows
+        ]
+        wide = max(8, *(2 + len(cell) for line in cells for cell in line))
+        texts = ["".join(f"{cell:>{wide}}" for cell in line) for line in cells]
+        across = max(len(texts[0]), 2 + len(name))
+        blocks.append([f"{text:>{across}}" for text in (name, *texts)])
+    blocks.append(["", "  runs", *(f"  {row.state}" for row in rows)])
+    lines = "\n".join(map("".join, zip(*blocks, strict=True)))
+    return "\n\n".join([lines, *_notes(rows)])
 
 
 def _opening(table, rows):
@@ -95,9 +98,9 @@ def _opening(table, rows):
         header += [f"{measure}, {name}" for name in _columns(table, rows)]
     for row in rows:
         metrics = [
-            _percent(value)
+            cell
             for measure in table["measures"]
-            for value in (row.paper[measure], row.mean(measure))
+            for cell in _figures(row, measure, len(folds) > 1)
         ]
         cells.append([row.name, row.source, *metrics, row.state])
     return {
@@ -111,6 +114,7 @@ def _opening(table, rows):
         "several_seeds": len(seeds) > 1,
         "missing": [f"{row.name}: {row.lacks}" for row in rows if row.lacks],
         "overview": ([*header, "runs"], cells),
+        "notes": _notes(rows),
     }
 
 
@@ -121,8 +125,8 @@ def _measured(table, rows, whole):
     why = None
     if last.stats is None or not others:
         why = f"it takes {last.name} and another row, both complete"
-    elif _dialogues(last) < 2:
-        why = "there is one dialogue alone"
+    elif _clusters(last).count < 2:
+        why = f"there is one {_clusters(last).unit} alone"
     commands = [
         [word.removeprefix(f"{PROJECT}/") for word in row.runs[0].command]
         for row in rows
@@ -130,7 +134,7 @@ def _measured(table, rows, whole):
     ]
     return {
         "last": last,
-        "one_dialogue": any(_dialogues(row) < 2 for row in whole),
+        **_resampled(whole),
         "details": {
             measure: [_detail(table, rows, row, measure) for row in whole]
             for measure in table["measures"]
@@ -151,17 +155,25 @@ def _measured(table, rows, whole):
 
 def _detail(table, rows, row, measure):
     own, measured = _corpora(table, rows)
-    values = [metrics[measure] for metrics in row.metrics]
-    spread = np.std(values, ddof=1) if len(values) > 1 else None
+    found = row.measured(measure)
     interval = difference = NOTHING
-    if _dialogues(row) > 1:
-        interval = _range(bootstrap_interval(row.stats, measure))
+    if _clusters(row).count > 1:
+        try:
+            interval = _range(bootstrap_interval(_seeds(row), measure))
+        except ValueError as error:
+            raise ResultsError(
+                f"The seeds of {row.name} have no mean: {error}"
+            ) from error
     if own != measured:
         difference = "another corpus"
+    elif row.note:
+        difference = "another task"
     elif row.paper[measure] is not None:
-        difference = f"{row.mean(measure) - row.paper[measure]:+.1f}"
-    shown = map(_percent, (np.mean(values), spread, row.mean(measure)))
-    return [row.name, len(values), *shown, interval, difference]
+        difference = f"{found.fold_mean - row.paper[measure]:+.1f}"
+    shown = found.fold_mean, found.fold_deviation
+    shown = *shown, found.pooled, found.seed_deviation
+    runs = len(row.runs)
+    return [row.name, runs, *map(_percent, shown), interval, difference]
 
 
 def _comparisons(table, last, others):
@@ -169,7 +181,7 @@ def _comparisons(table, last, others):
     for row in others:
         for measure in table["measures"]:
             try:
-                found = paired_bootstrap(last.stats, row.stats, measure)
+                found = paired_bootstrap(_seeds(last), _seeds(row), measure)
             except ValueError as error:
                 raise ResultsError(
                     f"{last.name} cannot be compared with {row.name}: {error}"
@@ -252,9 +264,28 @@ def _corpora(table, rows):
 def _columns(table, rows):
     """How the paper's metrics and those measured are headed."""
     own, measured = _corpora(table, rows)
+    several = _several_folds(rows)
+    here = ["mean of folds", "pooled"] if several else ["here"]
     if own == measured:
-        return "paper", "here"
-    return f"paper, {own}", f"here, {measured}"
+        return ["paper", *here]
+    return [f"paper, {own}", *(f"{name}, {measured}" for name in here)]
+
+
+def _figures(row, measure, several_folds):
+    """A row's cells of a measure, below these headings."""
+    found = row.measured(measure)
+    here = [NOTHING if found is None else f"{found.pooled:.1f}"]
+    if several_folds:
+        here = [NOTHING if found is None else found.folds, *here]
+    return [_percent(row.paper[measure]), *here]
+
+
+def _several_folds(rows):
+    return len({run.fold for row in rows for run in row.runs}) > 1
+
+
+def _notes(rows):
+    return [f"{row.name}: {row.note}" for row in rows if row.note]
 
 
 def _percent(value):
@@ -265,5 +296,23 @@ def _range(found, form=".1f"):
     return f"{found.low:{form}} to {found.high:{form}}"
 
 
-def _dialogues(row):
-    return len(set(row.stats.dialogues))
+def _seeds(row):
+    return list(row.pooled.values())
+
+
+def _clusters(row):
+    return find_clusters(*_seeds(row))
+
+
+def _resampled(whole):
+    """What intervals resample, and whether that is enough."""
+    found = {row.name: _clusters(row) for row in whole}
+    told = list(dict.fromkeys(map(str, found.values())))
+    if len(told) > 1:
+        told = [f"{clusters} of {name}" for name, clusters in found.items()]
+    fewest = min(found.values(), key=lambda clusters: clusters.count)
+    return {
+        "resampled": ", ".join(told),
+        "alone": fewest.unit if fewest.count < 2 else None,
+        "few": _FEW if fewest.count < _FEW else None,
+    }

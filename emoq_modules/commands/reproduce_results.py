@@ -24,7 +24,8 @@ from emoq_modules.evaluation.metrics import check_labels
 from emoq_modules.evaluation.results import (
     RESULTS_FILE,
     VALID_PREDICTIONS_FILE,
-    pool_results,
+    measure,
+    pool,
     read_predictions,
 )
 from emoq_modules.inference.recognizer_folder import SETTINGS_FILE
@@ -43,9 +44,10 @@ class Row:
     source: str  # whose metrics they are
     paper: dict  # by measure, None where the paper has none
     runs: list  # none where the paper quotes another
-    # Where all runs are done: EmotionStats.summarize() of each, and of each
-    # seed the EmotionStats of all folds together.
-    metrics: list = ()
+    note: str = ""  # why the paper's metrics are of another task
+    # Where all runs are done: of each seed the EmotionStats of the folds, in a
+    # list, and of all folds together.
+    folds: dict = field(default_factory=dict)
     pooled: dict = field(default_factory=dict)
     # The first seed's, fold by fold, where there are validation predictions;
     # and the posteriors of ``stats`` by these temperatures, (N, C).
@@ -109,10 +111,11 @@ class Row:
         alone = f", seed {seeds[0]} alone" if len(seeds) > 1 else ""
         return together + alone
 
-    def mean(self, measure):
-        """A measure of all folds together; of several seeds their mean."""
-        values = [stats.summarize(measure) for stats in self.pooled.values()]
-        return float(np.mean(values)) if values else None
+    def measured(self, name):
+        """A measure over folds and seeds, or None where a run is missing."""
+        if self.stats is None:
+            return None
+        return measure(self.pooled.values(), self.folds.values(), name)
 
 
 def read_rows(table, runs):
@@ -133,6 +136,7 @@ def read_rows(table, runs):
             entry["source"],
             {measure: entry[measure] for measure in table["measures"]},
             [run for run in runs if run.row == entry["name"]],
+            entry.get("note", ""),
         )
         for entry in table["rows"]
     ]
@@ -190,7 +194,14 @@ def _read_run(run):
                 f"{path} is of {key} {results.get(key)!r}, where {value!r} "
                 "belongs: was the folder copied?"
             )
-    return read_predictions(run.folder)
+    stats = read_predictions(run.folder)
+    confusion = stats.summarize("confusion")
+    if results.get("confusion", confusion) != confusion:
+        raise ResultsError(
+            f"{path} has another confusion than the predictions beside it: "
+            "was one of them exchanged or edited?"
+        )
+    return stats
 
 
 def _read_row(row, stats):
@@ -205,9 +216,11 @@ def _read_row(row, stats):
     temperatures, scaled = _calibrate(first)
     return replace(
         row,
-        metrics=[stats[run].summarize() for run in runs],
+        folds={
+            seed: [stats[run] for run in folds] for seed, folds in seeds.items()
+        },
         pooled={
-            seed: pool_results([run.folder for run in folds])
+            seed: pool({run.folder: stats[run] for run in folds})
             for seed, folds in seeds.items()
         },
         temperatures=temperatures,

@@ -1,9 +1,11 @@
 """How far results can be trusted: confidence intervals and comparisons.
 
-Utterances of a dialogue share speakers, topic and mood, so they are not
-independent: what is resampled are whole dialogues.
+Utterances of a dialogue share speakers, topic and mood, and utterances of a
+speaker a voice, so they are not independent: what is resampled are whole
+clusters of them, and where a system was trained with several seeds, seeds too.
 """
 
+from collections import Counter
 from typing import NamedTuple
 
 import numpy as np
@@ -11,6 +13,7 @@ from scipy.stats import bootstrap
 
 from emoq_modules.evaluation.metrics import (
     MEASURES,
+    EmotionStats,
     check_labels,
     confusion_metrics,
 )
@@ -36,44 +39,78 @@ class Comparison(NamedTuple):
     p_value: float
 
 
-def bootstrap_interval(stats, measure="UA", resamples=9999):
-    """Percentile interval of 95 % of WA, UA or WF1 over resampled dialogues.
+class Clusters(NamedTuple):
+    """What is resampled: dialogues, speakers or utterances."""
 
-    The interval is that of other dialogues of the same kind, with this very
-    system: what other speakers or another seed would change is not in it. A
-    class that a resample lacks has no part in its UA. ValueError where there is
-    no such measure, or fewer than two dialogues.
+    unit: str
+    of: dict  # the cluster of each utterance, by id
+
+    @property
+    def count(self):
+        """How many there are."""
+        return len(set(self.of.values()))
+
+    def __str__(self):
+        return f"{self.count} {self.unit}{'s' * (self.count != 1)}"
+
+
+def find_clusters(*systems):
+    """The ``Clusters`` of the utterances that some ``EmotionStats`` measured.
+
+    Dialogues where one has more than one utterance. Where each was recorded by
+    itself, speakers, of the first system whose predictions name them; and where
+    none does, single utterances.
     """
-    _check_measure(measure)
-    value, resampled = _resample(
-        _dialogue_confusions(stats),
-        lambda confusions: confusion_metrics(confusions)[measure],
-        resamples,
-    )
+    first = systems[0]
+    if max(Counter(first.dialogues).values(), default=0) > 1:
+        return Clusters("dialogue", _by_id(first, first.dialogues))
+    for stats in systems:
+        if all(stats.speakers):
+            return Clusters("speaker", _by_id(stats, stats.speakers))
+    return Clusters("utterance", _by_id(first, first.ids))
+
+
+def bootstrap_interval(system, measure="UA", resamples=9999):
+    """Percentile interval of 95 % of WA, UA or WF1 over resampled clusters.
+
+    ``system`` is one ``EmotionStats``, or a list of them: the same utterances
+    as measured with each of several seeds. The value is their mean then, and a
+    resample draws seeds and clusters anew, independently of each other: all
+    chosen seeds are measured on the same chosen clusters. Owen, 2007, "The
+    pigeonhole bootstrap", shows of such crossed samples that the variance is
+    hardly underestimated, where resampling either alone leaves one of its two
+    sources out.
+
+    The interval is that of other clusters of the same kind, with this very
+    system; of other seeds, too, where there are several. With few of either it
+    is too narrow (Cameron, Gelbach and Miller, 2008, "Bootstrap-based
+    improvements for inference with clustered errors"). A class that a resample
+    lacks has no part in its UA. ValueError where there is no such measure,
+    fewer than two clusters, or the seeds' utterances or labels differ.
+    """
+    value, resampled = _resample([system], measure, lambda a: a, resamples)
     return Interval(value, *map(float, resampled.confidence_interval))
 
 
 def paired_bootstrap(a, b, measure="UA", resamples=9999):
     """Compares two systems on the same utterances, in any order.
 
-    Both are measured on each resample of dialogues (Koehn, 2004, "Statistical
-    significance tests for machine translation evaluation"). The two-sided
-    p-value inverts the percentile interval (Efron and Tibshirani, 1993, "An
+    Both are measured on each resample of clusters (Koehn, 2004, "Statistical
+    significance tests for machine translation evaluation"). Either may be a
+    list of seeds, as of an interval; seeds of two systems have nothing to do
+    with each other, and are drawn for each by itself. The two-sided p-value
+    inverts the percentile interval (Efron and Tibshirani, 1993, "An
     introduction to the bootstrap"): it is twice the share of resamples in which
     ``a`` is not better, or ``b`` is not, whichever is smaller. A share is
     (k + 1) / (n + 1): no number of resamples proves that a probability is 0.
     ValueError as of an interval, or where utterances or labels differ.
     """
-    _check_measure(measure)
-    _check_same_utterances(a, b)
 
-    def difference(confusions):
-        values = confusion_metrics(confusions)[measure]
+    def difference(of_a, of_b):
         # Rounded, so that what is equal but for the order of sums is a tie.
-        return (values[..., 0] - values[..., 1]).round(9)
+        return (of_a - of_b).round(9)
 
-    both = np.stack([_dialogue_confusions(a), _dialogue_confusions(b)], axis=1)
-    value, resampled = _resample(both, difference, resamples)
+    value, resampled = _resample([a, b], measure, difference, resamples)
     differences = resampled.bootstrap_distribution
     fewer = min((differences <= 0).sum(), (differences >= 0).sum())
     p_value = min(1.0, float(2 * (fewer + 1) / (resamples + 1)))
@@ -81,38 +118,50 @@ def paired_bootstrap(a, b, measure="UA", resamples=9999):
     return Comparison(value, *interval, p_value)
 
 
-def _dialogue_confusions(stats):
-    """Confusion counts of each dialogue, by name, ``(D, C, C)``."""
-    names, dialogue = np.unique(stats.dialogues, return_inverse=True)
-    if len(names) < 2:
-        raise ValueError(
-            f"dialogues are resampled, and there is {len(names)} in "
-            f"{len(stats.ids)} utterances: at least two are needed"
-        )
-    classes = len(stats.labels)
-    counts = np.zeros((len(names), classes, classes))
-    np.add.at(counts, (dialogue, stats.targets, stats.predictions), 1)
-    return counts
+def _resample(systems, measure, statistic, resamples):
+    """The statistic of the systems' measures, and SciPy's bootstrap of it.
 
-
-def _resample(counts, statistic, resamples):
-    """The statistic of all counts ``(D, …)`` summed, and SciPy's bootstrap.
-
-    ``statistic`` takes sums of R resamples, ``(R, …)``, and returns ``(R,)``.
+    ``statistic`` takes the measure of each system in R resamples, ``(R,)``.
     """
-    dialogues = len(counts)
+    if measure not in MEASURES:
+        raise ValueError(
+            f"there is no measure {measure!r}; it can be {', '.join(MEASURES)}"
+        )
+    systems = [[s] if isinstance(s, EmotionStats) else [*s] for s in systems]
+    first, *others = (stats for seeds in systems for stats in seeds)
+    for other in others:
+        _check_same_utterances(first, other)
+    clusters = find_clusters(first, *others)
+    if clusters.count < 2:
+        raise ValueError(
+            f"{clusters.unit}s are resampled, and there is {clusters.count} in "
+            f"{len(first.ids)} utterances: at least two are needed"
+        )
+    # Of each system, by cluster and seed: (D, S, C, C).
+    counts = [
+        np.stack([_cluster_confusions(stats, clusters) for stats in seeds], 1)
+        for seeds in systems
+    ]
 
-    def of_resamples(chosen, axis):
-        # How often each dialogue is in each resample: (R, D). One product with
-        # the counts is then their sum over each resample.
-        rows = np.arange(len(chosen))[:, None]
-        flat = (dialogues * rows + chosen.astype(int)).ravel()
-        times = np.bincount(flat, minlength=len(chosen) * dialogues)
-        times = times.reshape(-1, dialogues).astype(float)
-        return statistic(np.tensordot(times, counts, axes=1))
+    def of_resamples(chosen, *seeds, axis):
+        # One product with how often each cluster is in each resample, (R, D),
+        # makes the counts' sum over each resample: (R, S, C, C).
+        times = _times(chosen, clusters.count)
+        means, seeds = [], iter(seeds)
+        for of_system in counts:
+            confusions = np.tensordot(times, of_system, axes=1)
+            values = confusion_metrics(confusions)[measure]  # (R, S)
+            weights = np.ones(values.shape)
+            if values.shape[1] > 1:
+                weights = _times(next(seeds), values.shape[1])
+            means.append(np.average(values, axis=1, weights=weights))
+        return statistic(*means)
 
-    resampled = bootstrap(
-        [np.arange(dialogues)],
+    sizes = [clusters.count, *(len(s) for s in systems if len(s) > 1)]
+    drawn_from = [np.arange(size) for size in sizes]
+    whole = of_resamples(*(sample[None] for sample in drawn_from), axis=1)
+    return float(whole[0]), bootstrap(
+        drawn_from,
         of_resamples,
         n_resamples=resamples,
         batch=_BATCH,
@@ -121,14 +170,28 @@ def _resample(counts, statistic, resamples):
         method="percentile",
         rng=np.random.default_rng(0),
     )
-    return float(statistic(counts.sum(axis=0))), resampled
 
 
-def _check_measure(measure):
-    if measure not in MEASURES:
-        raise ValueError(
-            f"there is no measure {measure!r}; it can be {', '.join(MEASURES)}"
-        )
+def _times(chosen, size):
+    """How often each of ``size`` is among the chosen, ``(R, size)``."""
+    rows = np.arange(len(chosen))[:, None]
+    flat = (size * rows + chosen.astype(int)).ravel()
+    times = np.bincount(flat, minlength=len(chosen) * size)
+    return times.reshape(-1, size).astype(float)
+
+
+def _cluster_confusions(stats, clusters):
+    """Confusion counts of each cluster, by name, ``(D, C, C)``."""
+    names = [clusters.of[utterance] for utterance in stats.ids]
+    found, cluster = np.unique(names, return_inverse=True)
+    classes = len(stats.labels)
+    counts = np.zeros((len(found), classes, classes))
+    np.add.at(counts, (cluster, stats.targets, stats.predictions), 1)
+    return counts
+
+
+def _by_id(stats, values):
+    return dict(zip(stats.ids, values, strict=True))
 
 
 def _check_same_utterances(a, b):

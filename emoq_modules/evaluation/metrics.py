@@ -19,9 +19,10 @@ class EmotionStats(MetricStats):
     - **WF1**: the mean of the class F1 scores, weighted by class size.
 
     All in percent. What is measured is a set: an utterance that comes twice is
-    refused. The utterances seen so far stand side by side in ``ids`` and
-    ``dialogues`` (str), ``targets`` and ``predictions`` (class indices) and
-    ``posteriors`` (float32 tensors, (C,)).
+    refused. The utterances seen so far stand side by side in ``ids``,
+    ``dialogues``, ``speakers`` and ``sessions`` (str; the last two are empty
+    where they are not known), ``targets`` and ``predictions`` (class indices)
+    and ``posteriors`` (float32 tensors, (C,)).
 
     Arguments
     ---------
@@ -60,12 +61,22 @@ class EmotionStats(MetricStats):
         """Forgets all utterances."""
         self.ids = []
         self.dialogues = []
+        self.speakers = []
+        self.sessions = []
         self.targets = []
         self.predictions = []
         self.posteriors = []
         self.summary = {}
 
-    def append(self, ids, posteriors, targets, dialogues=None):
+    def append(
+        self,
+        ids,
+        posteriors,
+        targets,
+        dialogues=None,
+        speakers=None,
+        sessions=None,
+    ):
         """Adds the utterances of a batch, or none of them if one is faulty.
 
         Arguments
@@ -79,6 +90,8 @@ class EmotionStats(MetricStats):
         dialogues : list of str | None
             The dialogue of each utterance; None makes each a dialogue of its
             own.
+        speakers, sessions : list of str | None
+            The speaker and recording session of each; None if not known.
 
         Raises
         ------
@@ -88,14 +101,32 @@ class EmotionStats(MetricStats):
         """
         ids = list(ids)
         dialogues = ids if dialogues is None else list(dialogues)
+        unknown = [""] * len(ids)
+        speakers = unknown if speakers is None else list(speakers)
+        sessions = unknown if sessions is None else list(sessions)
+        places = dialogues, speakers, sessions
         posteriors = posteriors.detach().to("cpu", torch.float32)
         targets = torch.as_tensor(targets).cpu()
-        self._check(ids, posteriors, targets, dialogues)
+        self._check(ids, posteriors, targets, places)
         self.ids += ids
         self.dialogues += dialogues
+        self.speakers += speakers
+        self.sessions += sessions
         self.posteriors += posteriors.unbind()
         self.predictions += posteriors.argmax(dim=1).tolist()
         self.targets += targets.tolist()
+
+    def locate(self, rows):
+        """Takes speakers and sessions of the utterances so far from elsewhere.
+
+        Arguments
+        ---------
+        rows : dict
+            By the utterance's id, what has ``speaker`` and ``session``, such
+            as the rows of a manifest; others may be among them.
+        """
+        self.speakers = [rows[utterance]["speaker"] for utterance in self.ids]
+        self.sessions = [rows[utterance]["session"] for utterance in self.ids]
 
     def summarize(self, field=None):
         """Computes all measures over the utterances appended so far.
@@ -165,15 +196,16 @@ class EmotionStats(MetricStats):
         filestream.write("Confusion (rows: reference, columns: recognized)\n")
         filestream.write(format_confusion(self) + "\n")
 
-    def _check(self, ids, posteriors, targets, dialogues):
+    def _check(self, ids, posteriors, targets, places):
         batch, classes = len(ids), len(self.labels)
-        wanted = (batch, classes), (batch,), batch
-        found = tuple(posteriors.shape), tuple(targets.shape), len(dialogues)
+        wanted = (batch, classes), (batch,), *[batch] * 3
+        found = tuple(posteriors.shape), tuple(targets.shape), *map(len, places)
         if found != wanted:
             raise ValueError(
                 f"{batch} utterances of {classes} classes need posteriors of "
-                "shape {}, targets of shape {} and {} dialogues".format(*wanted)
-                + ", not {}, {} and {}".format(*found)
+                "shape {}, targets of shape {} and {} dialogues, {} speakers "
+                "and {} sessions".format(*wanted)
+                + ", not {}, {} and {}, {} and {}".format(*found)
             )
         repeated = _repeated(ids) or sorted(set(self.ids).intersection(ids))
         if repeated:

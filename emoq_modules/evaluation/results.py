@@ -10,7 +10,9 @@ import io
 import json
 import platform
 from pathlib import Path
+from typing import NamedTuple
 
+import numpy as np
 import torch
 
 from emoq_modules.dataio.files import write_atomically
@@ -38,8 +40,26 @@ CONFUSION_FILE = "confusion_matrix.png"
 CURVES_FILE = "training_curves.png"
 
 _RUN_INFO = ("corpus", "fold", "stage", "seed", "seconds")
-_COLUMNS = ["id", "label", "prediction", "dialogue"]
+_COLUMNS = ["id", "label", "prediction", "dialogue", "speaker", "session"]
+_FORMATS = (6, 4, 3)  # so many of them, in this version and in earlier ones
 _PACKAGES = ("torch", "speechbrain", "transformers", "peft", "emoq")
+
+
+class Measured(NamedTuple):
+    """A measure of a system in percent, and its standard deviations (n − 1).
+
+    Where there is one fold, or one seed, the deviation over them is None.
+    """
+
+    pooled: float  # of the utterances of all folds together, mean over seeds
+    seed_deviation: float | None
+    fold_mean: float  # of the folds' own measures, each the mean over seeds
+    fold_deviation: float | None
+
+    @property
+    def folds(self):
+        """Mean and deviation over folds, as text."""
+        return f"{self.fold_mean:.1f} ± {self.fold_deviation:.1f}"
 
 
 def write_results(
@@ -102,10 +122,11 @@ def write_results(
 def read_predictions(path):
     """The ``EmotionStats`` that a ``predictions.csv`` was written from.
 
-    ``path`` is the file, or the folder of the run that holds it. Each utterance
-    of a file without a column ``dialogue``, as earlier versions wrote it, is a
-    dialogue of its own. ResultsError where the file is missing, is no
-    predictions file, or contradicts itself.
+    ``path`` is the file, or the folder of the run that holds it. Earlier
+    versions wrote no columns ``speaker`` and ``session``, which are not known
+    then, or no ``dialogue``: each utterance is a dialogue of its own.
+    ResultsError where the file is missing, is no predictions file, or
+    contradicts itself.
     """
     path = Path(path)
     if path.is_dir():
@@ -120,18 +141,17 @@ def read_predictions(path):
     except (UnicodeDecodeError, csv.Error) as error:
         raise ResultsError(f"{path} is not a CSV file: {error}") from error
 
-    # What the fourth column is called decides, and nothing further on: a class
-    # may be called "dialogue" too.
-    columns = _COLUMNS if header[3:4] == _COLUMNS[3:] else _COLUMNS[:3]
-    labels = header[len(columns) :]
-    if header[: len(columns)] != columns or not labels or not rows:
+    # What the first columns are called decides, and nothing further on: a
+    # class may be called "dialogue" too.
+    fitting = [n for n in _FORMATS if header[:n] == _COLUMNS[:n]]
+    if not fitting or not header[fitting[0] :] or not rows:
         raise ResultsError(
             f"{path} is not a predictions file: it needs the columns "
             f"{', '.join(_COLUMNS)} and one column a class, and a row for "
             "every utterance"
         )
     try:
-        return _stats_from_rows(len(columns), labels, rows)
+        return _stats_from_rows(fitting[0], header[fitting[0] :], rows)
     except ValueError as error:
         raise ResultsError(f"{path}: {error}") from error
 
@@ -143,9 +163,13 @@ def pool_results(runs):
     are those of the joint set of utterances, not a mean of the runs' measures.
     ResultsError where the label sets differ, or two runs share an utterance.
     """
+    return pool({run: read_predictions(run) for run in runs})
+
+
+def pool(runs):
+    """The same of ``EmotionStats``, by the folder of the run."""
     pooled, first, run_of = None, None, {}
-    for run in runs:
-        stats = read_predictions(run)
+    for run, stats in runs.items():
         if pooled is None:
             pooled, first = EmotionStats(stats.labels), run
         check_labels({first: pooled, run: stats})
@@ -162,31 +186,66 @@ def pool_results(runs):
             torch.stack(stats.posteriors),
             torch.tensor(stats.targets),
             stats.dialogues,
+            stats.speakers,
+            stats.sessions,
         )
     if pooled is None:
         raise ResultsError("there are no runs to pool")
     return pooled
 
 
-def format_summary(results, plots=()):
-    """Measures of several runs, and the confusion of the last, as plain text.
+def measure(pooled, folds, name):
+    """One of a system's measures, ``Measured``, for whatever shows it.
 
-    ``results`` are ``EmotionStats`` by the name of the row, such as "stage 1";
-    ``plots`` are pictures to point to.
+    ``pooled`` has an ``EmotionStats`` for each seed, ``folds`` for each seed
+    those of the folds that it was pooled from, in the same order.
     """
-    metrics = {name: stats.summarize() for name, stats in results.items()}
-    width = max(len(name) for name in metrics)
-    header = "".join(f"{name:>8}" for name in (*MEASURES, "n"))
-    lines = [" " * width + header]
-    for name, row in metrics.items():
-        values = "".join(f"{row[measure]:8.1f}" for measure in MEASURES)
-        ties = f"  (ties: {row['ties']})" if "ties" in row else ""
-        lines.append(f"{name:<{width}}{values}{row['n']:8}{ties}")
-    last = list(results)[-1]
+    by_seed = [stats.summarize(name) for stats in pooled]
+    by_fold = np.mean(
+        [[stats.summarize(name) for stats in of_seed] for of_seed in folds],
+        axis=0,
+    )
+    spread = [
+        float(np.std(values, ddof=1)) if len(values) > 1 else None
+        for values in (by_seed, by_fold)
+    ]
+    means = float(np.mean(by_seed)), float(np.mean(by_fold))
+    return Measured(means[0], spread[0], means[1], spread[1])
+
+
+def format_summary(results, plots=()):
+    """Measures of several systems, and the confusion of the last, as text.
+
+    ``results`` are by the name of the row, such as "stage 1", the
+    ``EmotionStats`` of its folds, by folder: they are shown pooled, and where
+    there are several their mean and standard deviation, too. ``plots`` are
+    pictures to point to.
+    """
+    table, ties = [["", *MEASURES, "n"]], {}
+    for name, folds in results.items():
+        stats = pool(folds)
+        if "ties" in stats.summarize():
+            ties[len(table)] = f"  (ties: {stats.summarize('ties')})"
+        found = [measure([stats], [folds.values()], x) for x in MEASURES]
+        table.append(
+            [name, *(f"{x.pooled:.1f}" for x in found), len(stats.ids)]
+        )
+        if len(folds) > 1:
+            table[-1][0] += ", pooled"
+            what = f"{name}, mean of {len(folds)} folds"
+            table.append([what, *(x.folds for x in found), ""])
+    first = max(len(row[0]) for row in table)
+    wide = max(8, *(2 + len(str(cell)) for row in table for cell in row[1:]))
+    lines = [
+        row[0].ljust(first)
+        + "".join(f"{cell:>{wide}}" for cell in row[1:]).rstrip()
+        + ties.get(number, "")
+        for number, row in enumerate(table)
+    ]
     lines += [
         "",
-        f"Confusion of {last} (rows: reference, columns: recognized)",
-        format_confusion(results[last]),
+        f"Confusion of {name} (rows: reference, columns: recognized)",
+        format_confusion(stats),
     ]
     if plots:
         lines += ["", "Plots", *(f"  {plot}" for plot in plots)]
@@ -210,7 +269,8 @@ def _predictions_csv(stats):
     words = (
         [stats.labels[i] for i in x] for x in (stats.targets, stats.predictions)
     )
-    columns = (stats.ids, *words, stats.dialogues, stats.posteriors)
+    places = stats.dialogues, stats.speakers, stats.sessions
+    columns = (stats.ids, *words, *places, stats.posteriors)
     for *cells, posteriors in zip(*columns, strict=True):
         # Nine digits bring every float32 back exactly.
         digits = [f"{value:.9g}" for value in posteriors.tolist()]
@@ -238,7 +298,7 @@ def _stats_from_rows(columns, labels, rows):
         [row[0] for row in rows],
         torch.tensor([[float(x) for x in row[columns:]] for row in rows]),
         torch.tensor([labels.index(row[1]) for row in rows]),
-        [row[3] if columns > 3 else row[0] for row in rows],
+        *([row[place] for row in rows] for place in range(3, columns)),
     )
     for row, prediction in zip(rows, stats.predictions, strict=True):
         if row[2] != labels[prediction]:

@@ -33,7 +33,7 @@ from emoq_modules.evaluation.results import (
     CONFUSION_FILE,
     CURVES_FILE,
     format_summary,
-    pool_results,
+    read_predictions,
     write_results,
 )
 from emoq_modules.inference.recognizer_folder import (
@@ -78,7 +78,11 @@ def run_folds(runs, run_opts=None):
         for name in (CONFUSION_FILE, CURVES_FILE)
     ]
     return format_summary(
-        {stage: pool_results(those) for stage, those in folders.items()}, plots
+        {
+            stage: {folder: read_predictions(folder) for folder in those}
+            for stage, those in folders.items()
+        },
+        plots,
     )
 
 
@@ -173,6 +177,7 @@ def run_stage(run, run_opts=None, check=None):
             progressbar=progressbar,
             test_loader_kwargs=dict(hparams["eval_loader"]),
         )
+        brain.stats.locate(manifests[split])
         measured[split] = brain.stats
     # Those of the test set, which is measured last.
     embeddings = brain.tested_embeddings

@@ -23,7 +23,7 @@ from emoq_modules.dataio.feature_store import FeatureStore
 from emoq_modules.dataio.files import write_atomically
 from emoq_modules.errors import ConfigurationError
 from emoq_modules.evaluation.metrics import EmotionStats, confusion_metrics
-from emoq_modules.evaluation.results import pool_results, write_results
+from emoq_modules.evaluation.results import read_predictions, write_results
 from emoq_modules.inference.recognizer_folder import SETTINGS_FILE
 from emoq_modules.lobes.audio_encoder import FrozenEncoder
 from emoq_modules.training.configuration import load_hparams
@@ -113,7 +113,7 @@ def probe_layers(runs, run_opts=None, command=()):
     strength of the regularization with it, by UA on the validation utterances
     of all folds; it alone is tested. Each fold's results are written as those
     of a stage are. Returns the ``LayerScore`` of each layer, the best of them,
-    and the ``EmotionStats`` of the test utterances of all folds.
+    and the ``EmotionStats`` of each fold's test utterances, by folder.
     """
     started = time.time()
     for run in runs:
@@ -143,7 +143,8 @@ def probe_layers(runs, run_opts=None, command=()):
         write_atomically(settings, run.hparams_yaml.encode())
         info |= {"seconds": round(seconds, 1)}
         write_results(run.folder, test, info, valid_stats=valid)
-    return scores, best, pool_results([run.folder for run in runs])
+    tested = {run.folder: read_predictions(run.folder) for run in runs}
+    return scores, best, tested
 
 
 def _layer_rows(encoder, folds, hparams, run_opts):
@@ -213,4 +214,5 @@ def _regress(fold, rows, layer, strength, labels, *splits):
             torch.tensor(targets),
             [row["dialogue"] for row in utterances],
         )
+        stats.locate(fold[split])
         yield stats

@@ -163,41 +163,65 @@ def test_metrics_are_numpys(whole):
     runs, markdown, _ = whole
     for name in BOTH:
         found = row_of(tables(markdown)["UA"], name)
-        seeds, single = {}, []
+        seeds = {}
         for run in (run for run in runs if run.row == name):
             stats = read_predictions(run.folder)
             pair = np.array([stats.targets, stats.predictions])
-            single.append(100 * balanced_accuracy_score(*pair))
             seeds.setdefault(run.seed, []).append(pair)
         pooled = [
             100 * balanced_accuracy_score(*np.hstack(folds))
             for folds in seeds.values()
         ]
+        by_fold = np.mean(
+            [
+                [100 * balanced_accuracy_score(*fold) for fold in folds]
+                for folds in seeds.values()
+            ],
+            axis=0,
+        )
+        assert len(by_fold) == 3
         assert found["runs"] == "6"
-        assert found["mean"] == f"{np.mean(single):.1f}"
-        assert found["s.d."] == f"{np.std(single, ddof=1):.1f}"
+        mean, spread = np.mean(by_fold), np.std(by_fold, ddof=1)
+        assert found["mean of folds"] == f"{mean:.1f}"
+        assert found["s.d. of folds"] == f"{spread:.1f}"
         assert found["pooled"] == f"{np.mean(pooled):.1f}"
+        assert found["s.d. of seeds"] == f"{np.std(pooled, ddof=1):.1f}"
         here = row_of(tables(markdown)["The table"], name)
-        assert here["UA, here"] == f"{np.mean(pooled):.1f}"
-    difference = np.mean(pooled) - TABLE["rows"][-1]["UA"]
+        assert here["UA, mean of folds"] == f"{mean:.1f} ± {spread:.1f}"
+        assert here["UA, pooled"] == f"{np.mean(pooled):.1f}"
+        (line,) = (
+            line
+            for line in format_rows(TABLE, read_rows(TABLE, runs)).splitlines()
+            if line.startswith(name)
+        )
+        assert f" {mean:.1f} ± {spread:.1f} " in line
+        assert line.endswith(f" {np.mean(pooled):.1f}  6")
+    # Of the mean of folds, as the table says.
+    difference = mean - TABLE["rows"][-1]["UA"]
     assert found["to the paper"] == f"{difference:+.1f}"
+    assert "The paper's is compared with the mean of folds." in markdown
     baseline = row_of(tables(markdown)["UA"], BASELINE)
     assert baseline["to the paper"] == "–"  # the paper has none
 
 
-def test_intervals_and_comparisons_are_those_of_the_first_seed(whole):
+def test_intervals_and_comparisons_are_of_all_seeds_and_dialogues(whole):
     runs, markdown, _ = whole
-    first = {
-        name: pool_results(
-            [r.folder for r in runs if r.row == name and r.seed == 7]
-        )
+    seeds = {
+        name: [
+            pool_results(
+                [r.folder for r in runs if r.row == name and r.seed == seed]
+            )
+            for seed in (7, 8)
+        ]
         for name in BOTH
     }
-    for name, stats in first.items():
-        _, low, high = bootstrap_interval(stats, "WA")
+    for name, of_seeds in seeds.items():
+        _, low, high = bootstrap_interval(of_seeds, "WA")
         found = row_of(tables(markdown)["WA"], name)
         assert found["95 % interval"] == f"{low:.1f} to {high:.1f}"
-    compared = paired_bootstrap(first[WHOLE], first[BASELINE], "WA")
+        _, inner_low, inner_high = bootstrap_interval(of_seeds[0], "WA")
+        assert (low, high) != (inner_low, inner_high)
+    compared = paired_bootstrap(seeds[WHOLE], seeds[BASELINE], "WA")
     _, found, _ = tables(markdown)[f"{WHOLE} against the others"]
     assert found == [
         BASELINE,
@@ -207,9 +231,12 @@ def test_intervals_and_comparisons_are_those_of_the_first_seed(whole):
         f"{compared.p_value:.4f}",
     ]
     recalls = tables(markdown)["Recall of each class"]
-    recall = first[WHOLE].summarize("recall")["happy"]
+    recall = seeds[WHOLE][0].summarize("recall")["happy"]
     assert row_of(recalls, "happy")[WHOLE] == f"{recall:.1f}"
     assert markdown.count("all folds together, seed 7 alone") >= 4
+    # 40 utterances a fold, in dialogues of five.
+    assert "here 24 dialogues, and seeds together with them" in markdown
+    assert "With fewer than 30 of them it is too narrow" in markdown
 
 
 def test_each_fold_has_the_temperature_of_its_own_validation_set(whole):
@@ -242,9 +269,9 @@ def test_rows_are_the_tables_in_its_order_with_the_papers_metrics(whole):
     assert [row[1] for row in found[1:]] == ["[1]", "paper", "paper"]
     quoted = row_of(found, "Quoted")
     assert (quoted["WA, paper"], quoted["UA, paper"]) == ("51.0", "–")
-    assert (quoted["WA, here"], quoted["runs"]) == ("–", "–")
+    assert (quoted["WA, pooled"], quoted["runs"]) == ("–", "–")
     text = format_rows(TABLE, read_rows(TABLE, runs)).splitlines()
-    assert text[2].split() == ["Quoted", "51.0", "–", "–", "–", "–"]
+    assert text[2].split() == ["Quoted", "51.0", *"––––––"]
     assert text[4].split()[:3] == [WHOLE, "60.0", "61.0"]
 
 
@@ -259,6 +286,20 @@ def test_another_corpus_is_not_compared(tmp_path):
     assert row_of(found["WA"], WHOLE)["to the paper"] == "another corpus"
     assert row_of(found["The table"], WHOLE)["WA, paper, toy"] == "60.0"
     assert "here, demo" in format_rows(TABLE, read_rows(TABLE, runs))
+
+
+def test_a_note_takes_the_place_of_the_difference(runs, tmp_path):
+    note = "It is of seven classes: emoq probe --preset recipes/TOY/toy7.yaml."
+    rows = [*TABLE["rows"][:2], {**TABLE["rows"][2], "note": note}]
+    table = {**TABLE, "rows": rows}
+    markdown, _ = report(table, runs, tmp_path / "report")
+    for measure in TABLE["measures"]:
+        row = row_of(tables(markdown)[measure], WHOLE)
+        assert row["to the paper"] == "another task"
+    assert f"\n{WHOLE}: {note}\n" in markdown
+    assert format_rows(table, read_rows(table, runs)).endswith(
+        f"\n\n{WHOLE}: {note}"
+    )
 
 
 def test_a_probe_of_the_same_encoder_is_a_row(runs, tmp_path):
@@ -289,7 +330,7 @@ def test_a_probe_of_the_same_encoder_is_a_row(runs, tmp_path):
     assert names == ["Quoted", BASELINE, "linear probe, layer 3", WHOLE]
     row = row_of(found["The table"], "linear probe, layer 3")
     pooled = pool_results(tmp_path.glob("toy/probe-Encoder/*/stage1"))
-    assert row["UA, here"] == f"{pooled.summarize('UA'):.1f}"
+    assert row["UA, pooled"] == f"{pooled.summarize('UA'):.1f}"
     assert (row["UA, paper"], row["source"]) == ("–", "emoq probe")
     compared = [cells[0] for cells in found[f"{WHOLE} against the others"]]
     assert "linear probe, layer 3" in compared
@@ -307,7 +348,7 @@ def test_a_missing_fold_is_named_and_no_mean_is_shown(runs, tmp_path):
     assert missing == [f"{BASELINE}: {said}"]
     row = row_of(tables(markdown)["The table"], BASELINE)
     assert row["runs"] == said
-    assert row["WA, here"] == row["UA, here"] == "–"
+    assert row["WA, pooled"] == row["UA, mean of folds"] == "–"
     for name, cells in tables(markdown).items():
         assert name == "The table" or BASELINE not in [c[0] for c in cells]
     assert f"it takes {WHOLE} and another row" in markdown
@@ -336,17 +377,42 @@ def test_what_is_not_kept_is_neither_calibrated_nor_drawn(runs, tmp_path):
         "folds 1, 2, 3 (seed 7)"
     )
     assert row_of(tables(markdown)["Confidence"], WHOLE)["ECE"] == "–"
-    assert row_of(tables(markdown)["WA"], WHOLE)["mean"] != "–"
+    assert row_of(tables(markdown)["WA"], WHOLE)["pooled"] != "–"
     assert not list((tmp_path / "report").glob("*map.png"))
     assert f"{WHOLE}: there are no embeddings of fold 1, seed 7" in markdown
 
 
-def test_one_dialogue_gives_no_interval(runs, tmp_path):
-    runs = [run for run in runs if run.fold == 1]
+def change_places(runs, dialogue, speaker=""):
+    """Writes other dialogues and speakers, by a function of the place."""
     for run in runs:
         path = run.folder / "predictions.csv"
-        text = re.sub(r"-dialogue\d+", "-dialogue", path.read_text())
-        path.write_text(text)
+        header, *rows = (
+            line.split(",") for line in path.read_text().splitlines()
+        )
+        for place, row in enumerate(rows):
+            row[3:5] = dialogue.format(place), speaker.format(place // 6)
+        path.write_text("\n".join(map(",".join, [header, *rows])))
+
+
+def test_speakers_are_resampled_where_there_are_no_dialogues(runs, tmp_path):
+    runs = [run for run in runs if run.fold == 1]
+    change_places(runs, "d{}", "s{}")
+    markdown, _ = report(TABLE, runs, tmp_path / "report")
+    assert "else utterances: here 7 speakers; the interval says" in markdown
+    assert "With fewer than 30 of them" in markdown
+    change_places(runs, "d{}")
+    markdown, _ = report(TABLE, runs, tmp_path / "report")
+    assert "else utterances: here 40 utterances; the interval" in markdown
+    assert "With fewer than" not in markdown
+    change_places(runs[:1], "d{}", "s{}")
+    markdown, _ = report(TABLE, runs, tmp_path / "report")
+    said = f"7 speakers of {BASELINE}, 40 utterances of {WHOLE};"
+    assert said in markdown
+
+
+def test_one_dialogue_gives_no_interval(runs, tmp_path):
+    runs = [run for run in runs if run.fold == 1]
+    change_places(runs, "d")
     markdown, _ = report(TABLE, runs, tmp_path / "report")
     assert row_of(tables(markdown)["WA"], WHOLE)["95 % interval"] == "–"
     assert "Not compared: there is one dialogue alone." in markdown
@@ -364,7 +430,22 @@ def change_reference(runs):
     cells = lines[1].split(",")
     cells[1] = next(label for label in LABELS if label != cells[1])
     path.write_text("\n".join([lines[0], ",".join(cells), *lines[2:]]))
+    write_confusion(runs[-1].folder)
     return f"{WHOLE} cannot be compared with {BASELINE}: 'test3-0' is"
+
+
+def write_confusion(folder):
+    """Has the results agree with the predictions again."""
+    path = folder / "results.json"
+    results = json.loads(path.read_text())
+    results |= read_predictions(folder).summarize()
+    path.write_text(json.dumps(results))
+
+
+def exchange_predictions(runs):
+    # Of the same fold, and of the other system.
+    shutil.copy(runs[2].folder / "predictions.csv", runs[-1].folder)
+    return f"{runs[-1].folder}/results.json has another confusion than"
 
 
 def copy_folder(runs):
@@ -373,7 +454,8 @@ def copy_folder(runs):
 
 
 @pytest.mark.parametrize(
-    "spoil", [change_labels, change_reference, copy_folder]
+    "spoil",
+    [change_labels, change_reference, copy_folder, exchange_predictions],
 )
 def test_contradictions_are_errors_that_name_the_run(runs, tmp_path, spoil):
     with pytest.raises(ResultsError, match=spoil(runs)):

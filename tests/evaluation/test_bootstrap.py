@@ -3,10 +3,12 @@
 import numpy as np
 import pytest
 import torch
+from scipy.stats import bootstrap
 from sklearn.metrics import balanced_accuracy_score, f1_score
 
 from emoq_modules.evaluation.bootstrap import (
     bootstrap_interval,
+    find_clusters,
     paired_bootstrap,
 )
 from emoq_modules.evaluation.metrics import EmotionStats
@@ -14,13 +16,16 @@ from emoq_modules.evaluation.metrics import EmotionStats
 LABELS = ["angry", "happy", "sad"]
 
 
-def make_stats(targets, predictions, dialogues=None, labels=LABELS):
+def make_stats(
+    targets, predictions, dialogues=None, labels=LABELS, speakers=None
+):
     stats = EmotionStats(labels)
     stats.append(
         [f"u{i:04d}" for i in range(len(targets))],
         torch.eye(len(labels))[torch.as_tensor(predictions)],
         torch.as_tensor(targets),
         dialogues,
+        speakers,
     )
     return stats
 
@@ -104,6 +109,137 @@ def test_whole_dialogues_are_resampled():
     )
     assert width == pytest.approx(of_few, rel=0.1)
     assert width == pytest.approx(10**0.5 * of_utterances, rel=0.1)
+
+
+def test_speakers_are_resampled_where_each_dialogue_is_one_utterance():
+    # Ten speakers, who are recognized more or less well. The reference is
+    # SciPy's bootstrap of the speakers' hits and numbers of utterances.
+    rng = np.random.default_rng(0)
+    speakers = np.repeat(np.arange(10), rng.integers(20, 60, size=10))
+    right = rng.random(len(speakers)) < rng.random(10)[speakers]
+    targets = np.zeros(len(speakers), dtype=int)
+    names = [f"s{speaker}" for speaker in speakers]
+    stats = make_stats(targets, np.where(right, 0, 1), speakers=names)
+    expected = bootstrap(
+        (np.bincount(speakers, right), np.bincount(speakers)),
+        lambda hits, sizes, axis: 100 * hits.sum(axis) / sizes.sum(axis),
+        paired=True,
+        method="percentile",
+        rng=np.random.default_rng(1),
+    ).confidence_interval
+    found = bootstrap_interval(stats, "WA")
+    np.testing.assert_allclose(found[1:], expected, atol=0.5)
+    unknown = bootstrap_interval(make_stats(targets, np.where(right, 0, 1)))
+    assert found.high - found.low > 3 * (unknown.high - unknown.low)
+    assert str(find_clusters(stats)) == "10 speakers"
+
+
+def test_clusters_are_dialogues_then_speakers_then_utterances():
+    targets = [0, 1, 2, 0]
+    one_each = make_stats(targets, targets, list("abcd"), speakers=list("xxyy"))
+    two_each = make_stats(targets, targets, list("aabb"), speakers=list("xyxy"))
+    of_no_one = make_stats(targets, targets)
+    of_some = make_stats(targets, targets, speakers=["x", "x", "", "y"])
+    assert find_clusters(two_each).of["u0001"] == "a"
+    for system, clusters in (
+        (two_each, "2 dialogues"),
+        (one_each, "2 speakers"),
+        (of_no_one, "4 utterances"),
+        (of_some, "4 utterances"),
+    ):
+        assert str(find_clusters(system)) == clusters
+    # Predictions of an earlier version name no speakers; the others' do.
+    named = make_stats(targets, [0, 1, 1, 0], speakers=list("xxyy"))
+    assert str(find_clusters(of_no_one, named)) == "2 speakers"
+    halves = make_stats(targets, [1, 2, 2, 0])
+    pairs = (halves, named), (named, halves)
+    (_, low, high, _), other = (paired_bootstrap(*pair, "WA") for pair in pairs)
+    # The speakers' differences are -100 and 50 points, each of two utterances.
+    assert (low, high) == (-100, 50) and other[1:3] == (-50, 100)
+
+
+def test_seeds_and_clusters_are_resampled_together():
+    # Of 16 resamples, by hand: two of dialogues of one and three utterances,
+    # and two of seeds, of which one recognizes the first dialogue alone and the
+    # other the second. Both of one seed have 100, 25, 25, 0 or 0, 75, 75, 100
+    # percent, and one of each 50, whatever the dialogues. 0 and 100 come twice.
+    targets, dialogues = np.zeros(4, dtype=int), list("abbb")
+    seeds = [
+        make_stats(targets, predictions, dialogues)
+        for predictions in ([0, 1, 1, 1], [1, 0, 0, 0])
+    ]
+    assert bootstrap_interval(seeds, "WA") == (50, 0, 100)
+    assert bootstrap_interval(seeds[:1], "WA") == (25, 0, 100)
+    whole = make_stats(targets, targets, dialogues)
+    assert paired_bootstrap(whole, seeds, "WA")[:3] == (50, 0, 100)
+
+
+def test_seeds_together_are_a_plain_bootstrap_of_two_levels():
+    rng = np.random.default_rng(0)
+    targets, first = random_case(0)
+    of_seeds = [first, random_case(0, accuracy=0.4)[1]]
+    of_seeds += [random_predictions(rng, targets, 0.7)]
+    groups = np.arange(200).reshape(40, 5)
+    dialogues = [f"d{i // 5}" for i in range(200)]
+
+    def plain(seeds, chosen):
+        utterances = groups[chosen].ravel()
+        return np.mean(
+            [
+                plain_measure(
+                    "UA", targets[utterances], of_seeds[seed][utterances]
+                )
+                for seed in seeds
+            ]
+        )
+
+    resampled = [
+        plain(rng.integers(3, size=3), rng.integers(40, size=40))
+        for _ in range(600)
+    ]
+    seeds = [make_stats(targets, seed, dialogues) for seed in of_seeds]
+    value, low, high = bootstrap_interval(seeds, "UA")
+    assert value == pytest.approx(plain(range(3), np.arange(40)))
+    np.testing.assert_allclose(
+        [low, high],
+        np.percentile(resampled, [2.5, 97.5]),
+        atol=0.3 * np.std(resampled),
+    )
+
+
+def test_an_interval_over_seeds_holds_the_truth_of_other_seeds():
+    # Eight seeds, of which one recognizes more than another.
+    together = alone = 0
+    for number in range(100):
+        rng = np.random.default_rng(number)
+        easy = rng.normal(0.6, 0.1, size=(1, 40, 1))
+        good = rng.normal(0, 0.08, size=(8, 1, 1))
+        right = rng.random((8, 40, 5)) < easy + good
+        dialogues = [f"d{i // 5}" for i in range(200)]
+        targets = np.zeros(200, dtype=int)
+        seeds = [
+            make_stats(targets, np.where(seed.ravel(), 0, 1), dialogues)
+            for seed in right
+        ]
+        _, low, high = bootstrap_interval(seeds, "WA", resamples=400)
+        together += low <= 60 <= high
+        _, low, high = bootstrap_interval(seeds[0], "WA", resamples=400)
+        alone += low <= 60 <= high
+    assert together > 90 > 75 > alone
+
+
+def test_seeds_of_other_utterances_are_refused():
+    targets, predictions = random_case(0)
+    first = make_stats(targets, predictions)
+    for other, message in (
+        (
+            make_stats(targets[:-1], predictions[:-1]),
+            "only the first .*'u0199'",
+        ),
+        (make_stats((targets + 1) % 3, predictions), "'u0000' is 'happy'"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            bootstrap_interval([first, other])
 
 
 def test_a_class_that_a_resample_lacks_has_no_part_in_it():

@@ -184,11 +184,29 @@ def test_dialogues_stand_beside_their_utterances():
     )
     stats.append(["c"], one_hot([2]), torch.tensor([2]))  # one of its own
     assert stats.dialogues == ["d1", "d1", "c"]
-    with pytest.raises(ValueError, match="need .* 2 dialogues, not .* and 1"):
+    with pytest.raises(ValueError, match="need .* 2 dialogues, .* and 1, 2 an"):
         stats.append(["e", "f"], one_hot([0, 0]), torch.tensor([0, 0]), ["d2"])
     assert stats.ids == ["a", "b", "c"]
     stats.clear()
     assert stats.dialogues == []
+
+
+def test_speakers_and_sessions_are_known_or_empty():
+    stats = EmotionStats(LABELS)
+    places = [["d", "d"], ["Jo", "Max"], ["1", "1"]]
+    stats.append(["a", "b"], one_hot([0, 1]), torch.tensor([0, 1]), *places)
+    stats.append(["c"], one_hot([2]), torch.tensor([2]))
+    assert stats.speakers == ["Jo", "Max", ""]
+    assert stats.sessions == ["1", "1", ""]
+    rows = {
+        name: {"speaker": name.upper(), "session": "s", "text": "Oh."}
+        for name in "dcba"
+    }
+    stats.locate(rows)
+    assert stats.speakers == ["A", "B", "C"]
+    assert stats.sessions == ["s"] * 3
+    stats.clear()
+    assert stats.speakers == stats.sessions == []
 
 
 def test_nothing_measured_is_an_error():

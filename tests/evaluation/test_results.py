@@ -47,8 +47,11 @@ def random_stats(seed=0, n=60, labels=LABELS):
     logits[range(n), targets] += 1.0
     stats = EmotionStats(labels)
     ids = [f"run{seed}_utt{i}" for i in range(n)]
-    dialogues = [f"run{seed}_dia{i // 8}" for i in range(n)]
-    stats.append(ids, logits.softmax(dim=-1), targets, dialogues)
+    places = [
+        [f"run{seed}_{name}{i // size}" for i in range(n)]
+        for name, size in (("dia", 8), ("speaker", 4), ("session", 16))
+    ]
+    stats.append(ids, logits.softmax(dim=-1), targets, *places)
     return stats
 
 
@@ -100,10 +103,12 @@ def test_predictions_csv_has_one_row_an_utterance(tmp_path):
     assert names == FILES - {"training_curves.png"}
     with (tmp_path / "predictions.csv").open(newline="") as file:
         rows = list(csv.DictReader(file))
-    columns = ["id", "label", "prediction", "dialogue"]
+    columns = "id label prediction dialogue speaker session".split()
     assert list(rows[0]) == [*columns, *LABELS]
     assert [row["id"] for row in rows] == stats.ids
     assert [row["dialogue"] for row in rows] == stats.dialogues
+    assert [row["speaker"] for row in rows] == stats.speakers
+    assert [row["session"] for row in rows] == stats.sessions
     for column, classes in (
         ("label", stats.targets),
         ("prediction", stats.predictions),
@@ -121,18 +126,27 @@ def test_predictions_are_read_back_bit_for_bit(tmp_path):
         write_results(tmp_path, written, RUN_INFO)
         for path in (tmp_path, tmp_path / "predictions.csv"):
             found = read_predictions(path)
-            for name in "labels ids dialogues targets predictions".split():
+            kept = "labels ids dialogues speakers sessions targets predictions"
+            for name in kept.split():
                 assert getattr(found, name) == getattr(written, name)
             assert torch.equal(
                 torch.stack(found.posteriors), torch.stack(written.posteriors)
             )
 
 
-def test_a_file_without_dialogues_is_one_of_single_utterances(tmp_path):
+@pytest.mark.parametrize(
+    ("column", "value", "dialogue"),
+    [("", "", "a"), (",dialogue", ",d", "d")],
+)
+def test_files_of_earlier_versions_are_read(tmp_path, column, value, dialogue):
     path = tmp_path / "predictions.csv"
-    path.write_text("id,label,prediction,no,yes\na,no,no,0.9,0.1\n")
+    path.write_text(
+        f"id,label,prediction{column},no,yes\na,no,no{value},0.9,0.1\n"
+    )
     found = read_predictions(path)
-    assert (found.labels, found.dialogues) == (["no", "yes"], ["a"])
+    # Without a dialogue each utterance is one of its own.
+    assert (found.labels, found.dialogues) == (["no", "yes"], [dialogue])
+    assert (found.speakers, found.sessions) == ([""], [""])
 
 
 @pytest.mark.parametrize("labels", [["dialogue", "sad"], ["sad", "dialogue"]])
@@ -154,6 +168,8 @@ def test_pooled_measures_are_those_of_the_joint_set(tmp_path):
     targets = sum((stats.targets for stats in folds), [])
     predictions = sum((stats.predictions for stats in folds), [])
     assert found.dialogues == sum((stats.dialogues for stats in folds), [])
+    assert found.speakers == sum((stats.speakers for stats in folds), [])
+    assert found.sessions == sum((stats.sessions for stats in folds), [])
     pooled = found.summarize()
     assert pooled["n"] == len(targets)
     for name, expected in (
@@ -338,7 +354,8 @@ def test_the_summary_names_every_run_and_confuses_the_last():
     stats = EmotionStats(["no", "yes"])
     posteriors = torch.eye(2)[[0, 0, 1, 1]]
     stats.append(list("abcd"), posteriors, torch.tensor([0, 0, 0, 1]))
-    runs = {"stage 1": random_stats(n=1, labels=["no", "yes"]), "all": stats}
+    first = random_stats(n=1, labels=["no", "yes"])
+    runs = {"stage 1": {"a": first}, "all": {"b": stats}}
     lines = format_summary(runs, [Path("results/confusion.png")]).splitlines()
     assert lines[0] == "             WA      UA     WF1       n"
     assert lines[1].startswith("stage 1 ") and lines[1].endswith("       1")
@@ -355,11 +372,35 @@ def test_the_summary_names_every_run_and_confuses_the_last():
     ]
 
 
+def test_the_summary_has_folds_together_and_their_mean_and_deviation():
+    # By hand: 3 of 4 and 1 of 2 are recognized, 4 of 6 together; the mean of 75
+    # and 50 is 62.5, each 12.5 away: the root of 2 x 12.5 x 12.5 is 17.7.
+    folds = {}
+    for fold, predictions, targets in (
+        ("a", [0, 0, 1, 1], [0, 0, 0, 1]),
+        ("b", [0, 1], [0, 0]),
+    ):
+        folds[fold] = EmotionStats(["no", "yes"])
+        ids = [f"{fold}{i}" for i in range(len(targets))]
+        posteriors = torch.eye(2)[predictions]
+        folds[fold].append(ids, posteriors, torch.tensor(targets))
+    lines = format_summary({"stage 2": folds}).splitlines()
+    assert lines[0].split() == ["WA", "UA", "WF1", "n"]
+    # Recalls of 3 of 5 and 1 of 1 are 80 on the whole; 83.3 and 50 by fold.
+    # F1 of "no" is 6/8 together, and of "yes" 1/2: (5 * 75 + 50) / 6.
+    pooled = "stage 2, pooled 66.7 80.0 70.8 6"
+    assert lines[1].split() == pooled.split()
+    start = "stage 2, mean of 2 folds 62.5 ± 17.7 66.7 ± 23.6"
+    assert " ".join(lines[2].split()).startswith(start)
+    assert lines[4].startswith("Confusion of stage 2 ")
+    assert lines[6].split() == ["no", "3", "2", "60.0"]
+
+
 def test_ties_are_told_in_the_results_and_the_summary(tmp_path):
     stats = EmotionStats(["no", "yes"])
     posteriors = torch.tensor([[0.5, 0.5], [0.9, 0.1]])
     stats.append(["a", "b"], posteriors, torch.tensor([0, 0]))
     assert write_results(tmp_path, stats, RUN_INFO)["ties"] == 1
     assert "ties" not in write_results(tmp_path, random_stats(), RUN_INFO)
-    _, row, *_ = format_summary({"stage 2": stats}).splitlines()
+    _, row, *_ = format_summary({"stage 2": {"a": stats}}).splitlines()
     assert row == "stage 2   100.0   100.0   100.0       2  (ties: 1)"

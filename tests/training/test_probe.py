@@ -157,6 +157,19 @@ def test_numbers_are_scikit_learns(probe, capsys):
         f"best layer 2: UA {UA:.1f}, WA {WA:.1f}, WF1 {WF1:.1f} (test, 60 "
         "utterances, 2 folds)"
     )
+    means = []
+    for metric in (balanced_accuracy_score, accuracy_score, f1_score):
+        options = {"average": "weighted"} if metric is f1_score else {}
+        of_folds = [
+            100 * metric(targets, posteriors.argmax(axis=1), **options)
+            for targets, posteriors in (
+                found[("test", *best, fold)] for fold in (1, 2)
+            )
+        ]
+        means.append((np.mean(of_folds), np.std(of_folds, ddof=1)))
+    assert lines[6] == "mean of 2 folds: UA {}, WA {}, WF1 {}".format(
+        *(f"{mean:.1f} ± {deviation:.1f}" for mean, deviation in means)
+    )
     # What is left is what a stage leaves, for reports.
     for fold, split in product((1, 2), ("valid", "test")):
         name = {"valid": "valid_predictions.csv", "test": "predictions.csv"}
@@ -164,6 +177,7 @@ def test_numbers_are_scikit_learns(probe, capsys):
         stats = read_predictions(run / name[split])
         targets, posteriors = found[(split, *best, fold)]
         assert stats.targets == targets.tolist()
+        assert set(stats.speakers) == {"a"} and set(stats.sessions) == {"s"}
         np.testing.assert_allclose(
             torch.stack(stats.posteriors), posteriors, atol=1e-5
         )

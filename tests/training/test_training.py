@@ -63,6 +63,11 @@ def test_run_leaves_all_its_results(tiny_results):
         stats = read_predictions(folder)
         assert stats.summarize("UA") == results["UA"]
         assert stats.dialogues == 9 * ["test dialogue"]
+        manifest = tiny_results / "tiny/manifests/fold1/test.json"
+        rows = json.loads(manifest.read_text())
+        for column in ("speaker", "session"):
+            expected = [rows[utterance][column] for utterance in stats.ids]
+            assert getattr(stats, f"{column}s") == expected
         path = folder / "test_embeddings.safetensors"
         lengths = np.linalg.norm(read_embeddings(path, stats.ids), axis=1)
         np.testing.assert_allclose(lengths, np.ones(9), rtol=1e-5)
