@@ -58,9 +58,9 @@ def test_a_change_of_the_loss_is_a_variant_of_its_own(experiment):
         assert variant == Path(preset).stem
 
 
-@pytest.mark.parametrize("preset", ["", *PRESETS])
-def test_soft_prompts_change_their_length_at_a_rate_of_their_own(preset):
-    stage2 = YAML().load(composed(EXPERIMENTS[1], preset).hparams_yaml)
+@pytest.mark.parametrize("presets", [[], *([preset] for preset in PRESETS)])
+def test_soft_prompts_change_their_length_at_a_rate_of_their_own(presets):
+    stage2 = YAML().load(composed(EXPERIMENTS[1], *presets).hparams_yaml)
     rates = stage2["learning_rates"]
     if "decoder.projector" in rates:  # text_only.yaml has none
         assert rates["decoder.projector.scale"] >= 0.001
