@@ -54,7 +54,7 @@ class EmoQFormer(nn.Module):
 
     The layer is BLIP-2's, on any BERT. The mask of Eq. 3 is additive: a product
     inside the softmax would leave weight on the padding. Weights that no
-    checkpoint gives keep what passes through them, at any width.
+    checkpoint gives keep the size of what passes through them, at any width.
 
     Arguments
     ---------
@@ -275,23 +275,22 @@ class EmoQFormer(nn.Module):
 
     def _initialize(self, pretrained):
         deviation = self.config.initializer_range
-        parameters = dict(self.named_parameters())
-        given = bert_names(parameters) if pretrained is not None else {}
-        for name, module in self.named_modules():
-            if isinstance(module, nn.Linear) and f"{name}.weight" not in given:
+        for module in self.modules():
+            if isinstance(module, nn.Linear):
                 # What goes in with a deviation of 1 comes out with one of 1.
-                # Of a chain of independent weights less and less would be left.
-                gain = math.sqrt(module.out_features / module.in_features)
-                nn.init.orthogonal_(module.weight, max(1.0, gain))
+                scale = 1 / math.sqrt(module.in_features)
+                nn.init.normal_(module.weight, std=scale)
             if isinstance(module, nn.Embedding):
                 nn.init.normal_(module.weight, std=deviation)
             if getattr(module, "bias", None) is not None:
                 nn.init.zeros_(module.bias)
         # Their norm follows. As small as this, they move at small rates too.
         nn.init.normal_(self.queries, std=deviation)
-        with torch.no_grad():
-            for name, origin in given.items():
-                parameters[name].copy_(pretrained[origin])
+        if pretrained is not None:
+            parameters = dict(self.named_parameters())
+            with torch.no_grad():
+                for name, origin in bert_names(parameters).items():
+                    parameters[name].copy_(pretrained[origin])
 
 
 class _FusionLayer(nn.Module):
