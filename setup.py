@@ -62,6 +62,8 @@ setup(
         # The sound of MELD's mp4 clips, and recordings that libsndfile does not
         # read; PyAV brings its own FFmpeg.
         "meld": ["av>=13"],
+        # Tables of recordings in Parquet.
+        "parquet": ["pyarrow>=18"],
         # Curves of a run while it trains, by the presets of these names. From
         # that release on wandb knows reinit="finish_previous"; run was 0.31.0,
         # without an account (WANDB_MODE=offline).
@@ -86,6 +88,7 @@ setup(
             "furo>=2024.8.6",
             "gradio>=6.31,<7",
             "sphinx>=8.1.3",
+            "pyarrow>=18",
             # The tutorial is run. IPython 9 needs Python 3.11.
             "ipython>=8.37",
             # The web page is looked at, with the system's Chromium.

@@ -1,11 +1,11 @@
 """Which recordings are meant, and what is said in them, from lists of files."""
 
-import csv
 import glob
 import os
 import sys
 from pathlib import Path
 
+from emoq_modules.dataio.tables import read_table
 from emoq_modules.errors import ConfigurationError
 
 # What is taken for audio in a folder; a file that is named may be anything.
@@ -13,7 +13,6 @@ _AUDIO_SUFFIXES = tuple(
     ".3gp .aac .aif .aifc .aiff .amr .au .caf .flac .m4a .mkv .mov .mp3 .mp4 "
     ".oga .ogg .opus .sph .w64 .wav .webm .wma".split()
 )
-_PATH_COLUMNS = ("path", "file", "filename", "wav", "id")
 
 
 def find_recordings(sources):
@@ -39,39 +38,33 @@ def find_recordings(sources):
 
 
 class Transcripts:
-    """What is said in recordings, from a CSV file.
+    """What is said in recordings, from a table.
 
-    The file has a column ``path`` (or ``file``, ``filename``, ``wav``, ``id``),
-    ``text`` and, where the speakers are known, ``speaker``. A recording is
-    looked for by its path, as it is given, in full or from the folder of this
-    file, by its file's name, and by that without its ending; ``missing`` are
-    those asked for that have no row. ConfigurationError if the file cannot be
-    read, lacks a column, or has two rows of a recording that differ.
+    It has a path (or id), a text and, where the speakers are known, a speaker,
+    in columns as of ``Table.find_columns``. A recording is looked for by its
+    path, as it is given, in full or from the folder of this file, by its
+    file's name, and by that without its ending; ``missing`` are those asked for
+    that have no row. ConfigurationError if the file lacks a column, or has two
+    rows of a recording that differ.
     """
 
     def __init__(self, file):
         self.file, self.missing, self._rows = file, [], {}
-        try:
-            with open(file, encoding="utf-8-sig", newline="") as lines:
-                rows = list(csv.DictReader(lines, restval=""))
-        except (OSError, UnicodeDecodeError, csv.Error) as error:
-            raise ConfigurationError(
-                f"The transcripts in {file} cannot be read: {error}"
-            ) from error
-        columns = list(rows[0]) if rows else []
-        key = next((name for name in _PATH_COLUMNS if name in columns), None)
-        if key is None or "text" not in columns:
+        table = read_table(file)
+        columns = table.find_columns(("path", "text", "speaker"))
+        if not {"path", "text"} <= columns.keys():
             raise ConfigurationError(
                 f"The transcripts in {file} need the columns path and text, "
-                f"and perhaps speaker; there are {columns or 'no rows'}."
+                f"and perhaps speaker; there are {', '.join(table.columns)}."
             )
-        for row in rows:
-            found = row["text"] or "", row.get("speaker") or None
-            if self._rows.setdefault(row[key], found) != found:
+        for row in table.rows:
+            path, text = row[columns["path"]], row[columns["text"]]
+            found = text, row.get(columns.get("speaker")) or None
+            if self._rows.setdefault(path, found) != found:
                 raise ConfigurationError(
-                    f"{file} has two different rows for {row[key]}."
+                    f"{file} has two different rows for {path}."
                 )
-            beside = os.path.abspath(Path(file).parent / row[key])
+            beside = os.path.abspath(Path(file).parent / path)
             self._rows.setdefault(beside, found)
 
     def find(self, path):

@@ -1,5 +1,6 @@
 """Files and folders that are whole, or not there."""
 
+import codecs
 import errno
 import hashlib
 import json
@@ -78,6 +79,20 @@ def sha256(file):
     if time.time_ns() - max(times) > _TICK_NS:
         _known[stamp] = digest.hexdigest()
     return digest.hexdigest()
+
+
+def decode(content):
+    """Makes text of bytes in UTF-8, in marked UTF-16, or else Windows-1252.
+
+    A byte order mark is left out. The corpora's files, and what spreadsheets
+    save, are older than the agreement on UTF-8.
+    """
+    if content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+        return content.decode("utf-16", errors="replace")
+    try:
+        return content.decode("utf-8-sig")
+    except UnicodeDecodeError:
+        return content.decode("cp1252", errors="replace")
 
 
 def write_atomically(path, content):

@@ -126,28 +126,6 @@ def check_choice(name, value, allowed):
         )
 
 
-def read_text(path):
-    """Read a text file in UTF-8, or else in Windows-1252.
-
-    The corpora's files are older than the agreement on UTF-8.
-
-    Arguments
-    ---------
-    path : Path
-        The file.
-
-    Returns
-    -------
-    str
-        Its content, without a byte order mark.
-    """
-    content = path.read_bytes()
-    try:
-        return content.decode("utf-8-sig")
-    except UnicodeDecodeError:
-        return content.decode("cp1252", errors="replace")
-
-
 def rooted(path, data_root):
     """Write a path as it stands in a manifest, with ``{data_root}``.
 

@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Literal
 
 from emoq_modules.dataio.audio import audio_duration
+from emoq_modules.dataio.files import decode
 from emoq_modules.dataio.prepare import (
     Turn,
     Utterance,
@@ -27,7 +28,6 @@ from emoq_modules.dataio.prepare import (
     is_prepared,
     main,
     name_few,
-    read_text,
     rooted,
     split_by_dialogue,
     write_manifests,
@@ -242,7 +242,7 @@ def _dialogues(release):
     return {
         path.stem: sorted(
             (float(start), id_, code)
-            for start, id_, code in _TURN.findall(read_text(path))
+            for start, id_, code in _TURN.findall(decode(path.read_bytes()))
         )
         for path in sorted(
             release.glob("Session[1-5]/dialog/EmoEvaluation/Ses*.txt")
@@ -259,7 +259,7 @@ def _transcripts(release):
     """Id -> what was said; lines of no turn (``F: ...``) have no id."""
     spoken = {}
     for path in release.glob("Session[1-5]/dialog/transcriptions/Ses*.txt"):
-        for id_, text in _SPOKEN.findall(read_text(path)):
+        for id_, text in _SPOKEN.findall(decode(path.read_bytes())):
             spoken[id_] = " ".join(text.split())
     return spoken
 

@@ -1,13 +1,11 @@
 """MELD's CSV files: what was said, by whom, when, and with what emotion."""
 
 import contextlib
-import csv
-import io
 import re
 from collections import defaultdict
 from itertools import combinations
 
-from emoq_modules.dataio.prepare import read_text
+from emoq_modules.dataio.tables import read_table
 from emoq_modules.errors import CorpusError
 
 LABELS = ("neutral", "angry", "sadness", "joy", "surprise", "disgust", "fear")
@@ -30,28 +28,25 @@ COLUMNS = (
 
 def read_annotations(split, path):
     """Key -> row of a CSV file, its emotion in our words."""
-    # newline="": some utterances have line breaks, within quotes.
-    table = csv.DictReader(io.StringIO(read_text(path), newline=""))
-    absent = [c for c in COLUMNS if c not in (table.fieldnames or ())]
+    table = read_table(path)
+    absent = [column for column in COLUMNS if column not in table.columns]
     if absent:
         raise CorpusError(
             f"{path} has no column {', '.join(absent)}: it is not MELD's."
         )
     rows = {}
-    for number, row in enumerate(table, start=1):
+    for line, row in zip(table.lines, table.rows, strict=True):
         key = f"{split}/dia{row['Dialogue_ID']}_utt{row['Utterance_ID']}"
-        emotion = (row["Emotion"] or "").strip().lower()
+        emotion = row["Emotion"].strip().lower()
         row["Emotion"] = WORDS.get(emotion, emotion)
         fault = None
-        if any(row[column] is None for column in COLUMNS):
-            fault = "is not complete"
-        elif key in rows:
+        if key in rows:
             fault = "repeats an earlier row"
         elif row["Emotion"] not in LABELS:
             fault = f"has an unknown emotion, '{emotion}'"
         if fault:
             raise CorpusError(
-                f"Row {number} of {path} ({key}) {fault}: compare the file "
+                f"Line {line} of {path} ({key}) {fault}: compare the file "
                 "with the published one."
             )
         rows[key] = row

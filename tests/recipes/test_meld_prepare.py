@@ -437,9 +437,9 @@ def test_one_store_has_one_length(raw, tmp_path):
     ("pattern", "replacement", "message"),
     [
         ("Dialogue_ID", "Dialog", "has no column Dialogue_ID"),
-        (r"(7,Ew\..*)", r"\1\n\1", r"Row 6 .*dia125_utt3.* repeats an earlier"),
-        ("disgust", "boredom", "Row 5 .* has an unknown emotion, 'boredom'"),
-        (r",3,4,7.*\n\Z", "", r"Row 5 .*\(train/dia125_uttNone\) is not compl"),
+        (r"(7,Ew\..*)", r"\1\n\1", r"Line 9 .*dia125_utt3.* repeats an earl"),
+        ("disgust", "boredom", "Line 8 .* has an unknown emotion, 'boredom'"),
+        (r",3,4,7.*\n\Z", "", r"line 8: 6 cells, where the header has 11"),
     ],
     ids=["column", "repeated", "emotion", "cut short"],
 )

@@ -1,0 +1,166 @@
+"""Tables that people have: CSV in any of its dialects, or Parquet.
+
+The separator, the encoding and the line ends are found; what cannot be meant,
+such as a row of more cells than the header or a quote that is never closed, is
+named with its line. Values stay text.
+"""
+
+import csv
+import io
+from collections import Counter
+from dataclasses import dataclass
+from pathlib import Path
+
+from emoq_modules.dataio.files import decode
+from emoq_modules.dataio.manifest import list_faults
+from emoq_modules.errors import CorpusError
+
+# What a column is usually called, the commonest first, in small letters and
+# without what lies between words: StartTime and start_time are one.
+USUAL_NAMES = {
+    "path": "path file filename filepath wav audio fileid id",
+    "emotion": "emotion label emo class category",
+    "text": "text transcript transcription sentence utterance rawtext words",
+    "speaker": "speaker speakerid spk actor",
+    "dialogue": "dialogue dialogueid dialog dialogid conversation call",
+    "turn": "turn turnid utteranceid",
+    "session": "session sessionid",
+    "split": "split set subset partition",
+    "start": "start starttime begin onset",
+    "end": "end endtime stop offset",
+}
+_SEPARATORS = ",;\t|"
+_PARQUET = b"PAR1"
+_ZIP = b"PK\x03\x04"  # what a file of Excel begins with
+
+
+@dataclass(frozen=True)
+class Table:
+    """A table in memory: ``rows`` map a column to a text."""
+
+    path: Path
+    columns: list
+    rows: list
+    lines: list  # where each row begins in the file, from 1 on
+
+    def find_columns(self, names, given=None):
+        """Which column holds each of ``names``, as far as there is one.
+
+        ``given`` are those that a person has named; the others are looked for
+        by their ``USUAL_NAMES``. CorpusError where a given one is not there.
+        """
+        known = {_bare(column): column for column in self.columns}
+        found = {}
+        for name in names:
+            wanted = USUAL_NAMES[name].split()
+            if name in (given or {}):
+                wanted = [_bare(given[name])]
+                if wanted[0] not in known:
+                    raise CorpusError(
+                        f"{self.path} has no column {given[name]!r} for "
+                        f"{name}; it has {', '.join(self.columns)}."
+                    )
+            column = next((known[x] for x in wanted if x in known), None)
+            if column is not None:
+                found[name] = column
+        return found
+
+
+def read_table(path):
+    """Reads a table, in UTF-8, UTF-16 or Windows-1252, or in Parquet.
+
+    ``CorpusError`` says what is wrong with it, of all its rows at once.
+    """
+    path = Path(path)
+    try:
+        content = path.read_bytes()
+    except OSError as error:
+        reason = error.strerror.lower()
+        raise CorpusError(
+            f"The table {path} cannot be read: {reason}."
+        ) from None
+    if content.startswith(_ZIP):
+        raise CorpusError(
+            f"{path} is a file of Excel, or an archive: save the table as CSV."
+        )
+    if content.startswith(_PARQUET):
+        cells = _parquet_cells(path, content)
+    else:
+        cells = _csv_cells(path, content)
+    if not cells:
+        raise CorpusError(f"The table {path} is empty.")
+    (_, columns), *rows = cells
+    columns = [name.strip() for name in columns]
+    repeated = [name for name, n in Counter(columns).items() if n > 1]
+    if repeated:
+        raise CorpusError(
+            f"{path} has several columns {repeated[0]!r}: give each its own "
+            "name."
+        )
+    if not rows:
+        raise CorpusError(
+            f"{path} has a header ({', '.join(columns)}), and no rows."
+        )
+    faults = [
+        f"line {line}: {len(row)} cells, where the header has {len(columns)}; "
+        "a text that holds the separator has to be in quotes"
+        for line, row in rows
+        if len(row) != len(columns)
+    ]
+    if faults:
+        raise CorpusError(f"The table {path} has {list_faults(faults)}")
+    lines, values = zip(*rows, strict=True)
+    rows = [dict(zip(columns, row, strict=True)) for row in values]
+    return Table(path, columns, rows, list(lines))
+
+
+def _bare(name):
+    return "".join(filter(str.isalnum, name.casefold()))
+
+
+def _csv_cells(path, content):
+    """Line and cells of the header and of each row that is not empty."""
+    text = decode(content)
+    if "\0" in text:
+        raise CorpusError(f"{path} is no text, and no table then.")
+    # A header is what says how the table is written: a text may hold anything.
+    header = next((line for line in text.splitlines() if line.strip()), "")
+    separator = max(
+        _SEPARATORS,
+        key=lambda mark: len(next(csv.reader([header], delimiter=mark), ())),
+    )
+    reader = csv.reader(
+        io.StringIO(text, newline=""), delimiter=separator, strict=True
+    )
+    cells, line = [], 1
+    try:
+        for row in reader:
+            if any(cell.strip() for cell in row):
+                cells.append((line, row))
+            line = reader.line_num + 1
+    except csv.Error as error:
+        raise CorpusError(
+            f"{path} is no CSV from line {line} on ({error}): is a quote there "
+            "that is not closed, or not doubled?"
+        ) from None
+    return cells
+
+
+def _parquet_cells(path, content):
+    try:
+        from pyarrow import ArrowException, parquet
+    except ImportError:
+        raise CorpusError(
+            f"{path} is in Parquet: `pip install pyarrow` reads it."
+        ) from None
+    try:
+        table = parquet.read_table(io.BytesIO(content))
+    except (ArrowException, OSError) as error:
+        reason = str(error).splitlines()[0]
+        raise CorpusError(f"{path} is damaged: {reason}") from None
+    columns = [
+        ["" if value is None else str(value) for value in column.to_pylist()]
+        for column in table.columns
+    ]
+    rows = zip(*columns, strict=True)
+    return [(1, table.column_names), *enumerate(map(list, rows), start=2)]

@@ -1,0 +1,98 @@
+"""Tables in the dialects that people save them in."""
+
+import pytest
+
+from emoq_modules.dataio.tables import read_table
+from emoq_modules.errors import CorpusError
+
+TEXT = "path,text,emotion\na.wav,Grüße – schön,joy\n"
+
+
+@pytest.fixture
+def read(tmp_path):
+    """Reads a table of this content."""
+
+    def read(content):
+        path = tmp_path / "table.csv"
+        if isinstance(content, str):
+            content = content.encode()
+        path.write_bytes(content)
+        return read_table(path)
+
+    return read
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16", "cp1252"])
+@pytest.mark.parametrize("separator", [",", ";", "\t", "|"])
+@pytest.mark.parametrize("end", ["\n", "\r\n", "\r"])
+def test_dialects_give_the_same_table(read, encoding, separator, end):
+    text = TEXT.replace(",", separator).replace("\n", end)
+    table = read(text.encode(encoding))
+    assert table.columns == ["path", "text", "emotion"]
+    assert table.rows == [
+        {"path": "a.wav", "text": "Grüße – schön", "emotion": "joy"}
+    ]
+
+
+def test_quotes_hold_separators_lines_and_quotes(read):
+    table = read('path,text\na,"one, ""two""\nthree"\n\nb,1\n')
+    assert [row["text"] for row in table.rows] == ['one, "two"\nthree', "1"]
+    assert table.lines == [2, 5]
+
+
+def test_values_stay_text(read):
+    (row,) = read("path,emotion,start\n007,none,1e3\n").rows
+    assert row == {"path": "007", "emotion": "none", "start": "1e3"}
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("", "is empty"),
+        ("path,text\n", r"a header \(path, text\), and no rows"),
+        ("path,text,text\na,b,c\n", "several columns 'text'"),
+        ("path,text\na,one, two\nb,c\nd\n", r"faults: 2\n  line 2: 3 cells"),
+        ('path,text\na,b\nc,"d\ne,f\n', "no CSV from line 3 on"),
+        ('path,text\na,"b" c\n', "no CSV from line 2 on"),
+        (b"path,text\na\0b,c\n", "is no text"),
+        (b"PK\x03\x04xl/workbook", "a file of Excel"),
+        (b"PAR1 cut off", "Parquet|damaged"),
+    ],
+)
+def test_what_cannot_be_meant_is_named(read, content, message):
+    with pytest.raises(CorpusError, match=message):
+        read(content)
+
+
+def test_a_missing_file_and_a_folder_are_named(tmp_path):
+    with pytest.raises(CorpusError, match="no such file"):
+        read_table(tmp_path / "no.csv")
+    with pytest.raises(CorpusError, match="is a directory"):
+        read_table(tmp_path)
+
+
+def test_parquet_gives_the_same_table(read, tmp_path):
+    pyarrow = pytest.importorskip("pyarrow")
+    from pyarrow import parquet
+
+    table = pyarrow.table({"path": ["a", "b"], "turn": [1, None]})
+    parquet.write_table(table, tmp_path / "table.parquet")
+    table = read_table(tmp_path / "table.parquet")
+    assert table.rows == [
+        {"path": "a", "turn": "1"},
+        {"path": "b", "turn": ""},
+    ]
+
+
+def test_columns_are_found_by_their_usual_names(read):
+    table = read("File_ID;Emotion ;raw text;StartTime;note\na;b;c;1;x\n")
+    names = ("path", "emotion", "text", "start", "end")
+    assert table.find_columns(names) == {
+        "path": "File_ID",
+        "emotion": "Emotion",
+        "text": "raw text",
+        "start": "StartTime",
+    }
+    assert table.find_columns(["text"], {"text": "NOTE"}) == {"text": "note"}
+    with pytest.raises(CorpusError, match="no column 'words' for text"):
+        table.find_columns(["text"], {"text": "words"})
