@@ -34,7 +34,7 @@ from emoq_modules.dataio.manifest_reader import (  # noqa: F401
 from emoq_modules.errors import CorpusError, EmoQError
 
 
-def split_by_dialogue(utterances, fraction, seed):
+def split_by_dialogue(utterances, fraction, seed, groups=None):
     """Takes whole dialogues out of a set, chosen by a seeded hash.
 
     The choice depends on the dialogues' names and the seed alone, not on the
@@ -49,6 +49,9 @@ def split_by_dialogue(utterances, fraction, seed):
         dialogues in the order of the hash allow, one dialogue at the least.
     seed : int
         Another seed, another choice.
+    groups : dict[str, str], optional
+        What each utterance stays together with, by its id, in the place of its
+        dialogue.
 
     Returns
     -------
@@ -75,7 +78,9 @@ def split_by_dialogue(utterances, fraction, seed):
         raise CorpusError(
             f"The validation fraction is {fraction}, not between 0 and 1."
         )
-    sizes = Counter(row.dialogue for row in utterances)
+    if groups is None:
+        groups = {row.id: row.dialogue for row in utterances}
+    sizes = Counter(groups[row.id] for row in utterances)
     if len(sizes) < 2:
         raise CorpusError(
             f"There are {len(sizes)} dialogues; training and validation need "
@@ -91,8 +96,8 @@ def split_by_dialogue(utterances, fraction, seed):
     best = min(range(len(counts)), key=lambda i: abs(counts[i] - target))
     chosen = set(order[: best + 1])
     return (
-        [row for row in utterances if row.dialogue not in chosen],
-        [row for row in utterances if row.dialogue in chosen],
+        [row for row in utterances if groups[row.id] not in chosen],
+        [row for row in utterances if groups[row.id] in chosen],
     )
 
 

@@ -216,6 +216,12 @@ def _merged(experiment, presets, options, others_allowed=False):
     if others_allowed:
         options = {k: v for k, v in options.items() if k in tree}
     _lay_over(tree, options, "the command line")
+    if not _is_plain(tree.get("labels")):
+        # Found in the data: what the rest is made for, and a trained system
+        # keeps.
+        nodes = YAML().load(_resolve(experiment, tree))
+        found = load_hparams(_dump({"labels": nodes["labels"]}))
+        tree["labels"] = found["labels"]
     return tree
 
 
@@ -235,17 +241,21 @@ def _resolve(experiment, tree, **values):
 
 def _chosen_folds(folds, tree):
     """The folds that ``--fold`` means."""
+    known = tree["folds"]
+    if isinstance(known, int):  # so many of them
+        known = range(1, known + 1)
+    known = list(map(str, known))
     if folds is None:
         chosen = [str(tree["fold"])]
     elif folds == "all":
-        chosen = [str(fold) for fold in tree["folds"]]
+        chosen = known
     else:
         chosen = list(dict.fromkeys(folds.replace(" ", "").split(",")))
     for fold in chosen:
-        if fold not in map(str, tree["folds"]):
+        if fold not in known:
             raise ConfigurationError(
                 f"There is no fold {fold} in {tree['corpus']}; its folds are "
-                f"{', '.join(map(str, tree['folds']))}."
+                f"{', '.join(known)}."
             )
     return list(map(int, chosen))
 
@@ -289,15 +299,17 @@ def _checked(content, origin):
 
 
 def _lay_over(tree, values, origin):
+    written = _dump(values)
     for key, value in values.items():
-        if key not in tree:
+        # A preset may have keys of its own, to be options of what it brings.
+        if key not in tree and f"<{key}>" not in written:
             near = difflib.get_close_matches(key, tree, n=1)
             hint = f" Did you mean {near[0]}?" if near else ""
             raise ConfigurationError(
                 f"{key!r} in {origin} is no key of this experiment, so nothing "
                 f"would read it.{hint}"
             )
-        is_number = isinstance(tree[key], bool | int | float)
+        is_number = isinstance(tree.get(key), bool | int | float)
         if is_number and isinstance(value, str) and key not in _OR_A_WORD:
             raise ConfigurationError(
                 f"{key} in {origin} is {value!r}; it has to be something like "

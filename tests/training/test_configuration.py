@@ -224,3 +224,28 @@ def test_differences_name_the_keys_that_changed(experiment, write):
 def test_differences_see_keys_that_came_or_went_and_no_comments():
     changed = differences("a: 1  # one\nb: 2", "# a\na: 1\nc: 3")
     assert changed.keys() == {"b", "c"}
+
+
+def test_a_preset_may_bring_keys_that_it_reads(experiment, write):
+    preset = write("p.yaml", "margin: 3\nstore: !ref <margin>")
+    options = "data_folder: here\nmargin: 4"
+    assert hparams_of(experiment, [preset], options)["store"] == 4
+    with pytest.raises(ConfigurationError, match="'margin' in .* is no key"):
+        merge_presets(experiment, [write("q.yaml", "margin: 3")])
+
+
+def test_labels_that_are_found_are_kept_as_they_were_found(experiment, write):
+    preset = write("p.yaml", "labels: !apply:builtins.sorted [[sad, '1']]")
+    composed = merge_presets(experiment, [preset], "data_folder: here")
+    assert StageRun(composed).hparams["labels"] == ["1", "sad"]
+    assert merge_presets(write("again.yaml", composed)) == composed
+
+
+def test_folds_may_be_a_number(write):
+    experiment = write(
+        "experiment.yaml", EXPERIMENT + "corpus: own\nfolds: 3\nfold: 1\n"
+    )
+    runs = plan_runs(experiment, options="data_folder: here", folds="all")
+    assert [run.hparams["fold"] for run in runs] == [1, 2, 3]
+    with pytest.raises(ConfigurationError, match="its folds are 1, 2, 3"):
+        plan_runs(experiment, options="data_folder: here", folds="4")

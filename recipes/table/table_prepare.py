@@ -1,0 +1,312 @@
+"""Anyone's recordings: from a table with their paths and emotions to manifests.
+
+``python recipes/table/table_prepare.py DATA_FOLDER SAVE_FOLDER TABLE`` runs it
+alone, and with ``--dry_run`` shows what would be made of the table.
+"""
+
+import logging
+from collections import Counter, defaultdict
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import soundfile
+from scipy.sparse import coo_array
+from scipy.sparse.csgraph import connected_components
+from tqdm import tqdm
+
+from emoq_modules.dataio.audio import SAMPLE_RATE, read_audio
+from emoq_modules.dataio.files import put_in_place
+from emoq_modules.dataio.labeled import count_labels, read_labeled
+from emoq_modules.dataio.manifest import digest_of_file
+from emoq_modules.dataio.prepare import (
+    check_choice,
+    is_prepared,
+    main,
+    name_few,
+    split_by_dialogue,
+    write_manifests,
+)
+from emoq_modules.errors import CorpusError
+
+logger = logging.getLogger(__name__)
+
+# What a split may be called in a table.
+SPLITS = {
+    "train": "train training",
+    "valid": "valid validation val dev development",
+    "test": "test testing eval evaluation",
+}
+VALID_FRACTION = 0.1
+
+
+def find_labels(table, columns=None, label_map=None, min_utterances=10):
+    """The labels of a table that enough utterances have, most frequent first.
+
+    Takes what ``count_labels`` takes. ``CorpusError`` where there are fewer
+    than two.
+    """
+    counts = count_labels(table, columns, label_map)
+    rare = {word: n for word, n in counts.items() if n < min_utterances}
+    labels = [word for word in counts if word not in rare]
+    if rare:
+        logger.warning(
+            f"Left out, with fewer than {min_utterances} utterances: "
+            + ", ".join(f"{word} ({n})" for word, n in rare.items())
+            + "."
+        )
+    if len(labels) < 2:
+        raise CorpusError(
+            f"{table} has {len(labels)} labels with {min_utterances} "
+            "utterances or more, and two are needed: join some by --label_map, "
+            "or set --min_utterances."
+        )
+    return labels
+
+
+def prepare_table(
+    data_folder: str,
+    save_folder: str,
+    table: str,
+    labels: tuple[str, ...] = (),
+    columns: str = "",
+    label_map: str = "",
+    min_utterances: int = 10,
+    fold: int = 1,
+    folds: int = 5,
+    validate_on: Literal["groups", "dialogues"] = "groups",
+    seed: int = 1234,
+    segments_folder: str = "",
+    dry_run: bool = False,
+):
+    """Make the manifests of one fold of a table of recordings.
+
+    A table has a row for each recording, or for each part of one: its path and
+    its emotion, and where they are known text, speaker, dialogue, turn,
+    session, split, start and end (seconds).
+
+    Where it has no splits of its own, a fold tests rows that share no speaker,
+    dialogue, session or recording with any that train or validate: one such
+    group, where there are as many as folds, else several with about the same
+    share of each label. Without speakers, dialogues and sessions the folds are
+    drawn at random.
+
+    Arguments
+    ---------
+    data_folder : str
+        The folder that paths in the table are relative to, and what
+        ``{data_root}`` in the manifests stands for.
+    save_folder : str
+        Where the manifests go.
+    table : str
+        CSV in any dialect, or Parquet.
+    labels : tuple[str, ...]
+        The classes; those of the table that are frequent enough if not given.
+    columns : str
+        Columns of unusual names: "path=file_id, emotion=label".
+    label_map : str
+        What labels of the table become: "ang=angry, exc=happy".
+    min_utterances : int
+        What is rarer is left out.
+    fold : int
+        Which of the folds is tested; 1 where the table has splits.
+    folds : int
+        How many there are.
+    validate_on : str
+        A tenth of what is not tested validates: whole groups, or dialogues,
+        whose speakers train, too.
+    seed : int
+        Of the choice of folds and validation.
+    segments_folder : str
+        Where parts of recordings are cut to, SAVE_FOLDER/segments if not given.
+    dry_run : bool
+        Show what would be made, and write nothing.
+
+    Raises
+    ------
+    CorpusError
+        The table cannot be read, or holds what cannot be meant, or cannot be
+        split that way.
+    """
+    check_choice("fold", fold, range(1, folds + 1))
+    check_choice("validate_on", validate_on, ("groups", "dialogues"))
+    labels = labels or find_labels(table, columns, label_map, min_utterances)
+    settings = {
+        "corpus": "table",
+        "data_folder": Path(data_folder).resolve(),
+        "table": digest_of_file(table),
+        "labels": labels,
+        "columns": columns,
+        "label_map": label_map,
+        "fold": fold,
+        "folds": folds,
+        "validate_on": validate_on,
+        "seed": seed,
+        "segments_folder": segments_folder,
+    }
+    if is_prepared(save_folder, settings):
+        return
+    rows, dialogues, skipped = read_labeled(
+        table, data_folder, labels, columns, label_map
+    )
+    groups = _find_groups(rows)
+    if any(row.split for row in rows):
+        check_choice("fold, of a table with splits of its own,", fold, [1])
+        splits = _own_splits(rows, groups)
+    else:
+        splits = _fold(rows, groups, fold, folds, seed)
+    if not splits["valid"]:
+        splits["train"], splits["valid"] = split_by_dialogue(
+            splits["train"],
+            VALID_FRACTION,
+            seed,
+            groups if validate_on == "groups" else None,
+        )
+    if dry_run:
+        print(_summary(rows, splits, labels))
+        return
+    _cut(rows, Path(segments_folder or Path(save_folder, "segments")))
+    write_manifests(save_folder, splits, labels, settings, skipped, dialogues)
+
+
+def _find_groups(rows):
+    """By the id of each row, the name of the group that it hangs together with.
+
+    Rows of one speaker, dialogue, session or recording do, and rows of two that
+    share a third.
+    """
+    places, edges = {}, []
+    for number, row in enumerate(rows):
+        said = row.utterance
+        shared = {
+            "speaker": said.speaker,
+            "dialogue": said.dialogue,
+            "session": said.session,
+            "recording": row.recording,
+        }
+        for key in shared.items():
+            if key[1]:
+                edges.append((number, places.setdefault(key, len(places))))
+    first, second = np.array(edges).T
+    size = len(rows) + len(places)
+    graph = coo_array(
+        (np.ones(len(edges)), (first, len(rows) + second)), (size, size)
+    )
+    _, found = connected_components(graph, directed=False)
+    names = {}
+    for number, row in enumerate(rows):
+        said = row.utterance
+        name = said.session or said.speaker or said.dialogue
+        names[found[number]] = min(name, names.get(found[number], name))
+    return {row.utterance.id: names[found[n]] for n, row in enumerate(rows)}
+
+
+def _fold(rows, groups, fold, folds, seed):
+    """What a fold tests, and the rest to train."""
+    from sklearn.model_selection import StratifiedGroupKFold  # takes a second
+
+    utterances = [row.utterance for row in rows]
+    of = np.array([groups[said.id] for said in utterances])
+    names = sorted(set(of))
+    if len(names) < max(folds, 2):
+        raise CorpusError(
+            f"{folds} folds need as many groups that share no speaker, "
+            f"dialogue, session or recording, and the table has {len(names)}: "
+            "take fewer --folds, or have a column not looked at, as by "
+            "--columns session= for the session."
+        )
+    if not any(said.speaker or said.session for said in utterances):
+        logger.warning(
+            "The table names no speakers: a voice may be in training and in "
+            "test, and figures are too good then."
+        )
+    if len(names) == folds:
+        tested = of == names[fold - 1]
+    else:
+        labels = [said.emotion for said in utterances]
+        splitter = StratifiedGroupKFold(folds, shuffle=True, random_state=seed)
+        chosen = list(splitter.split(of, labels, of))[fold - 1][1]
+        tested = np.isin(np.arange(len(of)), chosen)
+    return {
+        "train": [utterances[n] for n in np.flatnonzero(~tested)],
+        "valid": [],
+        "test": [utterances[n] for n in np.flatnonzero(tested)],
+    }
+
+
+def _own_splits(rows, groups):
+    """The splits that a column of the table names."""
+    known = {word: name for name, of in SPLITS.items() for word in of.split()}
+    splits, where = {name: [] for name in SPLITS}, defaultdict(set)
+    for row in rows:
+        name = known.get(row.split.casefold())
+        if name is None:
+            raise CorpusError(
+                f"{row.utterance.id} is of the split {row.split!r}; it can be "
+                f"{', '.join(SPLITS)}."
+            )
+        splits[name].append(row.utterance)
+        where["recording", str(row.recording)].add(name)
+        where["dialogue", row.utterance.dialogue].add(name)
+        where["speaker", row.utterance.speaker].add(name)
+    for kind in ("recording", "dialogue", "speaker"):
+        torn = [
+            name
+            for (of, name), in_ in where.items()
+            if of == kind and name and len(in_) > 1
+        ]
+        if torn and kind == "speaker":
+            logger.warning(
+                f"Speakers in several splits of the table: {name_few(torn)}. "
+                "Their figures are not those of voices that are new."
+            )
+        elif torn:
+            raise CorpusError(
+                f"The table has a {kind} in several splits, {name_few(torn)}: "
+                "give each to one, or leave the column out by --columns split="
+            )
+    return splits
+
+
+def _cut(rows, folder):
+    """Cuts parts of recordings out, each to a file that its row names then."""
+    parts = defaultdict(list)
+    for row in rows:
+        if row.start is not None:
+            parts[row.recording].append(row)
+    for recording, rows in tqdm(parts.items(), "parts", disable=None):
+        samples = None
+        for row in rows:
+            path = folder / f"{row.utterance.id}.wav"
+            row.utterance.wav = str(path.absolute())
+            if path.exists():
+                continue
+            if samples is None:
+                samples = read_audio(recording)
+            path.parent.mkdir(parents=True, exist_ok=True)
+            partial = path.with_suffix(".partial")
+            span = (round(x * SAMPLE_RATE) for x in (row.start, row.end))
+            soundfile.write(
+                partial,
+                samples[slice(*span)].numpy(),
+                SAMPLE_RATE,
+                format="WAV",
+            )
+            put_in_place(partial, path)
+
+
+def _summary(rows, splits, labels):
+    """What a dry run shows: counts, hours, rates, five rows."""
+    lines = []
+    for name, utterances in splits.items():
+        counts = Counter(said.emotion for said in utterances)
+        hours = sum(said.duration for said in utterances) / 3600
+        told = ", ".join(f"{label} {counts[label]}" for label in labels)
+        lines.append(f"{name}: {len(utterances)} ({told}), {hours:.2f} h")
+    for row in rows[:5]:
+        lines.append(str(dict(row.utterance)))
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    raise SystemExit(main(prepare_table))
