@@ -8,6 +8,7 @@ import sys
 from functools import partial
 
 from emoq_modules import __version__
+from emoq_modules.commands.evaluate import add_evaluate
 from emoq_modules.commands.export import add_export
 from emoq_modules.commands.options import exit_status
 from emoq_modules.commands.predict import add_predict
@@ -72,6 +73,7 @@ def _make_parser():
     add_reproduce(commands)
     add_probe(commands)
     add_predict(commands)
+    add_evaluate(commands)
     add_export(commands)
     add_serve(commands)
     lines = "\n".join(command.epilog for command in commands.choices.values())

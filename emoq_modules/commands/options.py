@@ -46,12 +46,31 @@ def add_model_options(command):
     )
 
 
-def load_recognizer(own, **options):
+def add_asr_options(command):
+    """Adds the options of what transcribes, which ``load_recognizer`` reads."""
+    command.add_argument(
+        "--asr",
+        metavar="MODEL",
+        help="transcribes recordings without a text: a speech recognition "
+        "model of transformers, a folder or a name on the hub",
+    )
+    command.add_argument(
+        "--asr_language",
+        metavar="L",
+        help="the language that the model of --asr, a Whisper, is to expect: "
+        "de, german; found out by itself for each recording if not given",
+    )
+
+
+def load_recognizer(own):
     """Loads a trained system for a program, without bars and warnings.
 
-    ``options`` go to ``EmotionRecognizer.from_hparams``. ConfigurationError if
-    the device is not to be had.
+    ConfigurationError if the device is not to be had, or options of the speech
+    recognition do not go together.
     """
+    asr = {key: getattr(own, key, None) for key in ("asr", "asr_language")}
+    if asr["asr_language"] and not asr["asr"]:
+        raise ConfigurationError("--asr_language is for --asr: give both.")
     import torch
     from transformers.utils import logging as transformers_logging
 
@@ -72,7 +91,7 @@ def load_recognizer(own, **options):
             ) from error
         run_opts["device"] = own.device
     return EmotionRecognizer.from_hparams(
-        own.model, trust_source=own.trust_source, run_opts=run_opts, **options
+        own.model, trust_source=own.trust_source, run_opts=run_opts, **asr
     )
 
 

@@ -8,6 +8,7 @@ import sys
 from dataclasses import asdict
 
 from emoq_modules.commands.options import (
+    add_asr_options,
     add_command,
     add_model_options,
     load_recognizer,
@@ -60,18 +61,7 @@ def add_predict(commands):
         help="what is said in each: columns path (or id, the file's name "
         "without its ending), text and, if you like, speaker",
     )
-    command.add_argument(
-        "--asr",
-        metavar="MODEL",
-        help="transcribes recordings without a text: a speech recognition "
-        "model of transformers, a folder or a name on the hub",
-    )
-    command.add_argument(
-        "--asr_language",
-        metavar="L",
-        help="the language that the model of --asr, a Whisper, is to expect: "
-        "de, german; found out by itself for each recording if not given",
-    )
+    add_asr_options(command)
     command.add_argument("--speaker", help="who speaks, in all recordings")
     command.add_argument(
         "--format",
@@ -140,17 +130,13 @@ def _run(own):
 
     if own.vad and not own.timeline:
         raise ConfigurationError("--vad is for --timeline: give both.")
-    if own.asr_language and not own.asr:
-        raise ConfigurationError("--asr_language is for --asr: give both.")
     if own.timeline and (own.text or own.transcripts):
         raise ConfigurationError(
             "What is said in a recording is not said in each of its windows: "
             "give --asr with --timeline, or no text."
         )
     transcripts = Transcripts(own.transcripts) if own.transcripts else None
-    recognizer = load_recognizer(
-        own, asr=own.asr, asr_language=own.asr_language
-    )
+    recognizer = load_recognizer(own)
     paths, total = find_recordings(own.sources), None
     if sys.stderr.isatty() and "-" not in own.sources and not own.timeline:
         paths = list(paths)  # how many there are is for the progress bar

@@ -38,6 +38,7 @@ PREDICTIONS_FILE = "predictions.csv"
 VALID_PREDICTIONS_FILE = "valid_predictions.csv"
 CONFUSION_FILE = "confusion_matrix.png"
 CURVES_FILE = "training_curves.png"
+RELIABILITY_FILE = "reliability.png"
 
 _RUN_INFO = ("corpus", "fold", "stage", "seed", "seconds")
 _COLUMNS = ["id", "label", "prediction", "dialogue", "speaker", "session"]

@@ -24,6 +24,7 @@ from emoq_modules import present_names
 from emoq_modules.errors import ConfigurationError
 
 _SECTIONS = ("stage1", "stage2")
+_EQUALS = "\ue100"  # stands for a "=" on its way through SpeechBrain
 _OR_A_WORD = ("audio_layer",)  # the encoder says which
 # How HyperPyYAML begins its messages.
 _REFUSED = "There is no such|Invalid argument to"
@@ -159,7 +160,16 @@ def read_options(experiment, arguments):
     >>> options, run_opts["device"]
     ('lr: 0.1\\n', 'cpu')
     """
-    _, run_opts, options = sb.parse_arguments([str(experiment), *arguments])
+    # SpeechBrain would take the "=" in a value for that after a key.
+    parts = [word.partition("=") for word in arguments]
+    words = [
+        f"{key}{mark}{value.replace('=', _EQUALS)}"
+        if key.startswith("--")
+        else word.replace("=", _EQUALS)
+        for word, (key, mark, value) in zip(arguments, parts, strict=True)
+    ]
+    _, run_opts, options = sb.parse_arguments([str(experiment), *words])
+    options = options.replace(_EQUALS, "=")
     # Run options that the experiment has keys for are settings of the run.
     keys = read_keys(experiment)
     given = {k: run_opts[k] for k in run_opts.overridden_args if k in keys}

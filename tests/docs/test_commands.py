@@ -86,7 +86,7 @@ def assert_takes(words, text):
 
 def assert_trains(words, folder, capsys):
     """Whether nothing is in the way of training but that there is no corpus."""
-    (data_folder,) = [word for word in words if word.startswith("/data/")]
+    data_folder = words[words.index("--data_folder") + 1]
     assert train.run([*words, "--results_folder", str(folder)]) == 2
     said = capsys.readouterr().err
     assert "error: " in said and data_folder in said, said
@@ -140,7 +140,7 @@ def test_reproduce_plans_the_command(words, tmp_path, capsys):
 def test_probe_lacks_nothing_but_the_corpus(words, tmp_path, capsys):
     assert cli.main([*words, "--results_folder", str(tmp_path)]) == 2
     said = capsys.readouterr().err
-    (data_folder,) = [word for word in words if word.startswith("/data/")]
+    data_folder = words[words.index("--data_folder") + 1]
     assert "error: " in said and data_folder in said, said
 
 

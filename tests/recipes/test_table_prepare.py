@@ -9,9 +9,11 @@ import numpy as np
 import pytest
 import soundfile
 
+import train
 from emoq_modules.dataio.labeled import parse_pairs
 from emoq_modules.dataio.prepare import read_dialogues
 from emoq_modules.errors import CorpusError
+from emoq_modules.evaluation.results import pool_results
 from tests.corpus_folders import (
     SHARED_DATA,
     all_rows,
@@ -320,6 +322,26 @@ def test_a_mapping_of_what_is_not_there_is_refused(prepare, settings, message):
 def test_pairs_may_be_a_mapping():
     assert parse_pairs({"a": "b"}) == parse_pairs("a=b") == {"a": "b"}
     assert parse_pairs(None) == parse_pairs("") == {}
+
+
+def test_a_table_trains_both_stages(folder, tmp_path, capsys):
+    train.main(
+        [
+            *("hparams/emoq_stage2.yaml", "--preset", "tests/tiny.yaml"),
+            *("--preset", "recipes/table/table.yaml", "--folds", "2"),
+            *("--number_of_epochs", "1", "--label_map", "joy=happy"),
+            *("--data_folder", str(folder), "--fold", "all"),
+            *("--table", str(folder / "labels.csv")),
+            *("--results_folder", str(tmp_path / "results")),
+        ]
+    )
+    output = capsys.readouterr().out
+    assert "stage 2, mean of 2 folds" in output and "happy" in output
+    runs = sorted(tmp_path.glob("results/table/emoq/*/stage2"))
+    stats = pool_results(runs)
+    assert len(stats.ids) == 48 and stats.labels == ["anger", "happy"]
+    settings = (runs[0] / "recognizer/hyperparams.yaml").read_text()
+    assert "labels.csv" not in settings
 
 
 @pytest.mark.skipif(not EMODB.is_dir(), reason=f"{EMODB} is not at hand")

@@ -4,6 +4,7 @@ from collections import Counter
 
 import pytest
 import torch
+from ruamel.yaml import YAML
 
 from emoq_modules.errors import ConfigurationError
 from emoq_modules.training.configuration import (
@@ -12,6 +13,7 @@ from emoq_modules.training.configuration import (
     load_hparams,
     merge_presets,
     plan_runs,
+    read_options,
 )
 from emoq_modules.training.run_folder import differences
 
@@ -249,3 +251,9 @@ def test_folds_may_be_a_number(write):
     assert [run.hparams["fold"] for run in runs] == [1, 2, 3]
     with pytest.raises(ConfigurationError, match="its folds are 1, 2, 3"):
         plan_runs(experiment, options="data_folder: here", folds="4")
+
+
+@pytest.mark.parametrize("words", [["--map", "a=b, c=d"], ["--map=a=b, c=d"]])
+def test_a_value_may_have_an_equals_sign(words):
+    options, _ = read_options("hparams/emoq_stage1.yaml", words)
+    assert YAML(typ="safe").load(options) == {"map": "a=b, c=d"}

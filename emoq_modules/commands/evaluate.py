@@ -1,0 +1,246 @@
+"""``emoq evaluate``: a trained recognizer on other labeled recordings."""
+
+import sys
+import time
+from pathlib import Path
+
+from emoq_modules.commands.options import (
+    add_asr_options,
+    add_command,
+    add_model_options,
+    load_recognizer,
+)
+from emoq_modules.errors import AudioError, ConfigurationError
+
+_DESCRIPTION = """\
+Measures a trained EmoQ on the labeled recordings of a table: WA, UA and WF1
+with intervals, recalls, confusion and calibration. Measured is over the classes
+that both have; what one side lacks is named, and left out.
+"""
+_EXAMPLES = """\
+examples:
+  emoq evaluate --model RUN/recognizer --table test.csv
+  emoq evaluate --model RUN/recognizer --table test.csv --data_folder wavs/ \\
+      --columns "path=file_id, emotion=emo" --label_map "joy=happy, rage=angry"
+
+exit status: 0; 1 if some recordings could not be recognized, which are named
+and not measured; 2 if the command is wrong.
+"""
+
+
+def add_evaluate(commands):
+    """Adds ``evaluate`` to the commands of ``emoq``."""
+    command = add_command(
+        commands,
+        "evaluate",
+        _evaluate,
+        "measure a trained system on labeled recordings",
+        _DESCRIPTION,
+        _EXAMPLES,
+    )
+    add_model_options(command)
+    command.add_argument(
+        "--table",
+        required=True,
+        metavar="CSV",
+        help="a row for each recording, or part of one: path and emotion, and "
+        "where they are known text, speaker, dialogue, turn, session, start "
+        "and end",
+    )
+    command.add_argument(
+        "--data_folder",
+        metavar="FOLDER",
+        help="what paths in the table are relative to; its own folder if not "
+        "given",
+    )
+    command.add_argument(
+        "--columns",
+        metavar="PAIRS",
+        help="columns of unusual names: 'path=file_id, emotion=emo'",
+    )
+    command.add_argument(
+        "--label_map",
+        metavar="PAIRS",
+        help="the model's word for a label of the table: 'joy=happy'",
+    )
+    add_asr_options(command)
+    command.add_argument(
+        "--split",
+        metavar="NAME",
+        help="only rows of this split of the table, as it is written there",
+    )
+    command.add_argument(
+        "--batch_size",
+        type=int,
+        default=8,
+        metavar="N",
+        help="recordings that are recognized together (8)",
+    )
+    command.add_argument(
+        "--out",
+        default="evaluation",
+        metavar="FOLDER",
+        help="where predictions.csv, results.json and pictures go (evaluation)",
+    )
+
+
+def _evaluate(own):
+    # torch and the models' libraries take seconds to import.
+    import torch
+
+    from emoq_modules.dataio.files import write_atomically
+    from emoq_modules.dataio.labeled import count_labels, read_labeled
+    from emoq_modules.evaluation.calibration import (
+        apply_temperature,
+        expected_calibration_error,
+    )
+    from emoq_modules.evaluation.plots import as_png, plot_reliability
+    from emoq_modules.evaluation.results import (
+        CONFUSION_FILE,
+        RELIABILITY_FILE,
+        format_summary,
+        write_results,
+    )
+
+    started = time.time()
+    counts = count_labels(own.table, own.columns, own.label_map)
+    folder = own.data_folder or Path(own.table).parent
+    recognizer = load_recognizer(own)
+    labels = _common(recognizer.hparams.labels, counts)
+    rows, dialogues, skipped = read_labeled(
+        own.table, folder, labels, own.columns, own.label_map
+    )
+    if own.split:
+        rows = [row for row in rows if row.split == own.split]
+    if not rows:
+        raise ConfigurationError(
+            f"{own.table} has no row to recognize"
+            + f" of the split {own.split!r}." * bool(own.split)
+        )
+    stats, faults = _recognize(recognizer, rows, dialogues, labels, own)
+    temperature = recognizer.hparams.temperature
+    posteriors = torch.stack(stats.posteriors).numpy()
+    systems = {"as given": posteriors}
+    if temperature != 1:
+        scaled = apply_temperature(posteriors, temperature)
+        systems[f"T = {temperature:.2f}"] = scaled
+    corpus = Path(own.table).stem
+    info = {"corpus": corpus, "fold": None, "stage": None, "seed": None}
+    info |= {
+        "model": str(own.model),
+        "left_out": {why: len(ids) for why, ids in skipped.items()},
+        "not_recognized": faults,
+        "calibration_errors": {
+            name: expected_calibration_error(given, stats.targets)
+            for name, given in systems.items()
+        },
+        "seconds": round(time.time() - started, 1),
+    }
+    out = Path(own.out)
+    write_results(out, stats, info)
+    figure = plot_reliability(systems, stats.targets, corpus)
+    write_atomically(out / RELIABILITY_FILE, as_png(figure))
+    plots = [out / CONFUSION_FILE, out / RELIABILITY_FILE]
+    print(format_summary({corpus: {out: stats}}, plots))
+    print(_told(stats, info))
+    for fault in faults:
+        print(f"not recognized: {fault}", file=sys.stderr)
+    return 1 if faults else 0
+
+
+def _recognize(recognizer, rows, dialogues, labels, own):
+    """``EmotionStats`` of the rows, and what could not be recognized."""
+    import torch
+    from tqdm import tqdm
+
+    from emoq_modules.evaluation.metrics import EmotionStats
+
+    stats, faults = EmotionStats(labels), []
+    turns = recognizer.hparams.context_turns
+    recordings = (_recording(row, turns and dialogues) for row in rows)
+    found = recognizer.recognize(recordings, own.batch_size, max_seconds=None)
+    bar = tqdm(found, "utterances", len(rows), disable=None)
+    for row, answer in zip(rows, bar, strict=True):
+        said = row.utterance
+        if answer.error:
+            faults.append(f"{said.id}: {answer.error}")
+            continue
+        posteriors = torch.tensor([[answer.posteriors[x] for x in labels]])
+        if len(labels) < len(answer.posteriors):
+            posteriors /= posteriors.sum()
+        stats.append(
+            [said.id],
+            posteriors,
+            torch.tensor([labels.index(said.emotion)]),
+            [said.dialogue],
+            [said.speaker],
+            [said.session],
+        )
+    if not stats.ids:
+        raise AudioError(f"Nothing could be recognized: {faults[0]}")
+    return stats, faults
+
+
+def _recording(row, dialogues):
+    """A row as the recognizer takes it, with the turns before if wanted."""
+    from emoq_modules.dataio.audio import SAMPLE_RATE, read_audio
+    from emoq_modules.dataio.recordings import Recording
+
+    said, samples, before = row.utterance, None, ()
+    if dialogues:
+        before = tuple(
+            (turn.speaker, turn.text)
+            for turn in sorted(dialogues[said.dialogue])
+            if turn.turn < said.turn
+        )
+    if row.start is not None:
+        first, last = (round(x * SAMPLE_RATE) for x in (row.start, row.end))
+        samples = read_audio(row.recording)[first:last]
+    return Recording(
+        row.recording, said.text, said.speaker or None, before, samples
+    )
+
+
+def _told(stats, info):
+    """Intervals and calibration, in lines."""
+    from emoq_modules.evaluation.bootstrap import (
+        bootstrap_interval,
+        find_clusters,
+    )
+    from emoq_modules.evaluation.metrics import MEASURES
+
+    clusters = find_clusters(stats)
+    lines = [f"\n95 % intervals (bootstrap of {clusters})"]
+    if clusters.count < 2:
+        lines = [f"\nThere are no intervals of {clusters}."]
+    for name in MEASURES if clusters.count > 1 else ():
+        found = bootstrap_interval(stats, name)
+        lines.append(f"  {name:4}{found.low:.1f} to {found.high:.1f}")
+    errors = ", ".join(
+        f"{error:.3f} {name}"
+        for name, error in info["calibration_errors"].items()
+    )
+    return "\n".join([*lines, f"\nCalibration error: {errors}"])
+
+
+def _common(words, counts):
+    """The classes that the model and the table have, in the model's order."""
+    labels = [word for word in words if word in counts]
+    if len(labels) < 2:
+        raise ConfigurationError(
+            f"The model knows {', '.join(words)}, and the table has "
+            f"{', '.join(counts)}: fewer than two are the same. Say which are "
+            'by --label_map "joy=happy".'
+        )
+    unknown = {word: n for word, n in counts.items() if word not in words}
+    if unknown:
+        told = ", ".join(f"{word} ({n})" for word, n in unknown.items())
+        print(f"The model has no word for {told}: left out.", file=sys.stderr)
+    absent = [word for word in words if word not in counts]
+    if absent:
+        print(
+            f"The table has no {', '.join(absent)}: the model cannot choose "
+            "that here.",
+            file=sys.stderr,
+        )
+    return labels

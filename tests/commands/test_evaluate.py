@@ -1,0 +1,145 @@
+"""``emoq evaluate`` measures what training and the tables' reports measure."""
+
+import csv
+import json
+
+import pytest
+import torch
+
+from emoq_modules.commands.cli import main
+from emoq_modules.commands.reproduce_results import Row
+from emoq_modules.evaluation.metrics import MEASURES
+from emoq_modules.evaluation.results import read_predictions, write_results
+from tests.corpus_folders import wav_bytes
+
+
+@pytest.fixture
+def evaluate(tiny_results, recognizer_folder, tmp_path, capsys):
+    """Evaluates the tiny run's test set, its rows changed if asked for."""
+
+    def evaluate(change=dict, *options):
+        path = tiny_results / "tiny/manifests/fold1/test.json"
+        rows = []
+        for row in json.loads(path.read_bytes()).values():
+            row["path"] = row.pop("wav").removeprefix("{data_root}/")
+            rows.append(change(row))
+        table = tmp_path / "test set.csv"
+        with table.open("w", newline="") as file:
+            writer = csv.DictWriter(file, list(rows[0]))
+            writer.writeheader()
+            writer.writerows(rows)
+        status = main(
+            [
+                *("evaluate", "--model", recognizer_folder),
+                *("--table", str(table), "--out", str(tmp_path / "out")),
+                *("--data_folder", str(tiny_results / "data"), *options),
+            ]
+        )
+        return status, *capsys.readouterr()
+
+    return evaluate
+
+
+def test_the_numbers_are_those_of_the_run_and_of_a_report(
+    evaluate, tiny_results, tmp_path
+):
+    status, output, _ = evaluate()
+    assert status == 0
+    run = tiny_results / "tiny/emoq/fold1-seed1234/stage2"
+    theirs, ours = read_predictions(run), read_predictions(tmp_path / "out")
+    for name in ("ids", "targets", "dialogues", "speakers", "sessions"):
+        assert getattr(ours, name) == getattr(theirs, name)
+    torch.testing.assert_close(
+        torch.stack(ours.posteriors), torch.stack(theirs.posteriors)
+    )
+    trained, evaluated = (
+        json.loads((folder / "results.json").read_bytes())
+        for folder in (run, tmp_path / "out")
+    )
+    row = Row("EmoQ", "here", {}, [], "", {1: [theirs]}, {1: theirs})
+    shown = next(line for line in output.splitlines() if "test set" in line)
+    for place, name in enumerate(MEASURES, start=-4):
+        assert evaluated[name] == trained[name] == row.measured(name).pooled
+        assert shown.split()[place] == f"{evaluated[name]:.1f}"
+    assert evaluated["confusion"] == trained["confusion"]
+
+
+def test_equal_predictions_give_equal_numbers(evaluate, tmp_path):
+    # Not those of a system that is always right, as that above may be.
+    evaluate()
+    stats = read_predictions(tmp_path / "out")
+    stats.targets = stats.targets[1:] + stats.targets[:1]
+    info = dict.fromkeys(("corpus", "fold", "stage", "seed", "seconds"), 1)
+    written = write_results(tmp_path / "again", stats, info)
+    again = read_predictions(tmp_path / "again")
+    row = Row("EmoQ", "here", {}, [], "", {1: [again]}, {1: again})
+    for name in MEASURES:
+        assert 0 < written[name] < 100
+        assert row.measured(name).pooled == written[name]
+
+
+def test_classes_that_one_side_lacks_are_named_and_left_out(evaluate, tmp_path):
+    words = {"happy": "joy", "sad": "bored"}
+
+    def change(row):
+        return row | {"emotion": words.get(row["emotion"], row["emotion"])}
+
+    status, output, messages = evaluate(change, "--label_map", "joy=happy")
+    assert status == 0
+    assert "The model has no word for bored (3): left out." in messages
+    assert "The table has no sad" in messages
+    stats = read_predictions(tmp_path / "out")
+    assert stats.labels == ["angry", "happy"] and len(stats.ids) == 6
+    sums = torch.stack(stats.posteriors).sum(dim=1)
+    torch.testing.assert_close(sums, torch.ones(6))
+    status, _, messages = evaluate(change)
+    assert status == 2 and "fewer than two are the same" in messages
+
+
+def test_parts_of_recordings_are_recognized_as_the_whole_is(
+    evaluate, tiny_results, tmp_path
+):
+    evaluate()
+    whole = read_predictions(tmp_path / "out")
+    evaluate(lambda row: row | {"start": "0", "end": str(row["duration"])})
+    parts = read_predictions(tmp_path / "out")
+    torch.testing.assert_close(
+        torch.stack(parts.posteriors), torch.stack(whole.posteriors)
+    )
+
+
+def test_what_cannot_be_recognized_is_named(evaluate, tiny_results, tmp_path):
+    name = "too short.wav"
+    (tiny_results / "data" / name).write_bytes(wav_bytes(0.01))
+
+    def change(row):
+        return row | {"path": name} if row["path"] == "test00.wav" else row
+
+    status, output, messages = evaluate(change)
+    assert status == 1
+    assert "not recognized: too short: " in messages
+    assert len(read_predictions(tmp_path / "out").ids) == 8
+
+
+def test_one_split_of_a_table(evaluate, tmp_path):
+    def change(row):
+        return row | {"split": "dev" if row["turn"] < 4 else "test"}
+
+    evaluate(change, "--split", "test")
+    assert len(read_predictions(tmp_path / "out").ids) == 5
+    status, _, messages = evaluate(change, "--split", "Test")
+    assert status == 2 and "no row to recognize of the split 'Test'" in messages
+
+
+def test_it_draws_and_tells_how_sure_it_is(evaluate, tmp_path):
+    _, output, _ = evaluate()
+    for name in ("confusion_matrix.png", "reliability.png"):
+        assert (tmp_path / "out" / name).read_bytes().startswith(b"\x89PNG")
+        assert str(tmp_path / "out" / name) in output
+    assert "Calibration error: 0." in output
+    # All of the nine are of one dialogue and one speaker.
+    assert "There are no intervals of 1 dialogue." in output
+    _, output, _ = evaluate(
+        lambda row: row | {"dialogue": f"d{row['turn'] % 3}"}
+    )
+    assert "95 % intervals (bootstrap of 3 dialogues)" in output
