@@ -20,6 +20,7 @@ from emoq_modules.training.configuration import plan_runs, read_options
 from emoq_modules.training.describe import describe
 from emoq_modules.training.distributed import init_ranks
 from emoq_modules.training.experiment import run_folds
+from emoq_modules.training.preview import preview
 
 
 def main(arguments=None):
@@ -50,6 +51,12 @@ def main(arguments=None):
         action="store_true",
         help="print the model's parts and their sizes, and do nothing else",
     )
+    parser.add_argument(
+        "--dry_run",
+        action="store_true",
+        help="prepare the corpus, print what there is in it and some prompts, "
+        "and train nothing",
+    )
     own, rest = parser.parse_known_args(arguments)
     if not sys.stderr.isatty():
         transformers_logging.disable_progress_bar()  # logs take lines
@@ -60,6 +67,9 @@ def main(arguments=None):
     runs = plan_runs(
         own.experiment, own.preset, options, own.fold, run_opts["debug"]
     )
+    if own.dry_run:
+        print("\n\n".join(map(preview, runs)))
+        return
     init_ranks(run_opts)
     summary = run_folds(runs, run_opts)
     if if_main_process():

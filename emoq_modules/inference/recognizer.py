@@ -343,10 +343,7 @@ class EmotionRecognizer(Pretrained):
         Takes the arguments of ``classify_file`` but for the path.
         """
         parts = self._prompt_ids(Recording(None, text, speaker, context or ()))
-        prompt = self.mods.decoder.prompt
-        before, after = map(prompt.tokenizer.decode, parts)
-        audio = "<AUDIO>" * prompt.template.has_audio
-        return f"{before}{audio}{after}"
+        return self.mods.decoder.prompt.as_text(parts)
 
     def _stream(self, segments, batch_size, asr, abstain_below):
         """Recognitions of segments, those without a text transcribed first."""

@@ -264,6 +264,22 @@ class TokenizedPrompt:
         contexts = contexts or [()] * len(texts)
         return list(map(self.encode, texts, speakers, contexts))
 
+    def as_text(self, ids):
+        """The prompt as the LLM reads it, with ``<AUDIO>`` for the voice.
+
+        Arguments
+        ---------
+        ids : tuple of list of int
+            What ``encode`` gives.
+
+        Returns
+        -------
+        str
+            Its text, with the tokens of the chat template.
+        """
+        before, after = map(self.tokenizer.decode, ids)
+        return f"{before}{_AUDIO * self.template.has_audio}{after}"
+
     def _template_pieces(self, known):
         """The template cut at its fields, for utterances with these known.
 

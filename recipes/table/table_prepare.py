@@ -1,11 +1,11 @@
 """Anyone's recordings: from a table with their paths and emotions to manifests.
 
 ``python recipes/table/table_prepare.py DATA_FOLDER SAVE_FOLDER TABLE`` runs it
-alone, and with ``--dry_run`` shows what would be made of the table.
+alone.
 """
 
 import logging
-from collections import Counter, defaultdict
+from collections import defaultdict
 from pathlib import Path
 from typing import Literal
 
@@ -77,7 +77,6 @@ def prepare_table(
     validate_on: Literal["groups", "dialogues"] = "groups",
     seed: int = 1234,
     segments_folder: str = "",
-    dry_run: bool = False,
 ):
     """Make the manifests of one fold of a table of recordings.
 
@@ -119,8 +118,6 @@ def prepare_table(
         Of the choice of folds and validation.
     segments_folder : str
         Where parts of recordings are cut to, SAVE_FOLDER/segments if not given.
-    dry_run : bool
-        Show what would be made, and write nothing.
 
     Raises
     ------
@@ -162,9 +159,6 @@ def prepare_table(
             seed,
             groups if validate_on == "groups" else None,
         )
-    if dry_run:
-        print(_summary(rows, splits, labels))
-        return
     _cut(rows, Path(segments_folder or Path(save_folder, "segments")))
     write_manifests(save_folder, splits, labels, settings, skipped, dialogues)
 
@@ -293,19 +287,6 @@ def _cut(rows, folder):
                 format="WAV",
             )
             put_in_place(partial, path)
-
-
-def _summary(rows, splits, labels):
-    """What a dry run shows: counts, hours, rates, five rows."""
-    lines = []
-    for name, utterances in splits.items():
-        counts = Counter(said.emotion for said in utterances)
-        hours = sum(said.duration for said in utterances) / 3600
-        told = ", ".join(f"{label} {counts[label]}" for label in labels)
-        lines.append(f"{name}: {len(utterances)} ({told}), {hours:.2f} h")
-    for row in rows[:5]:
-        lines.append(str(dict(row.utterance)))
-    return "\n".join(lines)
 
 
 if __name__ == "__main__":

@@ -273,14 +273,6 @@ def test_windows_paths_are_read(prepare, tmp_path):
     assert "d0/a0" in all_rows(tmp_path / "save")
 
 
-def test_a_dry_run_writes_nothing(prepare, tmp_path, capsys):
-    with pytest.raises(FileNotFoundError):
-        prepare(dry_run=True)
-    assert not (tmp_path / "save").exists()
-    output = capsys.readouterr().out
-    assert "test: 16 (anger 8, joy 8)" in output and "Hm 0." in output
-
-
 def test_a_changed_table_is_prepared_again(prepare):
     first = prepare()
     assert prepare() == first
