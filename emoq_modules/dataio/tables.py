@@ -6,7 +6,9 @@ named with its line. Values stay text.
 """
 
 import csv
+import hashlib
 import io
+import json
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
@@ -43,6 +45,12 @@ class Table:
     rows: list
     lines: list  # where each row begins in the file, from 1 on
 
+    @property
+    def digest(self):
+        """By which it is known if the table has changed."""
+        rows = json.dumps([self.columns, self.rows], ensure_ascii=False)
+        return hashlib.sha256(rows.encode()).hexdigest()
+
     def find_columns(self, names, given=None):
         """Which column holds each of ``names``, as far as there is one.
 
@@ -66,11 +74,24 @@ class Table:
         return found
 
 
+def make_table(name, rows):
+    """Makes a ``Table`` of dicts, of which each has some of the columns."""
+    rows = list(rows)
+    if not rows:
+        raise CorpusError(f"No recording of the corpus is in {name}.")
+    columns = list(dict.fromkeys(column for row in rows for column in row))
+    rows = [{column: row.get(column, "") for column in columns} for row in rows]
+    return Table(Path(name), columns, rows, list(range(1, len(rows) + 1)))
+
+
 def read_table(path):
     """Reads a table, in UTF-8, UTF-16 or Windows-1252, or in Parquet.
 
-    ``CorpusError`` says what is wrong with it, of all its rows at once.
+    One that is read already is returned. ``CorpusError`` says what is wrong
+    with it, of all its rows at once.
     """
+    if isinstance(path, Table):
+        return path
     path = Path(path)
     try:
         content = path.read_bytes()

@@ -18,7 +18,6 @@ from tqdm import tqdm
 from emoq_modules.dataio.audio import SAMPLE_RATE, read_audio
 from emoq_modules.dataio.files import put_in_place
 from emoq_modules.dataio.labeled import count_labels, read_labeled
-from emoq_modules.dataio.manifest import digest_of_file
 from emoq_modules.dataio.prepare import (
     check_choice,
     is_prepared,
@@ -27,6 +26,7 @@ from emoq_modules.dataio.prepare import (
     split_by_dialogue,
     write_manifests,
 )
+from emoq_modules.dataio.tables import make_table, read_table
 from emoq_modules.errors import CorpusError
 
 logger = logging.getLogger(__name__)
@@ -57,7 +57,7 @@ def find_labels(table, columns=None, label_map=None, min_utterances=10):
         )
     if len(labels) < 2:
         raise CorpusError(
-            f"{table} has {len(labels)} labels with {min_utterances} "
+            f"The table has {len(labels)} labels with {min_utterances} "
             "utterances or more, and two are needed: join some by --label_map, "
             "or set --min_utterances."
         )
@@ -98,7 +98,7 @@ def prepare_table(
     save_folder : str
         Where the manifests go.
     table : str
-        CSV in any dialect, or Parquet.
+        CSV in any dialect, or Parquet; or a function as those of corpora.py.
     labels : tuple[str, ...]
         The classes; those of the table that are frequent enough if not given.
     columns : str
@@ -127,11 +127,14 @@ def prepare_table(
     """
     check_choice("fold", fold, range(1, folds + 1))
     check_choice("validate_on", validate_on, ("groups", "dialogues"))
+    if callable(table):
+        table = make_table(data_folder, table(data_folder))
+    table = read_table(table)
     labels = labels or find_labels(table, columns, label_map, min_utterances)
     settings = {
         "corpus": "table",
         "data_folder": Path(data_folder).resolve(),
-        "table": digest_of_file(table),
+        "table": table.digest,
         "labels": labels,
         "columns": columns,
         "label_map": label_map,

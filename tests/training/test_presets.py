@@ -23,7 +23,7 @@ PRESETS = sorted(
     str(path)
     for folder in ("hparams/presets", "recipes")
     for path in Path(folder).rglob("*.yaml")
-    if path.parent.name != "table"  # which needs one: test_table_prepare.py
+    if path.parent.name != "table"  # test_table_prepare.py has them
 )
 MELD = "recipes/MELD/meld7.yaml"
 # Of corpora whose speakers have codes in the place of names; IEMOCAP's first.
