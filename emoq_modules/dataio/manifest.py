@@ -115,7 +115,13 @@ class Turn(NamedTuple):
 
 
 def write_manifests(
-    save_folder, splits, labels, settings, skipped=None, dialogues=None
+    save_folder,
+    splits,
+    labels,
+    settings,
+    skipped=None,
+    dialogues=None,
+    notes=(),
 ):
     """Check the rows, write manifests and dialogues, and log a summary.
 
@@ -139,6 +145,9 @@ def write_manifests(
         Every annotated turn of each dialogue, in any order, whether it is a
         row or was left out. Unless given, the turns are those of the rows:
         right where no dialogue has others.
+    notes : Sequence[str]
+        What must be known of results on these manifests, for ``read_notes``;
+        logged as warnings.
 
     Raises
     ------
@@ -181,12 +190,34 @@ def write_manifests(
         write_atomically(save_folder / name, content)
     digests = {name: digest_of_file(save_folder / name) for name in files}
     record = {"format": _FORMAT, "settings": settings, "digests": digests}
+    record["notes"] = list(notes)
     write_atomically(save_folder / MANIFEST_SETTINGS_FILE, _to_json(record))
     logger.info(_summary(save_folder, splits, labels, skipped or {}))
+    for note in notes:
+        logger.warning(note)
     learned = {row.emotion for row in splits["train"]}
     for label in labels:
         if label not in learned:
             logger.warning(f"There is no training utterance for '{label}'.")
+
+
+def read_notes(save_folder):
+    """Reads what must be known of results on some manifests.
+
+    Arguments
+    ---------
+    save_folder : str or Path
+        Where ``write_manifests`` has written.
+
+    Returns
+    -------
+    list[str]
+        Its ``notes``; none of those that an earlier version wrote.
+    """
+    file = Path(save_folder, MANIFEST_SETTINGS_FILE)
+    if not file.exists():
+        return []
+    return json.loads(file.read_bytes()).get("notes", [])
 
 
 def is_prepared(save_folder, settings):

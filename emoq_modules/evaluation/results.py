@@ -214,13 +214,13 @@ def measure(pooled, folds, name):
     return Measured(means[0], spread[0], means[1], spread[1])
 
 
-def format_summary(results, plots=()):
+def format_summary(results, plots=(), notes=()):
     """Measures of several systems, and the confusion of the last, as text.
 
     ``results`` are by the name of the row, such as "stage 1", the
     ``EmotionStats`` of its folds, by folder: they are shown pooled, and where
     there are several their mean and standard deviation, too. ``plots`` are
-    pictures to point to.
+    pictures to point to, ``notes`` what must be known of the measures.
     """
     table, ties = [["", *MEASURES, "n"]], {}
     for name, folds in results.items():
@@ -248,8 +248,9 @@ def format_summary(results, plots=()):
         f"Confusion of {name} (rows: reference, columns: recognized)",
         format_confusion(stats),
     ]
-    if plots:
-        lines += ["", "Plots", *(f"  {plot}" for plot in plots)]
+    for title, entries in (("Plots", plots), ("Notes", notes)):
+        if entries:
+            lines += ["", title, *(f"  {entry}" for entry in entries)]
     return "\n".join(lines)
 
 

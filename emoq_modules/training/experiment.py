@@ -28,6 +28,7 @@ from emoq_modules.dataio.files import (
     put_in_place,
     write_contents,
 )
+from emoq_modules.dataio.manifest import read_notes
 from emoq_modules.errors import CheckpointError, ConfigurationError
 from emoq_modules.evaluation.results import (
     CONFUSION_FILE,
@@ -77,12 +78,18 @@ def run_folds(runs, run_opts=None):
         for folder in folders[key]
         for name in (CONFUSION_FILE, CURVES_FILE)
     ]
+    notes = {
+        note: None
+        for run in runs
+        for note in read_notes(run.hparams["manifest_folder"])
+    }
     return format_summary(
         {
             stage: {folder: read_predictions(folder) for folder in those}
             for stage, those in folders.items()
         },
         plots,
+        notes,
     )
 
 
@@ -254,7 +261,9 @@ def _write_results(run, hparams, best_epoch, measured, embeddings, costs):
     write_results(
         folder,
         measured["test"],
-        {key: hparams[key] for key in described} | costs,
+        {key: hparams[key] for key in described}
+        | costs
+        | {"notes": read_notes(run.hparams["manifest_folder"])},
         hparams["history"],
         best_epoch,
         measured["valid"],

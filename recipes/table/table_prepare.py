@@ -4,6 +4,8 @@
 alone.
 """
 
+import contextlib
+import json
 import logging
 from collections import defaultdict
 from pathlib import Path
@@ -13,6 +15,7 @@ import numpy as np
 import soundfile
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
+from speechbrain.utils.distributed import infer_device
 from tqdm import tqdm
 
 from emoq_modules.dataio.audio import SAMPLE_RATE, read_audio
@@ -26,8 +29,11 @@ from emoq_modules.dataio.prepare import (
     split_by_dialogue,
     write_manifests,
 )
+from emoq_modules.dataio.recordings import Recording
 from emoq_modules.dataio.tables import make_table, read_table
 from emoq_modules.errors import CorpusError
+from emoq_modules.inference.asr import load_transcriber, with_texts
+from emoq_modules.inference.batching import Segment
 
 logger = logging.getLogger(__name__)
 
@@ -77,6 +83,9 @@ def prepare_table(
     validate_on: Literal["groups", "dialogues"] = "groups",
     seed: int = 1234,
     segments_folder: str = "",
+    transcribe: str = "",
+    transcribe_language: str = "",
+    transcripts: str = "",
 ):
     """Make the manifests of one fold of a table of recordings.
 
@@ -118,6 +127,13 @@ def prepare_table(
         Of the choice of folds and validation.
     segments_folder : str
         Where parts of recordings are cut to, SAVE_FOLDER/segments if not given.
+    transcribe : str
+        A speech recognition model of transformers, for rows without a text.
+    transcribe_language : str
+        The language that it is to expect, if it is a Whisper.
+    transcripts : str
+        The file that keeps what it heard, SAVE_FOLDER/transcripts.jsonl if not
+        given.
 
     Raises
     ------
@@ -143,18 +159,20 @@ def prepare_table(
         "validate_on": validate_on,
         "seed": seed,
         "segments_folder": segments_folder,
+        "transcribe": transcribe,
+        "transcribe_language": transcribe_language,
     }
     if is_prepared(save_folder, settings):
         return
     rows, dialogues, skipped = read_labeled(
         table, data_folder, labels, columns, label_map
     )
-    groups = _find_groups(rows)
+    groups, notes = _find_groups(rows), []
     if any(row.split for row in rows):
         check_choice("fold, of a table with splits of its own,", fold, [1])
-        splits = _own_splits(rows, groups)
+        splits = _own_splits(rows, notes)
     else:
-        splits = _fold(rows, groups, fold, folds, seed)
+        splits = _fold(rows, groups, fold, folds, seed, notes)
     if not splits["valid"]:
         splits["train"], splits["valid"] = split_by_dialogue(
             splits["train"],
@@ -163,7 +181,20 @@ def prepare_table(
             groups if validate_on == "groups" else None,
         )
     _cut(rows, Path(segments_folder or Path(save_folder, "segments")))
-    write_manifests(save_folder, splits, labels, settings, skipped, dialogues)
+    untold = [row for row in rows if not row.utterance.text]
+    if untold and transcribe:
+        file = Path(transcripts or Path(save_folder, "transcripts.jsonl"))
+        notes.append(
+            f"The words of {len(untold)} of {len(rows)} utterances were "
+            f"recognized by {transcribe}."
+        )
+        _transcribe(untold, transcribe, transcribe_language or None, file)
+        _tell(dialogues, untold)
+    elif untold:
+        notes.append(f"{len(untold)} of {len(rows)} utterances have no text.")
+    write_manifests(
+        save_folder, splits, labels, settings, skipped, dialogues, notes
+    )
 
 
 def _find_groups(rows):
@@ -198,7 +229,7 @@ def _find_groups(rows):
     return {row.utterance.id: names[found[n]] for n, row in enumerate(rows)}
 
 
-def _fold(rows, groups, fold, folds, seed):
+def _fold(rows, groups, fold, folds, seed, notes):
     """What a fold tests, and the rest to train."""
     from sklearn.model_selection import StratifiedGroupKFold  # takes a second
 
@@ -213,7 +244,7 @@ def _fold(rows, groups, fold, folds, seed):
             "--columns session= for the session."
         )
     if not any(said.speaker or said.session for said in utterances):
-        logger.warning(
+        notes.append(
             "The table names no speakers: a voice may be in training and in "
             "test, and figures are too good then."
         )
@@ -231,7 +262,7 @@ def _fold(rows, groups, fold, folds, seed):
     }
 
 
-def _own_splits(rows, groups):
+def _own_splits(rows, notes):
     """The splits that a column of the table names."""
     known = {word: name for name, of in SPLITS.items() for word in of.split()}
     splits, where = {name: [] for name in SPLITS}, defaultdict(set)
@@ -253,7 +284,7 @@ def _own_splits(rows, groups):
             if of == kind and name and len(in_) > 1
         ]
         if torn and kind == "speaker":
-            logger.warning(
+            notes.append(
                 f"Speakers in several splits of the table: {name_few(torn)}. "
                 "Their figures are not those of voices that are new."
             )
@@ -263,6 +294,58 @@ def _own_splits(rows, groups):
                 "give each to one, or leave the column out by --columns split="
             )
     return splits
+
+
+def _transcribe(rows, model, language, file):
+    """Gives rows the words that a model hears, and keeps them in a file."""
+    known = {}
+    if file.exists():
+        for line in file.read_text(encoding="utf-8").splitlines():
+            # A line that a kill cut off is one of words to hear again.
+            with contextlib.suppress(ValueError):
+                *key, text = json.loads(line)
+                known[tuple(key)] = text
+    keys = {
+        row.utterance.id: (
+            *(row.utterance.id, row.utterance.duration, model, language),
+        )
+        for row in rows
+    }
+    unheard = [row for row in rows if keys[row.utterance.id] not in known]
+    if unheard:
+        transcriber = load_transcriber(model, infer_device(), language)
+        file.parent.mkdir(parents=True, exist_ok=True)
+        with file.open("a", encoding="utf-8") as lines:
+            lines.write("\n" * bool(file.stat().st_size))
+            segments = map(_segment, tqdm(unheard, "words", disable=None))
+            heard = with_texts(segments, transcriber)
+            for row, segment in zip(unheard, heard, strict=True):
+                key, text = keys[row.utterance.id], segment.recording.text
+                known[key] = text
+                lines.write(json.dumps([*key, text], ensure_ascii=False))
+                lines.write("\n")
+                lines.flush()
+    for row in rows:
+        row.utterance.text = known[keys[row.utterance.id]]
+
+
+def _segment(row):
+    said = row.utterance
+    path = row.recording if row.start is None else said.wav
+    return Segment(Recording(path), 0.0, said.duration, read_audio(path))
+
+
+def _tell(dialogues, rows):
+    """Puts the words of rows into their dialogues, too."""
+    words = {
+        (row.utterance.dialogue, row.utterance.turn): row.utterance.text
+        for row in rows
+    }
+    for name, turns in dialogues.items():
+        turns[:] = [
+            turn._replace(text=words.get((name, turn.turn), turn.text))
+            for turn in turns
+        ]
 
 
 def _cut(rows, folder):

@@ -11,6 +11,7 @@ import soundfile
 
 import train
 from emoq_modules.dataio.labeled import parse_pairs
+from emoq_modules.dataio.manifest import read_notes
 from emoq_modules.dataio.prepare import read_dialogues
 from emoq_modules.errors import CorpusError
 from emoq_modules.evaluation.results import pool_results
@@ -263,6 +264,35 @@ def test_parts_are_cut_out_of_their_recordings(prepare, folder, tmp_path):
     samples, rate = soundfile.read(row["wav"])
     assert rate == 16000
     np.testing.assert_allclose(samples, tone[1600:3200], atol=2**-15)
+
+
+def test_missing_words_are_recognized_once(prepare, tmp_path, monkeypatch):
+    heard = []
+
+    def load(model, device, language):
+        assert (model, language) == ("whisper", "de")
+        return lambda samples: heard.append(len(samples)) or f"Nr {len(heard)}"
+
+    monkeypatch.setattr(recipe, "load_transcriber", load)
+
+    def change(row):
+        return row | {"text": "" if row["dialogue"] == "d0" else row["text"]}
+
+    asr = {"transcribe": "whisper", "transcribe_language": "de"}
+    prepare(change, **asr)
+    texts = {row["text"] for row in all_rows(tmp_path / "save").values()}
+    assert heard == [1600] * 8 and texts > {"Nr 1", "Nr 8"}
+    spoken = read_dialogues(tmp_path / "save/dialogues.json")["d0"]
+    assert all(turn.text.startswith("Nr ") for turn in spoken)
+    assert read_notes(tmp_path / "save") == [
+        "The words of 8 of 48 utterances were recognized by whisper."
+    ]
+    kept = tmp_path / "save/transcripts.jsonl"
+    kept.write_bytes(kept.read_bytes()[:-5])  # as a kill leaves it
+    prepare(change, fold=2, **asr)
+    assert len(heard) == 9
+    prepare(change)
+    assert read_notes(tmp_path / "save") == ["8 of 48 utterances have no text."]
 
 
 def test_windows_paths_are_read(prepare, tmp_path):
