@@ -12,6 +12,8 @@ from emoq_modules.commands.options import (
 )
 from emoq_modules.errors import AudioError, ConfigurationError
 
+_MATRIX_FILE = "matrix.png"
+
 _DESCRIPTION = """\
 Measures a trained EmoQ on the labeled recordings of a table: WA, UA and WF1
 with intervals, recalls, confusion and calibration. Measured is over the classes
@@ -22,6 +24,9 @@ examples:
   emoq evaluate --model RUN/recognizer --table test.csv
   emoq evaluate --model RUN/recognizer --table test.csv --data_folder wavs/ \\
       --columns "path=file_id, emotion=emo" --label_map "joy=happy, rage=angry"
+  emoq evaluate --model A/recognizer --model B/recognizer --table a.csv \\
+      --table b.csv
+      each model on each table, and one matrix of UA
 
 exit status: 0; 1 if some recordings could not be recognized, which are named
 and not measured; 2 if the command is wrong.
@@ -38,14 +43,15 @@ def add_evaluate(commands):
         _DESCRIPTION,
         _EXAMPLES,
     )
-    add_model_options(command)
+    add_model_options(command, several=True)
     command.add_argument(
         "--table",
         required=True,
+        action="append",
         metavar="CSV",
         help="a row for each recording, or part of one: path and emotion, and "
         "where they are known text, speaker, dialogue, turn, session, start "
-        "and end",
+        "and end; repeatable",
     )
     command.add_argument(
         "--data_folder",
@@ -80,11 +86,38 @@ def add_evaluate(commands):
         "--out",
         default="evaluation",
         metavar="FOLDER",
-        help="where predictions.csv, results.json and pictures go (evaluation)",
+        help="where predictions.csv, results.json and pictures go "
+        "(evaluation); of several models or tables, to a folder each in it",
     )
 
 
 def _evaluate(own):
+    from emoq_modules.evaluation.results import format_summary
+
+    out, failed, found = Path(own.out), False, []
+    several = len(own.model) * len(own.table) > 1
+    for number, model in enumerate(own.model, start=1):
+        recognizer = load_recognizer(own, model)
+        found.append([])
+        for table in own.table:
+            name = Path(table).stem
+            folder = out / f"{number}-{name}" if several else out
+            if several:
+                print(f"{model} on {table}\n")
+            stats, info, plots = _measure(recognizer, table, own, folder, model)
+            print(format_summary({name: {folder: stats}}, plots))
+            print(_told(stats, info), end="\n\n" if several else "\n")
+            for fault in info["not_recognized"]:
+                print(f"not recognized: {fault}", file=sys.stderr)
+            failed |= bool(info["not_recognized"])
+            found[-1].append(info["UA"])
+    if several:
+        _compare(own, found, out)
+    return 1 if failed else 0
+
+
+def _measure(recognizer, table, own, out, model):
+    """Recognizes a table: ``EmotionStats``, ``results.json``, pictures."""
     # torch and the models' libraries take seconds to import.
     import torch
 
@@ -98,23 +131,21 @@ def _evaluate(own):
     from emoq_modules.evaluation.results import (
         CONFUSION_FILE,
         RELIABILITY_FILE,
-        format_summary,
         write_results,
     )
 
     started = time.time()
-    counts = count_labels(own.table, own.columns, own.label_map)
-    folder = own.data_folder or Path(own.table).parent
-    recognizer = load_recognizer(own)
+    counts = count_labels(table, own.columns, own.label_map)
     labels = _common(recognizer.hparams.labels, counts)
+    folder = own.data_folder or Path(table).parent
     rows, dialogues, skipped = read_labeled(
-        own.table, folder, labels, own.columns, own.label_map
+        table, folder, labels, own.columns, own.label_map
     )
     if own.split:
         rows = [row for row in rows if row.split == own.split]
     if not rows:
         raise ConfigurationError(
-            f"{own.table} has no row to recognize"
+            f"{table} has no row to recognize"
             + f" of the split {own.split!r}." * bool(own.split)
         )
     stats, faults = _recognize(recognizer, rows, dialogues, labels, own)
@@ -124,10 +155,10 @@ def _evaluate(own):
     if temperature != 1:
         scaled = apply_temperature(posteriors, temperature)
         systems[f"T = {temperature:.2f}"] = scaled
-    corpus = Path(own.table).stem
+    corpus = Path(table).stem
     info = {"corpus": corpus, "fold": None, "stage": None, "seed": None}
     info |= {
-        "model": str(own.model),
+        "model": str(model),
         "left_out": {why: len(ids) for why, ids in skipped.items()},
         "not_recognized": faults,
         "calibration_errors": {
@@ -136,16 +167,27 @@ def _evaluate(own):
         },
         "seconds": round(time.time() - started, 1),
     }
-    out = Path(own.out)
-    write_results(out, stats, info)
+    info = write_results(out, stats, info)
     figure = plot_reliability(systems, stats.targets, corpus)
     write_atomically(out / RELIABILITY_FILE, as_png(figure))
-    plots = [out / CONFUSION_FILE, out / RELIABILITY_FILE]
-    print(format_summary({corpus: {out: stats}}, plots))
-    print(_told(stats, info))
-    for fault in faults:
-        print(f"not recognized: {fault}", file=sys.stderr)
-    return 1 if faults else 0
+    return stats, info, [out / CONFUSION_FILE, out / RELIABILITY_FILE]
+
+
+def _compare(own, found, out):
+    """Prints and draws the UA of each model on each table."""
+    from emoq_modules.dataio.files import write_atomically
+    from emoq_modules.evaluation.plots import as_png, plot_matrix
+
+    tables = [Path(table).stem for table in own.table]
+    width = max(map(len, own.model))
+    wide = max(8, *(2 + len(name) for name in tables))
+    print("UA".ljust(width) + "".join(f"{name:>{wide}}" for name in tables))
+    for model, values in zip(own.model, found, strict=True):
+        cells = "".join(f"{value:>{wide}.1f}" for value in values)
+        print(f"{model:<{width}}{cells}")
+    figure = plot_matrix(found, own.model, tables, "UA in percent")
+    write_atomically(out / _MATRIX_FILE, as_png(figure))
+    print(f"\nPlot\n  {out / _MATRIX_FILE}")
 
 
 def _recognize(recognizer, rows, dialogues, labels, own):

@@ -26,14 +26,17 @@ def add_command(commands, name, function, summary, description, epilog):
     return command
 
 
-def add_model_options(command):
+def add_model_options(command, several=False):
     """Adds the options that ``load_recognizer`` reads."""
     command.add_argument(
         "--model",
         required=True,
+        action="append" if several else "store",
         metavar="FOLDER",
         help="the folder 'recognizer' of a run of stage 2, what emoq export "
-        "has made, or the name of that on the Hugging Face hub",
+        "has made, or the name of that on the Hugging Face hub"
+        + "; repeatable"
+        * several,
     )
     command.add_argument(
         "--trust_source",
@@ -62,11 +65,11 @@ def add_asr_options(command):
     )
 
 
-def load_recognizer(own):
+def load_recognizer(own, model=None):
     """Loads a trained system for a program, without bars and warnings.
 
-    ConfigurationError if the device is not to be had, or options of the speech
-    recognition do not go together.
+    It is ``model`` where there are several. ConfigurationError if the device is
+    not to be had, or options of the speech recognition do not go together.
     """
     asr = {key: getattr(own, key, None) for key in ("asr", "asr_language")}
     if asr["asr_language"] and not asr["asr"]:
@@ -91,7 +94,10 @@ def load_recognizer(own):
             ) from error
         run_opts["device"] = own.device
     return EmotionRecognizer.from_hparams(
-        own.model, trust_source=own.trust_source, run_opts=run_opts, **asr
+        model or own.model,
+        trust_source=own.trust_source,
+        run_opts=run_opts,
+        **asr,
     )
 
 

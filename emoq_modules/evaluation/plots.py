@@ -38,25 +38,28 @@ def plot_confusion(stats, title):
     side = 2.4 + 0.75 * len(labels)  # inches: a cell holds "100 %"
     figure = Figure(figsize=(side, side), layout="constrained")
     axes = figure.add_subplot()
-    axes.imshow(percent, cmap="Blues", vmin=0, vmax=100)
-    for (row, column), value in np.ndenumerate(percent):
-        text = f"{value:.0f} %\n{counts[row, column]}" if members[row] else "–"
-        color = "white" if value > 55 else "black"
-        look = {"ha": "center", "va": "center", "fontsize": 9, "color": color}
-        axes.text(column, row, text, **look)
-
+    texts = [
+        [f"{x:.0f} %\n{n}" if of else "–" for x, n in zip(*cells, strict=True)]
+        for *cells, of in zip(percent, counts, members, strict=True)
+    ]
     rows = [f"{x}\n({n})" for x, n in zip(labels, members, strict=True)]
-    places = range(len(labels))
-    slanted = max(map(len, labels)) > 9  # wider than a cell
-    slant = {"rotation": 35, "ha": "right"} if slanted else {}
-    axes.set_xticks(places, labels, **slant)
-    axes.set_yticks(places, rows)
-    axes.tick_params(length=0)
+    _draw_matrix(axes, percent, texts, rows, labels)
     axes.set_xlabel("recognized")
     axes.set_ylabel("reference (utterances)")
-    axes.spines[:].set_visible(False)
     measures = [f"{x} {metrics[x]:.1f} %" for x in MEASURES]
     axes.set_title(f"{title}\n{'   '.join(measures)}", fontsize=10)
+    return figure
+
+
+def plot_matrix(values, rows, columns, title):
+    """Draws a measure in percent, by what is trained (row) and tested."""
+    width = 2.4 + 1.1 * len(columns) + 0.07 * max(map(len, rows))
+    size = width, 2.0 + 0.6 * len(rows)
+    figure = Figure(figsize=size, layout="constrained")
+    axes = figure.add_subplot()
+    texts = [[f"{value:.1f}" for value in row] for row in values]
+    _draw_matrix(axes, np.array(values), texts, rows, columns)
+    axes.set_title(title, fontsize=10)
     return figure
 
 
@@ -253,6 +256,21 @@ def as_png(figure):
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", dpi=150)
     return buffer.getvalue()
+
+
+def _draw_matrix(axes, percent, texts, rows, columns):
+    """Cells of a color for their percentage, with a text each."""
+    axes.imshow(percent, cmap="Blues", vmin=0, vmax=100, aspect="auto")
+    for (row, column), value in np.ndenumerate(percent):
+        color = "white" if value > 55 else "black"
+        look = {"ha": "center", "va": "center", "fontsize": 9, "color": color}
+        axes.text(column, row, texts[row][column], **look)
+    slanted = max(map(len, columns)) > 9  # wider than a cell
+    slant = {"rotation": 35, "ha": "right"} if slanted else {}
+    axes.set_xticks(range(len(columns)), columns, **slant)
+    axes.set_yticks(range(len(rows)), rows)
+    axes.tick_params(length=0)
+    axes.spines[:].set_visible(False)
 
 
 def _lay_out(axes):

@@ -68,7 +68,7 @@ def test_equal_predictions_give_equal_numbers(evaluate, tmp_path):
     # Not those of a system that is always right, as that above may be.
     evaluate()
     stats = read_predictions(tmp_path / "out")
-    stats.targets = stats.targets[1:] + stats.targets[:1]
+    stats.targets[:4] = [(target + 1) % 3 for target in stats.targets[:4]]
     info = dict.fromkeys(("corpus", "fold", "stage", "seed", "seconds"), 1)
     written = write_results(tmp_path / "again", stats, info)
     again = read_predictions(tmp_path / "again")
@@ -143,3 +143,26 @@ def test_it_draws_and_tells_how_sure_it_is(evaluate, tmp_path):
         lambda row: row | {"dialogue": f"d{row['turn'] % 3}"}
     )
     assert "95 % intervals (bootstrap of 3 dialogues)" in output
+
+
+def test_several_models_and_tables_make_a_matrix(
+    evaluate, recognizer_folder, tiny_results, tmp_path
+):
+    evaluate()
+    first = tmp_path / "test set.csv"
+    header, *rows = first.read_text().splitlines()
+    other = tmp_path / "few.csv"
+    other.write_text("\n".join([header, *rows[:4]]))
+    options = ["--table", str(other), "--model", recognizer_folder]
+    status, output, _ = evaluate(dict, *options)
+    assert status == 0
+    *_, matrix, _ = output.split("\n\n")
+    name, *lines = matrix.splitlines()
+    assert name.split() == ["UA", "test", "set", "few"]
+    values = [
+        json.loads((tmp_path / "out" / x / "results.json").read_bytes())["UA"]
+        for x in ("1-test set", "1-few", "2-test set", "2-few")
+    ]
+    shown = [float(x) for line in lines for x in line.split()[-2:]]
+    assert shown == pytest.approx(values, abs=0.05)
+    assert (tmp_path / "out/matrix.png").read_bytes().startswith(b"\x89PNG")
