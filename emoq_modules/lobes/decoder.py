@@ -179,7 +179,14 @@ class SoftPromptDecoder(nn.Module):
         if embedding_dim is not None:
             self.projector = Projector(embedding_dim, embed)
 
-    def forward(self, embeddings, prompts, labels=None, with_posteriors=True):
+    def forward(
+        self,
+        embeddings,
+        prompts,
+        labels=None,
+        with_posteriors=True,
+        class_weights=None,
+    ):
         """Computes loss and posteriors, in one pass where labels are one token.
 
         Distributed training goes through ``forward``.
@@ -196,6 +203,9 @@ class SoftPromptDecoder(nn.Module):
             Class indices, ``(B,)``; None computes no loss.
         with_posteriors : bool
             Whether to compute the posteriors.
+        class_weights : torch.Tensor | None
+            What the weight w of each emotion word is multiplied with, ``(C,)``,
+            as of ``inverse_frequency_weights``; None is 1.
 
         Returns
         -------
@@ -208,7 +218,10 @@ class SoftPromptDecoder(nn.Module):
             return None, self.posteriors(embeddings, prompts)
         answers = self._answers(labels)
         hidden = self._teacher_forced(embeddings, prompts, answers)
-        loss = self._weighted_cross_entropy(hidden, answers)
+        weights = self._weights(answers, labels, class_weights)
+        weights = torch.tensor(weights, device=hidden.device)
+        losses = self._token_losses(hidden, answers)
+        loss = (weights * losses).sum() / weights.sum()
         if not with_posteriors:
             return loss, None
         if not self.prompt.labels_are_single_tokens:
@@ -265,22 +278,22 @@ class SoftPromptDecoder(nn.Module):
         hidden = self._last_states(embeddings, prompts, [1] * len(prompts))
         return self._label_posteriors(hidden)
 
-    def answer_weight(self, labels):
+    def answer_weight(self, labels, class_weights=None):
         """The sum of the weights w of Eq. 7 over a batch's answers.
 
         Arguments
         ---------
         labels : torch.Tensor
             Class indices, ``(B,)``.
+        class_weights : torch.Tensor | None
+            As ``forward`` takes them.
 
         Returns
         -------
         float
             The denominator of ``loss`` for these labels.
         """
-        return sum(
-            sum(self._weights(answer)) for answer in self._answers(labels)
-        )
+        return sum(self._weights(self._answers(labels), labels, class_weights))
 
     def _teacher_forced(self, embeddings, prompts, answers):
         continued = [
@@ -315,15 +328,15 @@ class SoftPromptDecoder(nn.Module):
             )
         return [[*ids[x], self.prompt.eos_id] for x in labels.tolist()]
 
-    def _weights(self, answer):
-        return [self.word_weight] * (len(answer) - 1) + [1.0]
-
-    def _weighted_cross_entropy(self, hidden, answers):
-        weights = torch.tensor(
-            sum(map(self._weights, answers), []), device=hidden.device
-        )
-        losses = self._token_losses(hidden, answers)
-        return (weights * losses).sum() / weights.sum()
+    def _weights(self, answers, labels, class_weights):
+        """The weight w of each token of the answers, one after another."""
+        factors = [1.0] * len(answers)
+        if class_weights is not None:
+            factors = class_weights[labels.to(class_weights.device)].tolist()
+        weights = []
+        for answer, factor in zip(answers, factors, strict=True):
+            weights += [self.word_weight * factor] * (len(answer) - 1) + [1.0]
+        return weights
 
     def _token_losses(self, hidden, answers):
         """Cross-entropy of each token of the answers, one after another."""

@@ -306,7 +306,8 @@ def inverse_frequency_weights(
     - ``mean_one``: the mean over training utterances, each with the weight of
       its class, is 1, as scikit-learn's ``"balanced"`` has it;
     - ``sum_one``: the sum over classes is 1;
-    - ``effective_number``: the sum over classes is C.
+    - ``effective_number``: the sum over classes is C;
+    - ``all_one``: there is none that weighs more.
 
     A class without members has the weight of the rarest: it must not flatten
     the others, which its infinite inverse would, and an example of it that
@@ -358,6 +359,7 @@ def inverse_frequency_weights(
         "mean_one": (counts * weights).sum() / len(labels),
         "sum_one": weights.sum(),
         "effective_number": weights.mean(),
+        "all_one": weights,
     }
     if scheme not in totals:
         raise ValueError(

@@ -116,7 +116,14 @@ def embed(
     return modules["fusion"](frames, lens, *batch.tokens)
 
 
-def decode(modules, batch, labels=None, with_posteriors=True, **options):
+def decode(
+    modules,
+    batch,
+    labels=None,
+    with_posteriors=True,
+    class_weights=None,
+    **options,
+):
     """Computes what the LLM makes of a batch.
 
     Arguments
@@ -130,6 +137,8 @@ def decode(modules, batch, labels=None, with_posteriors=True, **options):
         Class indices, ``(B,)``; None computes no loss.
     with_posteriors : bool
         Whether posteriors are wanted.
+    class_weights : torch.Tensor | None
+        As ``SoftPromptDecoder`` takes them.
     **options : dict
         Further arguments of ``embed``.
 
@@ -144,7 +153,7 @@ def decode(modules, batch, labels=None, with_posteriors=True, **options):
     """
     embeddings = embed(modules, batch, **options)
     loss, posteriors = modules["decoder"](
-        embeddings, batch.prompt, labels, with_posteriors
+        embeddings, batch.prompt, labels, with_posteriors, class_weights
     )
     return embeddings, loss, posteriors
 

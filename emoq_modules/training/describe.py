@@ -83,10 +83,8 @@ def build_untrained(
             "checkpointer": None,  # would make a folder
             "train_logger": None,  # might log in somewhere
         }
-        if hparams["stage"] == 1:
-            changes["class_weights"] = None
-            changes["training_labels"] = []
-        else:
+        changes |= {"class_weights": None, "training_labels": []}
+        if hparams["stage"] == 2:
             changes["llm_tokenizer"] = llm_tokenizer or build_llm(
                 folder, [], hparams["labels"]
             )

@@ -199,6 +199,7 @@ class Stage2Brain(EmoQBrain):
             batch,
             batch.label,
             with_posteriors=stage != sb.Stage.TRAIN,
+            class_weights=self.class_weights,
             **self.pipeline_options(stage, batch),
         )
         self.keep_tested(embeddings, stage)
@@ -228,7 +229,14 @@ class Stage2Brain(EmoQBrain):
 
     def loss_weight(self, batch):
         """Sum of the token weights of Eq. 7 in a batch, a float."""
-        return self.hparams.decoder.answer_weight(batch.label)
+        return self.hparams.decoder.answer_weight(
+            batch.label, self.class_weights
+        )
+
+    @property
+    def class_weights(self):
+        """What the weight of each emotion word is multiplied with, or None."""
+        return getattr(self.hparams, "class_weights", None)
 
 
 @main_process_only

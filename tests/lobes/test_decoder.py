@@ -82,7 +82,8 @@ def full_log_probabilities(decoder, embedding, text, speaker, answer):
     return chosen[range(len(answer)), answer]
 
 
-def test_loss_equals_the_full_computation(decoder, embeddings):
+@pytest.mark.parametrize("factors", [None, torch.tensor([0.5, 2.0, 1.0, 3.0])])
+def test_loss_equals_the_full_computation(decoder, embeddings, factors):
     total = weights = 0.0
     for embedding, text, speaker, target in zip(
         embeddings, TEXTS, SPEAKERS, TARGETS.tolist(), strict=True
@@ -91,11 +92,14 @@ def test_loss_equals_the_full_computation(decoder, embeddings):
         log_probabilities = full_log_probabilities(
             decoder, embedding, text, speaker, answer
         )
-        total -= 5 * log_probabilities[0] + 1 * log_probabilities[1]
-        weights += 5 + 1
-    loss = decoder.loss(embeddings, encode(decoder), TARGETS)
+        weight = 5 if factors is None else 5 * float(factors[target])
+        total -= weight * log_probabilities[0] + 1 * log_probabilities[1]
+        weights += weight + 1
+    loss, _ = decoder(
+        embeddings, encode(decoder), TARGETS, class_weights=factors
+    )
     torch.testing.assert_close(loss, total / weights, atol=1e-5, rtol=1e-5)
-    assert decoder.answer_weight(TARGETS) == weights
+    assert decoder.answer_weight(TARGETS, factors) == weights
 
 
 @pytest.mark.parametrize(
