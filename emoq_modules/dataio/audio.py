@@ -151,14 +151,13 @@ def to_model_rate(samples, rate):
 
 
 def audio_duration(path):
-    """Seconds of audio in a file, found without decoding all of it.
-
-    Any sampling rate and number of channels will do.
+    """Seconds of audio in a file, of any sampling rate and number of channels.
 
     Arguments
     ---------
     path : str or Path
-        A file that libsndfile reads: WAV, FLAC, ...
+        A file that libsndfile reads, which need not decode all of it; or with
+        PyAV installed, one that FFmpeg does.
 
     Returns
     -------
@@ -175,16 +174,21 @@ def audio_duration(path):
         raise AudioError(f"there is no file {path}")
     try:
         # A name need not be UTF-8, as soundfile would have it.
-        with soundfile.SoundFile(os.fsencode(path)) as audio:
-            frames, rate = audio.frames, audio.samplerate
+        audio = soundfile.SoundFile(os.fsencode(path))
+    except soundfile.LibsndfileError as error:
+        blocks = _decoded_blocks(path, error.error_string)
+        return round(sum(map(len, blocks)) / SAMPLE_RATE, 6)
+    with audio:
+        frames, rate = audio.frames, audio.samplerate
+        try:
             if frames:
                 # A FLAC header may promise more than the file holds.
                 audio.seek(frames - 1)
                 audio.read(1)
-    except soundfile.LibsndfileError as error:
-        raise AudioError(
-            f"{path} cannot be read as audio ({error.error_string})"
-        ) from error
+        except soundfile.LibsndfileError as error:
+            raise AudioError(
+                f"{path} cannot be read as audio ({error.error_string})"
+            ) from error
     if _is_truncated_riff(path):
         raise AudioError(f"{path} is truncated: its header says more")
     if not frames:

@@ -195,7 +195,9 @@ class _Row:
         self.turn = int(self.turn)
         start = self.start or 0.0
         if start < 0 or (self.end is not None and self.end <= start):
-            self.fault(f"it is from {start:g} to {self.end:g} s")
+            self.fault(
+                f"it is from {start:g} s to {values['end'] or 'the end'}"
+            )
 
     def fault(self, what):
         """Notes what is wrong with the row."""

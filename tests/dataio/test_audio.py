@@ -191,3 +191,10 @@ def test_unusable_audio_is_named(tmp_path, name, content, message):
 )
 def test_any_rate_and_format_is_measured(tmp_path, content):
     assert audio_duration(write(tmp_path / "a", content)) == 2.0
+
+
+def test_what_ffmpeg_alone_reads_is_measured(tmp_path):
+    path = write(tmp_path / "a.mp4", clip_bytes(2))
+    seconds = len(read_audio(path)) / 16000
+    assert audio_duration(path) == pytest.approx(seconds, abs=1e-6)
+    assert audio_duration(path) == pytest.approx(2, abs=0.05)
