@@ -19,7 +19,7 @@ setup(
     packages=find_packages(include=["emoq_modules", "emoq_modules.*"]),
     package_data={
         "emoq_modules.commands": ["paper_tables.yaml", "report.jinja"],
-        "emoq_modules.evaluation": ["markdown.jinja", "html.jinja"],
+        "emoq_modules.evaluation": ["*.jinja"],
         "emoq_modules.inference": ["model_card.jinja"],
         "emoq_modules.training": ["architectures/*.json"],
     },

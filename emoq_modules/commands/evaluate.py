@@ -93,6 +93,7 @@ def add_evaluate(commands):
 
 def _evaluate(own):
     from emoq_modules.evaluation.results import format_summary
+    from emoq_modules.evaluation.run_page import PAGE_FILE
 
     out, failed, found = Path(own.out), False, []
     several = len(own.model) * len(own.table) > 1
@@ -104,8 +105,9 @@ def _evaluate(own):
             folder = out / f"{number}-{name}" if several else out
             if several:
                 print(f"{model} on {table}\n")
-            stats, info, plots = _measure(recognizer, table, own, folder, model)
-            print(format_summary({name: {folder: stats}}, plots))
+            stats, info = _measure(recognizer, table, own, folder, model)
+            pages = [folder / PAGE_FILE]
+            print(format_summary({name: {folder: stats}}, pages))
             print(_told(stats, info), end="\n\n" if several else "\n")
             for fault in info["not_recognized"]:
                 print(f"not recognized: {fault}", file=sys.stderr)
@@ -117,22 +119,19 @@ def _evaluate(own):
 
 
 def _measure(recognizer, table, own, out, model):
-    """Recognizes a table: ``EmotionStats``, ``results.json``, pictures."""
+    """Recognizes a table: its ``EmotionStats``, and ``results.json``."""
     # torch and the models' libraries take seconds to import.
     import torch
 
-    from emoq_modules.dataio.files import write_atomically
+    from emoq_modules.dataio.audio import read_audio
     from emoq_modules.dataio.labeled import count_labels, read_labeled
     from emoq_modules.evaluation.calibration import (
         apply_temperature,
         expected_calibration_error,
     )
     from emoq_modules.evaluation.plots import as_png, plot_reliability
-    from emoq_modules.evaluation.results import (
-        CONFUSION_FILE,
-        RELIABILITY_FILE,
-        write_results,
-    )
+    from emoq_modules.evaluation.results import CONFUSION_FILE, write_results
+    from emoq_modules.evaluation.run_page import write_page
 
     started = time.time()
     counts = count_labels(table, own.columns, own.label_map)
@@ -169,8 +168,22 @@ def _measure(recognizer, table, own, out, model):
     }
     info = write_results(out, stats, info)
     figure = plot_reliability(systems, stats.targets, corpus)
-    write_atomically(out / RELIABILITY_FILE, as_png(figure))
-    return stats, info, [out / CONFUSION_FILE, out / RELIABILITY_FILE]
+    said = {row.utterance.id: row for row in rows}
+
+    def listen(utterance):
+        recording = _recording(said[utterance], None)
+        samples = recording.samples
+        if samples is None:
+            samples = read_audio(recording.path)
+        words = recording.text, recording.speaker
+        return samples, recognizer.prompt_text(*words)
+
+    pictures = [
+        ("Confusion.", (out / CONFUSION_FILE).read_bytes()),
+        ("Accuracy over confidence.", as_png(figure)),
+    ]
+    write_page(out, f"{model} on {corpus}", stats, pictures, listen)
+    return stats, info
 
 
 def _compare(own, found, out):

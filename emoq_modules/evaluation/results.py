@@ -38,7 +38,6 @@ PREDICTIONS_FILE = "predictions.csv"
 VALID_PREDICTIONS_FILE = "valid_predictions.csv"
 CONFUSION_FILE = "confusion_matrix.png"
 CURVES_FILE = "training_curves.png"
-RELIABILITY_FILE = "reliability.png"
 
 _RUN_INFO = ("corpus", "fold", "stage", "seed", "seconds")
 _COLUMNS = ["id", "label", "prediction", "dialogue", "speaker", "session"]
@@ -214,13 +213,13 @@ def measure(pooled, folds, name):
     return Measured(means[0], spread[0], means[1], spread[1])
 
 
-def format_summary(results, plots=(), notes=()):
+def format_summary(results, pages=(), notes=()):
     """Measures of several systems, and the confusion of the last, as text.
 
     ``results`` are by the name of the row, such as "stage 1", the
     ``EmotionStats`` of its folds, by folder: they are shown pooled, and where
-    there are several their mean and standard deviation, too. ``plots`` are
-    pictures to point to, ``notes`` what must be known of the measures.
+    there are several their mean and standard deviation, too. ``pages`` are
+    files to look at, ``notes`` what must be known of the measures.
     """
     table, ties = [["", *MEASURES, "n"]], {}
     for name, folds in results.items():
@@ -248,7 +247,7 @@ def format_summary(results, plots=(), notes=()):
         f"Confusion of {name} (rows: reference, columns: recognized)",
         format_confusion(stats),
     ]
-    for title, entries in (("Plots", plots), ("Notes", notes)):
+    for title, entries in (("Pages", pages), ("Notes", notes)):
         if entries:
             lines += ["", title, *(f"  {entry}" for entry in entries)]
     return "\n".join(lines)

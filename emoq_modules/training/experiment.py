@@ -21,6 +21,7 @@ from speechbrain.utils.distributed import (
 )
 from speechbrain.utils.logger import get_logger
 
+from emoq_modules.dataio.audio import read_audio
 from emoq_modules.dataio.files import (
     CONTENTS_FILE,
     describe,
@@ -30,12 +31,19 @@ from emoq_modules.dataio.files import (
 )
 from emoq_modules.dataio.manifest import read_notes
 from emoq_modules.errors import CheckpointError, ConfigurationError
+from emoq_modules.evaluation.embeddings import to_plane
+from emoq_modules.evaluation.plots import as_png, plot_map
 from emoq_modules.evaluation.results import (
     CONFUSION_FILE,
     CURVES_FILE,
     format_summary,
     read_predictions,
     write_results,
+)
+from emoq_modules.evaluation.run_page import (
+    PAGE_FILE,
+    find_probes,
+    write_page,
 )
 from emoq_modules.inference.recognizer_folder import (
     RECOGNIZER_FOLDER,
@@ -73,11 +81,7 @@ def run_folds(runs, run_opts=None):
             folders.setdefault("stage 1", []).append(run.first.folder)
         key = f"stage {run.hparams['stage']}"
         folders.setdefault(key, []).append(run.folder)
-    plots = [
-        folder / name
-        for folder in folders[key]
-        for name in (CONFUSION_FILE, CURVES_FILE)
-    ]
+    pages = [folder / PAGE_FILE for folder in folders[key]]
     notes = {
         note: None
         for run in runs
@@ -88,7 +92,7 @@ def run_folds(runs, run_opts=None):
             stage: {folder: read_predictions(folder) for folder in those}
             for stage, those in folders.items()
         },
-        plots,
+        pages,
         notes,
     )
 
@@ -204,8 +208,20 @@ def run_stage(run, run_opts=None, check=None):
             measured,
             torch.stack(embeddings) if embeddings else None,
             costs,
+            partial(_listen, hparams, datasets["test"]),
         ],
     )
+
+
+def _listen(hparams, dataset, utterance):
+    """Samples and words, or prompt, of a test utterance."""
+    row, samples = dataset.data[utterance], None
+    if hparams["audio_encoder"] is not None:
+        samples = read_audio(row["wav"])
+    if hparams["stage"] == 1:
+        return samples, row["text"]
+    item = dataset[dataset.data_ids.index(utterance)]
+    return samples, hparams["decoder"].prompt.as_text(item["prompt"])
 
 
 def _load_in_turn(run):
@@ -250,7 +266,9 @@ def _make_brain(hparams, run_opts):
     )
 
 
-def _write_results(run, hparams, best_epoch, measured, embeddings, costs):
+def _write_results(
+    run, hparams, best_epoch, measured, embeddings, costs, listen
+):
     folder = run.folder
     if hparams["stage"] == 2:
         # Before the results, which tell that the run is done.
@@ -269,6 +287,7 @@ def _write_results(run, hparams, best_epoch, measured, embeddings, costs):
         measured["valid"],
         embeddings,
     )
+    _write_page(run, measured["test"], embeddings, listen)
     if hparams["stage"] == 1:
         # The classifier is discarded, the EmoQ-Former goes on to stage 2. After
         # the results: where these weights are, stage 2 looks no further.
@@ -280,3 +299,28 @@ def _write_results(run, hparams, best_epoch, measured, embeddings, costs):
         write_contents(weights.parent, {weights.name: describe(partial)})
         put_in_place(partial, weights)
     logger.info(f"Results are in {folder}")
+
+
+def _write_page(run, stats, embeddings, listen):
+    known, folder = run.hparams, run.folder
+    pictures = [
+        (caption, (folder / name).read_bytes())
+        for caption, name in (
+            ("Confusion of the test set.", CONFUSION_FILE),
+            ("Training.", CURVES_FILE),
+        )
+    ]
+    points = None if embeddings is None else to_plane(embeddings)
+    if points is not None:
+        figure = plot_map(points, stats.targets, stats.labels, "Embeddings")
+        pictures.append(("Embeddings of the test set.", as_png(figure)))
+    words = [f"{key} {known[key]}" for key in ("stage", "fold", "seed")]
+    write_page(
+        folder,
+        f"{known['variant']} on {known['corpus']}: {', '.join(words)}",
+        stats,
+        pictures,
+        listen,
+        find_probes(folder.parents[2], known["fold"], known["seed"]),
+        read_notes(known["manifest_folder"]),
+    )

@@ -356,7 +356,7 @@ def test_the_summary_names_every_run_and_confuses_the_last():
     stats.append(list("abcd"), posteriors, torch.tensor([0, 0, 0, 1]))
     first = random_stats(n=1, labels=["no", "yes"])
     runs = {"stage 1": {"a": first}, "all": {"b": stats}}
-    lines = format_summary(runs, [Path("results/confusion.png")]).splitlines()
+    lines = format_summary(runs, [Path("results/index.html")]).splitlines()
     assert lines[0] == "             WA      UA     WF1       n"
     assert lines[1].startswith("stage 1 ") and lines[1].endswith("       1")
     assert lines[2:] == [
@@ -367,8 +367,8 @@ def test_the_summary_names_every_run_and_confuses_the_last():
         " no      2      1    66.7",
         "yes      0      1   100.0",
         "",
-        "Plots",
-        "  results/confusion.png",
+        "Pages",
+        "  results/index.html",
     ]
 
 
