@@ -32,16 +32,11 @@ def write_page(folder, title, stats, pictures, listen, others=(), notes=()):
     summary = stats.summarize()
     rows = [["this run", *_figures(summary)]]
     rows += [[name, *_figures(results)] for name, results in others]
-    recalls = [
-        [label, "–" if recall is None else f"{recall:.1f}"]
-        for label, recall in summary["recall"].items()
-    ]
     page = render(
         "evaluation/run_page.jinja",
         "html",
         title=title,
         measured=(["", *MEASURES, "utterances"], rows),
-        recalls=(["class", "recall"], recalls),
         pictures=pictures,
         mistakes=list(_mistakes(stats, listen)),
         wrong=sum(map(int.__ne__, stats.predictions, stats.targets)),
