@@ -231,7 +231,7 @@ def _find_groups(rows):
 
 def _fold(rows, groups, fold, folds, seed, notes):
     """What a fold tests, and the rest to train."""
-    from sklearn.model_selection import StratifiedGroupKFold  # takes a second
+    from sklearn.model_selection import StratifiedGroupKFold, StratifiedKFold
 
     utterances = [row.utterance for row in rows]
     of = np.array([groups[said.id] for said in utterances])
@@ -252,8 +252,12 @@ def _fold(rows, groups, fold, folds, seed, notes):
         tested = of == names[fold - 1]
     else:
         labels = [said.emotion for said in utterances]
-        splitter = StratifiedGroupKFold(folds, shuffle=True, random_state=seed)
-        chosen = list(splitter.split(of, labels, of))[fold - 1][1]
+        # Of single rows the other would do the same, and take minutes.
+        single = len(names) == len(of)
+        kind = StratifiedKFold if single else StratifiedGroupKFold
+        splitter = kind(folds, shuffle=True, random_state=seed)
+        drawn = splitter.split(of, labels, None if single else of)
+        chosen = list(drawn)[fold - 1][1]
         tested = np.isin(np.arange(len(of)), chosen)
     return {
         "train": [utterances[n] for n in np.flatnonzero(~tested)],
