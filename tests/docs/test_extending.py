@@ -1,6 +1,5 @@
 """What docs/extending.md says can be done as it stands there."""
 
-import csv
 import doctest
 import importlib
 import json
@@ -34,19 +33,20 @@ FILES = {
         r"^```\w+\n(# (\S+)\n.*?)\n```$", TEXT, re.DOTALL | re.MULTILINE
     )
 }
-PREPARE, TRAIN, TRAIN_WITH_MFCC = (
+DRY_RUN, TRAIN, TRAIN_WITH_MFCC = (
     shlex.split(line)
     for line in TEXT.replace("\\\n", "").splitlines()
     if line.startswith("python ")
 )
-WORDS = {"angry": "stop it", "happy": "oh great", "sad": "so sorry"}
+EMOTIONS = ("angry", "happy", "sad")
 
 
 @pytest.fixture(scope="module", autouse=True)
 def checkout(tmp_path_factory):
     """A checkout with the document's files and a corpus TONES; one is in it."""
     folder = tmp_path_factory.mktemp("checkout")
-    shutil.copytree(ROOT / "hparams", folder / "hparams")
+    for needed in ("hparams", "recipes/table"):
+        shutil.copytree(ROOT / needed, folder / needed)
     for path, content in FILES.items():
         assert not (ROOT / path).exists(), (
             f"{path} is there: remove what was made after the document"
@@ -63,21 +63,17 @@ def checkout(tmp_path_factory):
 
 def write_tones(folder):
     """Two utterances of each class by each of four speakers."""
-    rows = []
     for speaker in range(4):
-        for pitch, emotion in enumerate(WORDS, start=1):
+        for pitch, emotion in enumerate(EMOTIONS, start=1):
             for take in range(2):
-                name = f"{emotion}{speaker}{take}.wav"
                 times = np.arange(4800) / 16000
                 hz = 150 * pitch + 10 * speaker + take
                 tone = 0.3 * np.sin(2 * np.pi * hz * times)
-                (folder / "wav").mkdir(parents=True, exist_ok=True)
-                soundfile.write(folder / "wav" / name, tone, 16000)
-                rows.append((name, f"S{speaker}", emotion, WORDS[emotion]))
-    rows += [("x.wav", "S0", "bored", ""), ("lost.wav", "S0", "sad", "")]
-    with (folder / "labels.csv").open("w", newline="") as file:
-        header = ("file", "speaker", "emotion", "text")
-        csv.writer(file).writerows([header, *rows])
+                path = folder / "wav" / f"S{speaker}_{emotion}_{take}.wav"
+                path.parent.mkdir(parents=True, exist_ok=True)
+                soundfile.write(path, tone, 16000)
+    (folder / "wav/S0_sad_9.wav").write_text("no sound")
+    soundfile.write(folder / "wav/S0_bored_0.wav", tone, 16000)
 
 
 def trained(command, *options):
@@ -112,36 +108,35 @@ def test_code_is_as_ruff_wants_it():
         assert done.returncode == 0, done.stdout
 
 
-def test_prepare_program_makes_the_manifests_of_a_fold(monkeypatch, caplog):
-    program, _, *arguments = PREPARE[1:]
-    monkeypatch.setattr(sys, "argv", [program, "tones", *arguments])
+def test_a_dry_run_shows_the_corpus(capsys, caplog):
     caplog.set_level("INFO")
-    with pytest.raises(SystemExit) as ended:
-        runpy.run_path(program, run_name="__main__")
-    assert not ended.value.code
-    assert "left out, labeled 'bored': 1 (x)" in caplog.text
-    assert "left out, unusable audio file: 1 (lost)" in caplog.text
-    splits = read_splits(arguments[0])
-    assert all_rows(arguments[0])["happy11"] == {
-        "wav": "{data_root}/wav/happy11.wav",
+    arguments = [word.replace("/data/tones", "tones") for word in DRY_RUN[2:]]
+    train.main([*arguments, "--results_folder", "dry"])
+    assert "left out, labeled 'bored': 1 (S0_bored_0)" in caplog.text
+    assert "left out, unusable audio file: 1 (S0_sad_9)" in caplog.text
+    splits = read_splits("dry/tones3/manifests/fold1")
+    shown = capsys.readouterr().out
+    assert "test: 6 utterances (angry 2, happy 2, sad 2)" in shown
+    assert ", 0.30 s: angry\n<|im_start|>system" in shown
+    assert all_rows("dry/tones3/manifests/fold1")["S1_happy_1"] == {
+        "wav": "{data_root}/wav/S1_happy_1.wav",
         "duration": 0.3,
         "speaker": "S1",
-        "session": "S1",
-        "dialogue": "happy11",
+        "session": "",
+        "dialogue": "S1_happy_1",
         "turn": 0,
-        "text": "oh great",
+        "text": "",
         "emotion": "happy",
     }
-    assert len(all_rows(arguments[0])) == 24
-    assert {row["speaker"] for row in splits["test"].values()} == {"S1"}
-    others = splits["train"] | splits["valid"]
-    assert {row["speaker"] for row in others.values()} == {"S0", "S2", "S3"}
+    assert {row["speaker"] for row in splits["test"].values()} == {"S0"}
 
 
 def test_another_folder_is_refused(tmp_path, capsys):
-    recipe = importlib.import_module("recipes.tones.tones_prepare")
-    assert recipe.main(recipe.prepare_tones, [str(tmp_path), "m"]) == 2
-    assert f"There is no {tmp_path}/labels.csv" in capsys.readouterr().err
+    arguments = [word.replace("/data/tones", str(tmp_path)) for word in TRAIN]
+    assert train.run(arguments[2:]) == 2
+    assert f"No recording of the corpus is in {tmp_path}" in (
+        capsys.readouterr().err
+    )
 
 
 def test_a_corpus_trains_by_the_command_in_the_document():
@@ -160,9 +155,7 @@ def test_an_encoder_trains_by_the_command_in_the_document():
         EmotionRecognizer.from_hparams(recognizer)
     recognizer = EmotionRecognizer.from_hparams(recognizer, trust_source=True)
     test = read_predictions(folder.format("mfcc", 2))
-    posteriors, *_ = recognizer.classify_file(
-        f"tones/wav/{test.ids[0]}.wav", WORDS[test.ids[0][:-2]]
-    )
+    posteriors, *_ = recognizer.classify_file(f"tones/wav/{test.ids[0]}.wav")
     assert posteriors[0].tolist() == pytest.approx(test.posteriors[0], abs=1e-4)
 
 
