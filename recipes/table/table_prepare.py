@@ -167,6 +167,11 @@ def prepare_table(
     rows, dialogues, skipped = read_labeled(
         table, data_folder, labels, columns, label_map
     )
+    if not rows:
+        raise CorpusError(
+            f"No row of {table.path} has a usable recording with one of the "
+            f"labels {', '.join(labels)}."
+        )
     groups, notes = _find_groups(rows), []
     if any(row.split for row in rows):
         check_choice("fold, of a table with splits of its own,", fold, [1])
@@ -300,6 +305,10 @@ def _own_splits(rows, notes):
     return splits
 
 
+def _is_newer(path, other):
+    return path.stat().st_mtime_ns >= other.stat().st_mtime_ns
+
+
 def _transcribe(rows, model, language, file):
     """Gives rows the words that a model hears, and keeps them in a file."""
     known = {}
@@ -363,7 +372,7 @@ def _cut(rows, folder):
         for row in rows:
             path = folder / f"{row.utterance.id}.wav"
             row.utterance.wav = str(path.absolute())
-            if path.exists():
+            if path.exists() and _is_newer(path, recording):
                 continue
             if samples is None:
                 samples = read_audio(recording)

@@ -331,12 +331,13 @@ def test_another_column_of_emotions_and_numbers_in_it(folder, prepare):
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
+        ({"labels": ["calm"]}, "No row of .* labels calm"),
         ({"columns": "mood=x"}, "columns names 'mood', which is none of path"),
         ({"columns": "emotion"}, "has to be like 'ang=angry, exc=happy'"),
         ({"label_map": "calm=neutral"}, r"has no label 1 \(calm\)"),
     ],
 )
-def test_a_mapping_of_what_is_not_there_is_refused(prepare, settings, message):
+def test_what_is_not_there_is_refused(prepare, settings, message):
     with pytest.raises(CorpusError, match=message):
         prepare(**settings)
 
