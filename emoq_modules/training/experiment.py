@@ -5,6 +5,7 @@ read, its objects are made, it trains, is evaluated, and leaves its results.
 """
 
 import gc
+import json
 import sys
 import time
 from functools import partial
@@ -36,6 +37,7 @@ from emoq_modules.evaluation.plots import as_png, plot_map
 from emoq_modules.evaluation.results import (
     CONFUSION_FILE,
     CURVES_FILE,
+    RESULTS_FILE,
     format_summary,
     read_predictions,
     write_results,
@@ -82,11 +84,11 @@ def run_folds(runs, run_opts=None):
         key = f"stage {run.hparams['stage']}"
         folders.setdefault(key, []).append(run.folder)
     pages = [folder / PAGE_FILE for folder in folders[key]]
-    notes = {
-        note: None
-        for run in runs
-        for note in read_notes(run.hparams["manifest_folder"])
-    }
+    results = [
+        json.loads((folder / RESULTS_FILE).read_bytes())
+        for folder in folders[key]
+    ]
+    notes = {n: None for found in results for n in found.get("notes", ())}
     return format_summary(
         {
             stage: {folder: read_predictions(folder) for folder in those}

@@ -73,7 +73,7 @@ def test_without_fusion_there_is_no_embedding_and_the_decoder_is_told_so():
     prompts = PaddedBatch([{"prompt": ([1], [2])}])
     embeddings, _, given = decode(modules, prompts, store_precision="fp16")
     assert embeddings is None
-    assert given == (None, prompts.prompt, None, True)
+    assert given == (None, prompts.prompt, None, True, None)
 
 
 def test_values_that_a_precision_cannot_hold_are_refused():
