@@ -96,6 +96,8 @@ def _evaluate(own):
     from emoq_modules.evaluation.run_page import PAGE_FILE
 
     out, failed, found = Path(own.out), False, []
+    if out.exists() and not out.is_dir():
+        raise ConfigurationError(f"--out {out} is a file: name a folder.")
     several = len(own.model) * len(own.table) > 1
     for number, model in enumerate(own.model, start=1):
         recognizer = load_recognizer(own, model)
@@ -124,7 +126,12 @@ def _measure(recognizer, table, own, out, model):
     import torch
 
     from emoq_modules.dataio.audio import read_audio
-    from emoq_modules.dataio.labeled import count_labels, read_labeled
+    from emoq_modules.dataio.labeled import (
+        UNUSABLE,
+        count_labels,
+        parse_pairs,
+        read_labeled,
+    )
     from emoq_modules.evaluation.calibration import (
         apply_temperature,
         expected_calibration_error,
@@ -135,17 +142,34 @@ def _measure(recognizer, table, own, out, model):
 
     started = time.time()
     counts = count_labels(table, own.columns, own.label_map)
-    labels = _common(recognizer.hparams.labels, counts)
+    words = recognizer.hparams.labels
+    strange = set(parse_pairs(own.label_map).values()) - set(words)
+    if strange:
+        raise ConfigurationError(
+            f"--label_map names {', '.join(sorted(strange))}, which is no word "
+            f"of the model's: {', '.join(words)}."
+        )
+    labels = _common(words, counts)
     folder = own.data_folder or Path(table).parent
     rows, dialogues, skipped = read_labeled(
         table, folder, labels, own.columns, own.label_map
     )
     if own.split:
+        splits = dict.fromkeys(row.split for row in rows)
         rows = [row for row in rows if row.split == own.split]
+        if not rows:
+            raise ConfigurationError(
+                f"{table} has no row of the split {own.split!r} to recognize; "
+                f"its splits are {', '.join(map(repr, splits))}."
+            )
     if not rows:
-        raise ConfigurationError(
-            f"{table} has no row to recognize"
-            + f" of the split {own.split!r}." * bool(own.split)
+        raise ConfigurationError(f"{table} has no row to recognize.")
+    untold = sum(not row.utterance.text for row in rows)
+    if untold and not own.asr:
+        print(
+            f"{untold} of {len(rows)} recordings have no text: --asr MODEL "
+            "transcribes them.",
+            file=sys.stderr,
         )
     stats, faults = _recognize(recognizer, rows, dialogues, labels, own)
     temperature = recognizer.hparams.temperature
@@ -159,7 +183,7 @@ def _measure(recognizer, table, own, out, model):
     info |= {
         "model": str(model),
         "left_out": {why: len(ids) for why, ids in skipped.items()},
-        "not_recognized": faults,
+        "not_recognized": faults + skipped.get(UNUSABLE, []),
         "calibration_errors": {
             name: expected_calibration_error(given, stats.targets)
             for name, given in systems.items()
@@ -213,7 +237,12 @@ def _recognize(recognizer, rows, dialogues, labels, own):
     stats, faults = EmotionStats(labels), []
     turns = recognizer.hparams.context_turns
     recordings = (_recording(row, turns and dialogues) for row in rows)
-    found = recognizer.recognize(recordings, own.batch_size, max_seconds=None)
+    try:
+        found = recognizer.recognize(
+            recordings, own.batch_size, max_seconds=None
+        )
+    except ValueError as error:
+        raise ConfigurationError(str(error)) from error
     bar = tqdm(found, "utterances", len(rows), disable=None)
     for row, answer in zip(rows, bar, strict=True):
         said = row.utterance

@@ -20,6 +20,7 @@ from emoq_modules.dataio.manifest import (
     name_few,
 )
 from emoq_modules.dataio.prepare import rooted
+from emoq_modules.dataio.recordings import SHORTEST_S
 from emoq_modules.dataio.tables import read_table
 from emoq_modules.errors import AudioError, CorpusError
 
@@ -29,6 +30,7 @@ COLUMNS = tuple(
     "path emotion text speaker dialogue turn session split start end".split()
 )
 _NEEDED = ("path", "emotion")
+UNUSABLE = "unusable audio file"  # why a row is left out
 # More words than this, and it is no column of emotions.
 _MOST_LABELS = 100
 
@@ -59,12 +61,15 @@ def parse_pairs(pairs):
     if not isinstance(pairs, str):
         return dict(pairs or {})
     parts = [part for part in pairs.split(",") if part.strip()]
-    split = [[x.strip() for x in part.split("=")] for part in parts]
+    split = [[x.strip() for x in part.split("=", 1)] for part in parts]
+    keys = [pair[0] for pair in split]
     if any(len(pair) != 2 or not pair[0] for pair in split):
         raise CorpusError(
-            f"{pairs!r} has to be like 'ang=angry, exc=happy': what the table "
-            "has, and what it stands for."
+            f"{pairs!r} has to be like 'ang=angry, exc=happy' (of --label_map) "
+            "or 'path=file_id, emotion=emo' (of --columns)."
         )
+    if len(set(keys)) < len(keys):
+        raise CorpusError(f"{pairs!r} names one thing twice.")
     return dict(split)
 
 
@@ -76,7 +81,7 @@ def count_labels(table, columns=None, label_map=None):
     """
     table = read_table(table)
     found = _find_columns(table, columns)
-    label_map = parse_pairs(label_map)
+    label_map = _read_map(label_map, table, found["emotion"])
     words = (row[found["emotion"]].strip() for row in table.rows)
     counts = Counter(label_map.get(word, word) for word in words if word)
     if len(counts) > _MOST_LABELS:
@@ -86,16 +91,25 @@ def count_labels(table, columns=None, label_map=None):
             f"{', '.join(list(counts)[:3])}: name the emotions by "
             "--columns emotion=COLUMN."
         )
-    unknown = label_map.keys() - {
-        row[found["emotion"]].strip() for row in table.rows
-    }
-    if unknown:
-        raise CorpusError(
-            f"{table.path} has no label {name_few(sorted(unknown))}, which the "
-            f"label_map names; it has {', '.join(counts)}."
-        )
     # Equal counts in the order of the alphabet, whatever that of the rows is.
     return dict(sorted(counts.items(), key=lambda item: (-item[1], item[0])))
+
+
+def _read_map(label_map, table, column):
+    label_map = parse_pairs(label_map)
+    labels = dict.fromkeys(row[column].strip() for row in table.rows)
+    unknown = sorted(label_map.keys() - labels.keys())
+    if unknown:
+        raise CorpusError(
+            f"{table.path} has no label {name_few(unknown)}, which the "
+            f"label_map names; it has {name_few(list(filter(None, labels)))}."
+        )
+    if "" in label_map.values():
+        raise CorpusError(
+            f"The label_map {label_map} gives a label none in its place: leave "
+            "classes out by --labels."
+        )
+    return label_map
 
 
 def read_labeled(table, data_folder, labels, columns=None, label_map=None):
@@ -132,38 +146,43 @@ def read_labeled(table, data_folder, labels, columns=None, label_map=None):
     found = _find_columns(table, columns)
     named = [f"{name} = {found.get(name, 'none')}" for name in COLUMNS]
     logger.info(f"Columns of {table.path}: {', '.join(named)}.")
+    if not Path(data_folder).is_dir():
+        raise CorpusError(f"There is no folder {data_folder}.")
+    label_map = _read_map(label_map, table, found["emotion"])
     faults = []
     rows = [
         _Row(line, cells, found, faults)
         for line, cells in zip(table.lines, table.rows, strict=True)
     ]
-    recordings = _find_recordings(rows, Path(data_folder), faults)
-    label_map = parse_pairs(label_map)
-    names = _name_rows(rows)
+    recordings = _find_recordings(rows, Path(data_folder))
+    _check_turns(rows)
     skipped, kept, seen = defaultdict(list), [], {}
     dialogues = defaultdict(list)
-    for row, name in zip(rows, names, strict=True):
+    for row, name in zip(rows, _name_rows(rows), strict=True):
         turn = Turn(row.turn, row.speaker, row.text)
         dialogues[row.dialogue or name].append(turn)
         emotion = label_map.get(row.emotion, row.emotion)
-        place = row.path, row.start, row.end
-        earlier = seen.setdefault(place, (row.line, emotion))
-        if earlier[0] != row.line:
-            how = "as" if earlier[1] == emotion else f"as {earlier[1]!r} and"
-            row.fault(f"{row.path} is {how} {emotion!r} in line {earlier[0]}")
-            continue
         seconds = recordings.get(row.path)
+        if isinstance(seconds, float):
+            earlier = seen.setdefault(name, (row.line, emotion))
+            if earlier[0] != row.line:
+                what = repr(emotion)
+                if earlier[1] != emotion:
+                    what = f"{earlier[1]!r} and {emotion!r}"
+                row.fault(f"{name} is as {what} in line {earlier[0]}, too")
+                continue
         if not emotion:
             skipped["without an emotion"].append(name)
         elif emotion not in labels:
             skipped[f"labeled '{emotion}'"].append(name)
         elif isinstance(seconds, AudioError):
             logger.warning(f"{name} is left out: {seconds}.")
-            skipped["unusable audio file"].append(name)
+            skipped[UNUSABLE].append(name)
         elif seconds is not None:
             kept.append(_labeled(row, name, emotion, seconds, data_folder))
     if faults:
-        raise CorpusError(f"The table {table.path} has {list_faults(faults)}")
+        told = [f"line {line}: {what}" for line, what in sorted(faults)]
+        raise CorpusError(f"The table {table.path} has {list_faults(told)}")
     return kept, dialogues, skipped
 
 
@@ -187,12 +206,14 @@ class _Row:
         )
         if not self.path:
             self.fault("it has no path")
+        self.has_turn = bool(values["turn"])
         # Of a dialogue without turns they are as the table has them.
         if self.turn is None or not self.dialogue:
             self.turn = line if self.dialogue else 0
         if self.turn % 1:
             self.fault(f"turn is {values['turn']}, which is no whole number")
         self.turn = int(self.turn)
+        self.is_part = self.start is not None or self.end is not None
         start = self.start or 0.0
         if start < 0 or (self.end is not None and self.end <= start):
             self.fault(
@@ -201,7 +222,7 @@ class _Row:
 
     def fault(self, what):
         """Notes what is wrong with the row."""
-        self._faults.append(f"line {self.line}: {what}")
+        self._faults.append((self.line, what))
 
     def _number(self, name, cell):
         if not cell:
@@ -226,6 +247,8 @@ def _find_columns(table, columns):
             )
     wanted = [name for name in COLUMNS if given.get(name) != ""]
     found = table.find_columns(wanted, given)
+    if "dialogue" not in found:
+        found.pop("turn", None)  # a turn of nothing
     for name in _NEEDED:
         if name not in found:
             raise CorpusError(
@@ -236,57 +259,104 @@ def _find_columns(table, columns):
     return found
 
 
-def _find_recordings(rows, data_folder, faults):
-    """Seconds of each recording by its path, or the AudioError of it."""
-    inside, found = os.path.abspath(data_folder), {}
-    lines = {row.path: row for row in reversed(rows) if row.path}
-    for path, row in tqdm(lines.items(), "recordings", disable=None):
-        whole = os.path.abspath(data_folder / path)
-        if os.path.commonpath([whole, inside]) != inside:
+def _find_recordings(rows, data_folder):
+    """Seconds of each recording by its path, or the AudioError of it.
+
+    Paths become relative to the folder, ends of parts known.
+    """
+    found = {}
+    for row in tqdm(rows, "recordings", disable=None):
+        if not row.path:
+            continue
+        path, whole = row.path, _locate(data_folder, row.path)
+        if whole is None:
             row.fault(f"{path} is outside of {data_folder}")
-        elif not os.path.isfile(whole):
+            continue
+        row.path = Path(whole).as_posix()
+        file = data_folder / row.path
+        if not file.is_file():
             row.fault(f"there is no file {path} in {data_folder}")
-        else:
+            continue
+        if row.path not in found:
             try:
-                found[path] = audio_duration(whole)
+                found[row.path] = audio_duration(file)
             except AudioError as error:
-                found[path] = error
-    for row in rows:
-        seconds = found.get(row.path)
-        if isinstance(seconds, float):
-            end = row.end or row.start or 0.0
-            # Times are rounded, as a rule.
-            if end > seconds + 0.05 or (row.start or 0.0) >= seconds:
-                row.fault(
-                    f"{row.path} ends at {seconds:.2f} s, before {end:g} s"
-                )
+                found[row.path] = error
+        seconds = found[row.path]
+        if row.is_part and isinstance(seconds, float):
+            _check_part(row, seconds)
     return found
+
+
+def _locate(data_folder, path):
+    """A path relative to the folder, through links if need be; None outside."""
+    for full in (os.path.abspath, os.path.realpath):
+        folder = full(data_folder)
+        whole = full(os.path.join(folder, path))
+        if os.path.commonpath([whole, folder]) == folder:
+            return os.path.relpath(whole, folder)
+    return None
+
+
+def _check_part(row, seconds):
+    end = seconds if row.end is None else row.end
+    start = row.start = row.start or 0.0
+    # Times are rounded, as a rule.
+    if end > seconds + 0.05 or start >= seconds:
+        row.fault(f"{row.path} ends at {seconds:.2f} s, before {end:g} s")
+    elif 0 <= start < end < start + SHORTEST_S:
+        row.fault(
+            f"it lasts {1000 * (end - start):.3g} ms, and has to last "
+            f"{1000 * SHORTEST_S:g} at least"
+        )
+    row.end = min(end, seconds)
+
+
+def _check_turns(rows):
+    """Turns are known of all rows of a dialogue or of none, and differ."""
+    counted = defaultdict(list)
+    for row in rows:
+        if row.dialogue:
+            counted[row.dialogue].append(row)
+    for dialogue, its in counted.items():
+        known = {}
+        for row in its:
+            if row.has_turn != its[0].has_turn:
+                row.fault(f"some rows of dialogue {dialogue} have no turn")
+            elif known.setdefault(row.turn, row) is not row:
+                row.fault(
+                    f"turn {row.turn} of dialogue {dialogue} is in line "
+                    f"{known[row.turn].line}, too (--columns turn= leaves "
+                    "turns out)"
+                )
 
 
 def _name_rows(rows):
     """An id for each row: its file's name, as far as that is its alone."""
-    stems = [Path(row.path).stem for row in rows]
     paths = {row.path for row in rows}
-    if len({Path(path).stem for path in paths}) < len(paths):
-        stems = [str(Path(row.path).with_suffix("")) for row in rows]
-    return [
-        stem
-        if row.start is None and row.end is None
-        else f"{stem}@{row.start or 0.0:.3f}-{row.end or 0.0:.3f}"
-        for stem, row in zip(stems, rows, strict=True)
-    ]
+    alone = len({Path(path).stem for path in paths}) == len(paths)
+    names = []
+    for row in rows:
+        name = os.path.splitext(row.path)[0]
+        name = Path(name).name if alone else name
+        if row.is_part:
+            times = (
+                f"{x or 0.0:.6f}".rstrip("0") for x in (row.start, row.end)
+            )
+            name += "@" + "-".join(x.rstrip(".") for x in times)
+        names.append(name)
+    return names
 
 
 def _labeled(row, name, emotion, seconds, data_folder):
     """The utterance of a row, whose recording is of so many seconds."""
-    recording = Path(os.path.abspath(Path(data_folder) / row.path))
-    is_part = row.start is not None or row.end is not None
-    start = row.start or 0.0
-    end = min(row.end or seconds, seconds)
+    file = Path(data_folder, row.path)
+    if row.is_part:
+        seconds = row.end - row.start
     utterance = Utterance(
         id=name,
-        wav=rooted(recording, Path(os.path.abspath(data_folder))),
-        duration=round(end - start, 6),
+        wav=rooted(file, Path(data_folder)),
+        duration=round(seconds, 6),
         speaker=row.speaker,
         session=row.session,
         dialogue=row.dialogue or name,
@@ -294,6 +364,6 @@ def _labeled(row, name, emotion, seconds, data_folder):
         text=row.text,
         emotion=emotion,
     )
-    if not is_part:
-        return Labeled(utterance, recording, None, None, row.split)
-    return Labeled(utterance, recording, start, end, row.split)
+    # Through links: one recording is one, whatever its names.
+    recording = Path(os.path.realpath(file))
+    return Labeled(utterance, recording, row.start, row.end, row.split)

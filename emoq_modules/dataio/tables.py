@@ -57,21 +57,33 @@ class Table:
         ``given`` are those that a person has named; the others are looked for
         by their ``USUAL_NAMES``. CorpusError where a given one is not there.
         """
-        known = {_bare(column): column for column in self.columns}
         found = {}
         for name in names:
             wanted = USUAL_NAMES[name].split()
             if name in (given or {}):
-                wanted = [_bare(given[name])]
-                if wanted[0] not in known:
+                wanted = [given[name]]
+                if not self._called(given[name]):
                     raise CorpusError(
                         f"{self.path} has no column {given[name]!r} for "
                         f"{name}; it has {', '.join(self.columns)}."
                     )
-            column = next((known[x] for x in wanted if x in known), None)
-            if column is not None:
-                found[name] = column
+            columns = next(filter(None, map(self._called, wanted)), [])
+            if len(columns) > 1:
+                raise CorpusError(
+                    f"{self.path} has several columns for {name}, "
+                    f"{', '.join(columns)}: say which by --columns "
+                    f"{name}=COLUMN."
+                )
+            if columns:
+                found[name] = columns[0]
         return found
+
+    def _called(self, name):
+        """The columns of a name, and if there are none those much like it."""
+        same = [column for column in self.columns if column == name]
+        bare = _bare(name)
+        like = [x for x in self.columns if bare and _bare(x) == bare]
+        return same or like
 
 
 def make_table(name, rows):
@@ -143,7 +155,10 @@ def _csv_cells(path, content):
     """Line and cells of the header and of each row that is not empty."""
     text = decode(content)
     if "\0" in text:
-        raise CorpusError(f"{path} is no text, and no table then.")
+        raise CorpusError(
+            f"{path} is no text that can be read: save the table as CSV, in "
+            "UTF-8."
+        )
     # A header is what says how the table is written: a text may hold anything.
     header = next((line for line in text.splitlines() if line.strip()), "")
     separator = max(
@@ -169,7 +184,7 @@ def _csv_cells(path, content):
 
 def _parquet_cells(path, content):
     try:
-        from pyarrow import ArrowException, parquet
+        from pyarrow import ArrowException, parquet, types
     except ImportError:
         raise CorpusError(
             f"{path} is in Parquet: `pip install pyarrow` reads it."
@@ -179,9 +194,17 @@ def _parquet_cells(path, content):
     except (ArrowException, OSError) as error:
         reason = str(error).splitlines()[0]
         raise CorpusError(f"{path} is damaged: {reason}") from None
-    columns = [
-        ["" if value is None else str(value) for value in column.to_pylist()]
-        for column in table.columns
+    # What is nested or binary, such as sound itself, is no cell of a table.
+    known = [
+        (field.name, column.to_pylist())
+        for field, column in zip(table.schema, table.columns, strict=True)
+        if not (types.is_nested(field.type) or types.is_binary(field.type))
     ]
-    rows = zip(*columns, strict=True)
-    return [(1, table.column_names), *enumerate(map(list, rows), start=2)]
+    names, columns = zip(*known, strict=True) if known else ((), ())
+    rows = zip(*(map(_cell, column) for column in columns), strict=True)
+    return [(1, list(names)), *enumerate(map(list, rows), start=2)]
+
+
+def _cell(value):
+    """A value as text; None, and what is not a number, is an empty cell."""
+    return "" if value is None or value != value else str(value)

@@ -232,7 +232,24 @@ def _merged(experiment, presets, options, others_allowed=False):
         nodes = YAML().load(_resolve(experiment, tree))
         found = load_hparams(_dump({"labels": nodes["labels"]}))
         tree["labels"] = found["labels"]
+    _check_labels(tree.get("labels", []))
     return tree
+
+
+def _check_labels(labels):
+    """Whether labels are words; YAML makes other things of some."""
+    if not isinstance(labels, list):
+        raise ConfigurationError(
+            f"labels is {labels!r}; it has to be a list, such as [angry, sad]."
+        )
+    for label in labels:
+        if not isinstance(label, str):
+            raise ConfigurationError(
+                f"The label {label!r} is no text: put it in quotes, as in "
+                f'["{label}", angry].'
+            )
+    if len(set(labels)) < len(labels):
+        raise ConfigurationError(f"A label is there twice in {list(labels)}.")
 
 
 def _resolve(experiment, tree, **values):

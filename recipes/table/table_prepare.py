@@ -5,9 +5,10 @@ alone.
 """
 
 import contextlib
+import hashlib
 import json
 import logging
-from collections import defaultdict
+from collections import Counter, defaultdict
 from pathlib import Path
 from typing import Literal
 
@@ -58,8 +59,7 @@ def find_labels(table, columns=None, label_map=None, min_utterances=10):
     if rare:
         logger.warning(
             f"Left out, with fewer than {min_utterances} utterances: "
-            + ", ".join(f"{word} ({n})" for word, n in rare.items())
-            + "."
+            f"{name_few([f'{word}: {n}' for word, n in rare.items()])}."
         )
     if len(labels) < 2:
         raise CorpusError(
@@ -141,12 +141,15 @@ def prepare_table(
         The table cannot be read, or holds what cannot be meant, or cannot be
         split that way.
     """
+    if folds < 1:
+        raise CorpusError(f"folds is {folds}; 2 or more are needed.")
     check_choice("fold", fold, range(1, folds + 1))
     check_choice("validate_on", validate_on, ("groups", "dialogues"))
     if callable(table):
         table = make_table(data_folder, table(data_folder))
     table = read_table(table)
     labels = labels or find_labels(table, columns, label_map, min_utterances)
+    _check_labels(labels, count_labels(table, columns, label_map))
     settings = {
         "corpus": "table",
         "data_folder": Path(data_folder).resolve(),
@@ -179,11 +182,11 @@ def prepare_table(
     else:
         splits = _fold(rows, groups, fold, folds, seed, notes)
     if not splits["valid"]:
+        if validate_on == "dialogues":
+            groups = _find_groups(rows, ("dialogue", "recording"))
+        _check_rest(splits["train"], groups, validate_on)
         splits["train"], splits["valid"] = split_by_dialogue(
-            splits["train"],
-            VALID_FRACTION,
-            seed,
-            groups if validate_on == "groups" else None,
+            splits["train"], VALID_FRACTION, seed, groups
         )
     _cut(rows, Path(segments_folder or Path(save_folder, "segments")))
     untold = [row for row in rows if not row.utterance.text]
@@ -202,7 +205,34 @@ def prepare_table(
     )
 
 
-def _find_groups(rows):
+def _check_labels(labels, counts):
+    labels = list(labels)
+    if len(labels) < 2 or len(set(labels)) < len(labels):
+        raise CorpusError(
+            f"labels is {labels}: two or more are needed, each once."
+        )
+    absent = [label for label in labels if label not in counts]
+    if absent:
+        raise CorpusError(
+            f"There is no row of the labels {name_few(absent)}; the table has "
+            f"{name_few(list(counts))}."
+        )
+
+
+def _check_rest(utterances, groups, validate_on):
+    """Whether there is something to train on, and to validate on beside it."""
+    found = {groups[said.id] for said in utterances}
+    if len(found) < 2:
+        advice = ": give --validate_on dialogues" * (validate_on == "groups")
+        raise CorpusError(
+            f"What is not tested, {len(utterances)} utterances, is of "
+            f"{len(found)} of the {validate_on} that share no speaker, "
+            "dialogue, session or recording: one has to train, and another to "
+            f"validate{advice}."
+        )
+
+
+def _find_groups(rows, kinds=("speaker", "dialogue", "session", "recording")):
     """By the id of each row, the name of the group that it hangs together with.
 
     Rows of one speaker, dialogue, session or recording do, and rows of two that
@@ -218,7 +248,7 @@ def _find_groups(rows):
             "recording": row.recording,
         }
         for key in shared.items():
-            if key[1]:
+            if key[0] in kinds and key[1]:
                 edges.append((number, places.setdefault(key, len(places))))
     first, second = np.array(edges).T
     size = len(rows) + len(places)
@@ -229,7 +259,9 @@ def _find_groups(rows):
     names = {}
     for number, row in enumerate(rows):
         said = row.utterance
-        name = said.session or said.speaker or said.dialogue
+        name = said.dialogue
+        if "speaker" in kinds:
+            name = said.session or said.speaker or name
         names[found[number]] = min(name, names.get(found[number], name))
     return {row.utterance.id: names[found[n]] for n, row in enumerate(rows)}
 
@@ -241,7 +273,12 @@ def _fold(rows, groups, fold, folds, seed, notes):
     utterances = [row.utterance for row in rows]
     of = np.array([groups[said.id] for said in utterances])
     names = sorted(set(of))
-    if len(names) < max(folds, 2):
+    if folds < 2:
+        raise CorpusError(
+            f"folds is {folds}, and the table has no splits of its own: 2 or "
+            "more are needed."
+        )
+    if len(names) < folds:
         raise CorpusError(
             f"{folds} folds need as many groups that share no speaker, "
             f"dialogue, session or recording, and the table has {len(names)}: "
@@ -257,6 +294,12 @@ def _fold(rows, groups, fold, folds, seed, notes):
         tested = of == names[fold - 1]
     else:
         labels = [said.emotion for said in utterances]
+        most = max(Counter(labels).values())
+        if most < folds:
+            raise CorpusError(
+                f"The commonest label has {most} utterances: take {most} "
+                "--folds or fewer."
+            )
         # Of single rows the other would do the same, and take minutes.
         single = len(names) == len(of)
         kind = StratifiedKFold if single else StratifiedGroupKFold
@@ -275,13 +318,17 @@ def _own_splits(rows, notes):
     """The splits that a column of the table names."""
     known = {word: name for name, of in SPLITS.items() for word in of.split()}
     splits, where = {name: [] for name in SPLITS}, defaultdict(set)
+    strange = dict.fromkeys(
+        repr(row.split) for row in rows if row.split.casefold() not in known
+    )
+    if strange:
+        raise CorpusError(
+            f"The table has splits that mean nothing here, "
+            f"{name_few(list(strange))}: they can be {', '.join(known)}; "
+            "--columns split= does not look at them."
+        )
     for row in rows:
-        name = known.get(row.split.casefold())
-        if name is None:
-            raise CorpusError(
-                f"{row.utterance.id} is of the split {row.split!r}; it can be "
-                f"{', '.join(SPLITS)}."
-            )
+        name = known[row.split.casefold()]
         splits[name].append(row.utterance)
         where["recording", str(row.recording)].add(name)
         where["dialogue", row.utterance.dialogue].add(name)
@@ -303,10 +350,6 @@ def _own_splits(rows, notes):
                 "give each to one, or leave the column out by --columns split="
             )
     return splits
-
-
-def _is_newer(path, other):
-    return path.stat().st_mtime_ns >= other.stat().st_mtime_ns
 
 
 def _transcribe(rows, model, language, file):
@@ -370,9 +413,14 @@ def _cut(rows, folder):
     for recording, rows in tqdm(parts.items(), "parts", disable=None):
         samples = None
         for row in rows:
-            path = folder / f"{row.utterance.id}.wav"
+            # Another recording of that name, or the same when it has changed,
+            # has a cut of its own.
+            stat = recording.stat()
+            stamp = f"{recording} {stat.st_size} {stat.st_mtime_ns}"
+            stamp = hashlib.blake2b(stamp.encode(), digest_size=4).hexdigest()
+            path = folder / f"{row.utterance.id}-{stamp}.wav"
             row.utterance.wav = str(path.absolute())
-            if path.exists() and _is_newer(path, recording):
+            if path.exists():
                 continue
             if samples is None:
                 samples = read_audio(recording)

@@ -121,6 +121,33 @@ def test_what_cannot_be_recognized_is_named(evaluate, tiny_results, tmp_path):
     assert len(read_predictions(tmp_path / "out").ids) == 8
 
 
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--label_map", "happy=hapy"], "names hapy, which is no word of the"),
+        (["--batch_size", "0"], "batch_size is 0"),
+        (["--data_folder", "/no"], "There is no folder /no"),
+    ],
+)
+def test_what_cannot_be_meant_is_refused(evaluate, options, message):
+    status, _, messages = evaluate(dict, *options)
+    assert status == 2 and message in messages
+    assert "Traceback" not in messages
+
+
+def test_missing_words_and_unreadable_sound_are_told(evaluate, tiny_results):
+    name = "broken.wav"
+    (tiny_results / "data" / name).write_text("no sound")
+
+    def change(row):
+        row = row | {"text": ""}
+        return row | {"path": name} if row["path"] == "test00.wav" else row
+
+    status, _, messages = evaluate(change)
+    assert status == 1 and "not recognized: broken" in messages
+    assert "8 of 8 recordings have no text: --asr MODEL" in messages
+
+
 def test_one_split_of_a_table(evaluate, tmp_path):
     def change(row):
         return row | {"split": "dev" if row["turn"] < 4 else "test"}
@@ -128,7 +155,7 @@ def test_one_split_of_a_table(evaluate, tmp_path):
     evaluate(change, "--split", "test")
     assert len(read_predictions(tmp_path / "out").ids) == 5
     status, _, messages = evaluate(change, "--split", "Test")
-    assert status == 2 and "no row to recognize of the split 'Test'" in messages
+    assert status == 2 and "its splits are 'dev', 'test'" in messages
 
 
 def test_it_draws_and_tells_how_sure_it_is(evaluate, tmp_path):

@@ -75,12 +75,19 @@ def test_parquet_gives_the_same_table(read, tmp_path):
     pyarrow = pytest.importorskip("pyarrow")
     from pyarrow import parquet
 
-    table = pyarrow.table({"path": ["a", "b"], "turn": [1, None]})
+    table = pyarrow.table(
+        {
+            "path": ["a", "b"],
+            "turn": [1, None],
+            "start": [0.5, float("nan")],
+            "audio": [{"bytes": b"xx"}, {"bytes": b"yy"}],
+        }
+    )
     parquet.write_table(table, tmp_path / "table.parquet")
     table = read_table(tmp_path / "table.parquet")
     assert table.rows == [
-        {"path": "a", "turn": "1"},
-        {"path": "b", "turn": ""},
+        {"path": "a", "turn": "1", "start": "0.5"},
+        {"path": "b", "turn": "", "start": ""},
     ]
 
 
@@ -96,3 +103,13 @@ def test_columns_are_found_by_their_usual_names(read):
     assert table.find_columns(["text"], {"text": "NOTE"}) == {"text": "note"}
     with pytest.raises(CorpusError, match="no column 'words' for text"):
         table.find_columns(["text"], {"text": "words"})
+
+
+def test_a_column_is_the_one_of_that_very_name_or_the_only_like_it(read):
+    table = read("path,emotion,Emotion,!\na,b,c,d\n")
+    assert table.find_columns(["emotion"]) == {"emotion": "emotion"}
+    with pytest.raises(CorpusError, match="no column '#'"):
+        table.find_columns(["emotion"], {"emotion": "#"})
+    table = read("EMOTION,Emotion\na,b\n")
+    with pytest.raises(CorpusError, match="several columns for emotion"):
+        table.find_columns(["emotion"])

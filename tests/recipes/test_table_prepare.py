@@ -3,6 +3,7 @@
 import csv
 import json
 import logging
+import os
 from collections import Counter
 
 import numpy as np
@@ -159,7 +160,7 @@ def test_labels_are_joined_and_rare_ones_left_out(folder, prepare, caplog):
         folder / "changed.csv", None, "fury=anger, joy = happy", 5
     )
     assert labels == ["anger", "happy"]
-    assert "fewer than 5 utterances: bored (4)" in caplog.text
+    assert "fewer than 5 utterances: 1 (bored: 4)" in caplog.text
     assert "left out, labeled 'bored': 4" in caplog.text
     found = {
         row["emotion"] for rows in splits.values() for row in rows.values()
@@ -168,7 +169,11 @@ def test_labels_are_joined_and_rare_ones_left_out(folder, prepare, caplog):
 
 
 def test_turns_that_are_left_out_were_said(prepare, tmp_path):
-    prepare(labels=["joy"], folds=3)
+    def change(row):
+        return row | ({"emotion": "calm"} if "0.wav" in row["path"] else {})
+
+    prepare(change, labels=["joy", "anger"])
+    assert len(all_rows(tmp_path / "save")) == 36
     dialogues = read_dialogues(tmp_path / "save/dialogues.json")
     assert [turn.text for turn in dialogues["d0"]] == [
         f"Hm {n}." for n in (0, 0, 1, 1, 2, 2, 3, 3)
@@ -199,7 +204,7 @@ def test_splits_of_the_table_are_kept(prepare, caplog):
     ("column", "message"),
     [
         ("dialogue", r"a dialogue in several splits, 1 \(d9\)"),
-        ("split", "is of the split 'd9'; it can be train, valid, test"),
+        ("split", r"splits that mean nothing here, 1 \('d9'\): they can be"),
     ],
 )
 def test_splits_that_leak_or_mean_nothing_are_refused(prepare, column, message):
@@ -228,11 +233,11 @@ def test_all_faults_are_told_at_once(prepare, folder, tmp_path):
         prepare(change)
     for line in (
         "faults: 5",
-        "line 6: end is 'soon', which is no number",
         "line 2: there is no file d0/none.wav in",
         "line 3: ../../etc/passwd is outside of",
+        "line 6: end is 'soon', which is no number",
         "line 7: d0/b1.wav ends at 0.10 s, before 0.5 s",
-        "line 5: d0/a3.wav is as 'anger' and 'joy' in line 4",
+        "line 5: d0/a3 is as 'anger' and 'joy' in line 4, too",
     ):
         assert line in str(told.value)
     assert not (tmp_path / "save").exists()
@@ -259,7 +264,7 @@ def test_parts_are_cut_out_of_their_recordings(prepare, folder, tmp_path):
         return row | place
 
     prepare(change)
-    row = all_rows(tmp_path / "save")["long@0.100-0.200"]
+    row = all_rows(tmp_path / "save")["long@0.1-0.2"]
     assert row["duration"] == pytest.approx(0.1)
     samples, rate = soundfile.read(row["wav"])
     assert rate == 16000
@@ -293,6 +298,84 @@ def test_missing_words_are_recognized_once(prepare, tmp_path, monkeypatch):
     assert len(heard) == 9
     prepare(change)
     assert read_notes(tmp_path / "save") == ["8 of 48 utterances have no text."]
+
+
+def test_parts_of_another_recording_are_cut_anew(prepare, folder, tmp_path):
+    def change(row):
+        return row | {"start": "0", "end": "0.05"}
+
+    first = prepare(change)["test"]
+    for path in folder.rglob("*.wav"):
+        samples, rate = soundfile.read(path)
+        soundfile.write(path, samples / 2, rate)
+        os.utime(path, (0, 0))  # as an archive has it
+    prepare(change, seed=2)
+    cut = all_rows(tmp_path / "save")
+    for name, row in first.items():
+        before, after = (soundfile.read(x["wav"])[0] for x in (row, cut[name]))
+        np.testing.assert_allclose(after, before / 2, atol=1e-4)
+
+
+def test_a_recording_by_two_names_is_one(prepare, folder):
+    for path in list(folder.glob("d[0-5]/a0.wav")):
+        path.with_name("link.wav").symlink_to(path)
+
+    def change(row):
+        if row["path"].endswith("a1.wav"):
+            row["path"] = row["path"].replace("a1", "link")
+        return {k: row[k] for k in ("path", "emotion")}
+
+    splits = prepare(change, validate_on="dialogues")
+    for split in splits.values():
+        names = {row["wav"] for row in split.values()}
+        assert all(
+            x.replace("link", "a0") in names for x in names if "link" in x
+        )
+    twice = "d0/../d0/a0.wav"
+    with pytest.raises(CorpusError, match="line 3: d0/a0 is as 'anger' and"):
+        prepare(
+            lambda row: (
+                row | {"path": twice} if row["path"] == "d0/a1.wav" else row
+            )
+        )
+
+
+@pytest.mark.parametrize(
+    ("column", "values", "message"),
+    [
+        ("turn", ("3", ""), "some rows of dialogue d0 have no turn"),
+        ("turn", ("3", "3"), "turn 3 of dialogue d0 is in line 2, too"),
+        ("path", ("", "d0/a1.wav"), "line 2: it has no path"),
+        ("end", ("0.01", ""), "line 2: it lasts 10 ms, and has to last 25"),
+    ],
+)
+def test_rows_that_contradict_each_other_are_told(
+    prepare, column, values, message
+):
+    paths = dict(zip(("d0/a0.wav", "d0/a1.wav"), values, strict=True))
+
+    def change(row):
+        value = paths.get(row["path"], row.get(column, ""))
+        return row | {"end": ""} | {column: value}
+
+    with pytest.raises(CorpusError, match=message):
+        prepare(change)
+
+
+def test_a_folder_that_is_a_link_holds_its_files(prepare, folder, tmp_path):
+    link = tmp_path / "link"
+    link.symlink_to(folder)
+    rows = [
+        f"{folder}/d{d}/a{n}.wav,{'ab'[n % 2]},s{d}"
+        for d in range(6)
+        for n in range(4)
+    ]
+    table = write(
+        tmp_path / "t.csv", "\n".join(["path,emotion,speaker", *rows])
+    )
+    save = tmp_path / "linked"
+    recipe.prepare_table(link, save, table, ["a", "b"], folds=3)
+    assert len(all_rows(save)) == 24
 
 
 def test_windows_paths_are_read(prepare, tmp_path):
@@ -331,7 +414,13 @@ def test_another_column_of_emotions_and_numbers_in_it(folder, prepare):
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"labels": ["calm"]}, "No row of .* labels calm"),
+        ({"labels": ["joy", "calm"]}, r"no row .* 1 \(calm\); the table has 2"),
+        ({"labels": ["joy"]}, "two or more are needed"),
+        ({"labels": ["joy", "joy", "anger"]}, "each once"),
+        ({"folds": 0}, "folds is 0"),
+        ({"folds": 1}, "folds is 1, and the table has no splits"),
+        ({"label_map": "joy=a, joy=b"}, "names one thing twice"),
+        ({"label_map": "joy="}, "gives a label none in its place"),
         ({"columns": "mood=x"}, "columns names 'mood', which is none of path"),
         ({"columns": "emotion"}, "has to be like 'ang=angry, exc=happy'"),
         ({"label_map": "calm=neutral"}, r"has no label 1 \(calm\)"),

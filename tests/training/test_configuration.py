@@ -257,3 +257,17 @@ def test_folds_may_be_a_number(write):
 def test_a_value_may_have_an_equals_sign(words):
     options, _ = read_options("hparams/emoq_stage1.yaml", words)
     assert YAML(typ="safe").load(options) == {"map": "a=b, c=d"}
+
+
+@pytest.mark.parametrize(
+    ("labels", "message"),
+    [
+        ("angry, sad", "has to be a list, such as"),
+        ("[null, sad]", "The label None is no text"),
+        ("[1, sad]", r'The label 1 is no text: put it in quotes, as in \["1"'),
+        ("[sad, sad]", "A label is there twice"),
+    ],
+)
+def test_labels_that_are_no_words_are_refused(experiment, labels, message):
+    with pytest.raises(ConfigurationError, match=message):
+        merge_presets(experiment, (), f"data_folder: x\nlabels: {labels}")
