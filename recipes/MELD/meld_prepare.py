@@ -14,6 +14,7 @@ recognition in conversations", ACL 2019.
 
 import hashlib
 import logging
+import sys
 import tarfile
 import zlib
 from collections import defaultdict
@@ -32,7 +33,9 @@ from emoq_modules.dataio.prepare import (
     write_manifests,
 )
 from emoq_modules.errors import CorpusError
-from recipes.MELD.annotations import (
+
+sys.path.append(str(Path(__file__).parents[2]))  # run alone, it is not there
+from recipes.MELD.annotations import (  # noqa: E402
     LABELS,
     annotated_times,
     find_repeats,

@@ -2,8 +2,11 @@
 
 import csv
 import io
+import os
 import re
 import shutil
+import subprocess
+import sys
 import tarfile
 from collections import Counter
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
@@ -17,6 +20,7 @@ from emoq_modules.dataio.clips import extract_audio, parallel_map
 from emoq_modules.dataio.prepare import read_dialogues, read_manifest
 from emoq_modules.errors import AudioError, CorpusError
 from tests.corpus_folders import (
+    ROOT,
     SHARED_DATA,
     all_rows,
     clip_bytes,
@@ -513,6 +517,20 @@ def test_the_script_runs_alone(raw, tmp_path, processes, run_script):
     status, said = run_script(*command)
     assert status == 2
     assert said.startswith("error: The audio in ")
+
+
+def test_the_script_finds_what_lies_beside_it(tmp_path):
+    # As a program of its own, in a folder of no clone.
+    script = ROOT / "recipes/MELD/meld_prepare.py"
+    done = subprocess.run(
+        [sys.executable, script, "--help"],
+        cwd=tmp_path,
+        env={k: v for k, v in os.environ.items() if k != "PYTHONPATH"},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    assert "--without_repeats" in done.stdout
 
 
 def test_clips_with_nothing_in_them_say_so(tmp_path):
