@@ -5,9 +5,9 @@ import time
 from pathlib import Path
 
 from emoq_modules.commands.options import (
-    add_asr_options,
     add_command,
     add_model_options,
+    add_recognition_options,
     load_recognizer,
 )
 from emoq_modules.errors import AudioError, ConfigurationError
@@ -69,18 +69,11 @@ def add_evaluate(commands):
         metavar="PAIRS",
         help="the model's word for a label of the table: 'joy=happy'",
     )
-    add_asr_options(command)
+    add_recognition_options(command)
     command.add_argument(
         "--split",
         metavar="NAME",
         help="only rows of this split of the table, as it is written there",
-    )
-    command.add_argument(
-        "--batch_size",
-        type=int,
-        default=8,
-        metavar="N",
-        help="recordings that are recognized together (8)",
     )
     command.add_argument(
         "--out",

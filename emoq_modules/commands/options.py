@@ -49,8 +49,18 @@ def add_model_options(command, several=False):
     )
 
 
-def add_asr_options(command):
-    """Adds the options of what transcribes, which ``load_recognizer`` reads."""
+def add_recognition_options(command):
+    """Adds how many are recognized together, and what transcribes them.
+
+    ``load_recognizer`` reads the latter.
+    """
+    command.add_argument(
+        "--batch_size",
+        type=int,
+        default=8,
+        metavar="N",
+        help="recordings that are recognized together (8)",
+    )
     command.add_argument(
         "--asr",
         metavar="MODEL",

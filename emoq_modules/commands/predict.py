@@ -8,9 +8,9 @@ import sys
 from dataclasses import asdict
 
 from emoq_modules.commands.options import (
-    add_asr_options,
     add_command,
     add_model_options,
+    add_recognition_options,
     load_recognizer,
 )
 from emoq_modules.commands.predict_inputs import Transcripts, find_recordings
@@ -61,7 +61,7 @@ def add_predict(commands):
         help="what is said in each: columns path (or id, the file's name "
         "without its ending), text and, if you like, speaker",
     )
-    add_asr_options(command)
+    add_recognition_options(command)
     command.add_argument("--speaker", help="who speaks, in all recordings")
     command.add_argument(
         "--format",
@@ -100,13 +100,6 @@ def add_predict(commands):
         type=float,
         metavar="P",
         help="give no answer where the confidence is below, from 0 to 1",
-    )
-    command.add_argument(
-        "--batch_size",
-        type=int,
-        default=8,
-        metavar="N",
-        help="recordings that are recognized together (8)",
     )
 
 
