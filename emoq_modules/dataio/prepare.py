@@ -11,11 +11,9 @@ Each ``*_prepare.py`` makes the same three moves:
 """
 
 import argparse
-import hashlib
 import inspect
 import logging
 import sys
-from collections import Counter
 from typing import Literal, get_args, get_origin
 
 from emoq_modules.dataio.manifest import (  # noqa: F401 for prepare scripts
@@ -31,74 +29,8 @@ from emoq_modules.dataio.manifest_reader import (  # noqa: F401
     read_dialogues,
     read_manifest,
 )
+from emoq_modules.dataio.splits import split_by_dialogue  # noqa: F401
 from emoq_modules.errors import CorpusError, EmoQError
-
-
-def split_by_dialogue(utterances, fraction, seed, groups=None):
-    """Takes whole dialogues out of a set, chosen by a seeded hash.
-
-    The choice depends on the dialogues' names and the seed alone, not on the
-    order of the rows nor on the machine.
-
-    Arguments
-    ---------
-    utterances : Sequence[Utterance]
-        At least two dialogues.
-    fraction : float
-        Share of the utterances to take, in (0, 1); the nearest that whole
-        dialogues in the order of the hash allow, one dialogue at the least.
-    seed : int
-        Another seed, another choice.
-    groups : dict[str, str], optional
-        What each utterance stays together with, by its id, in the place of its
-        dialogue.
-
-    Returns
-    -------
-    tuple[list[Utterance], list[Utterance]]
-        The rest and the chosen, with no dialogue in both.
-
-    Raises
-    ------
-    CorpusError
-        Fewer than two dialogues, or a fraction outside (0, 1).
-
-    Example
-    -------
-    >>> rows = [
-    ...     Utterance(f"{d}{t}", "", 1.0, "a", "s", d, t, "", "sad")
-    ...     for d in "pqrstuvwxy"
-    ...     for t in range(3)
-    ... ]
-    >>> rest, chosen = split_by_dialogue(rows, 0.1, seed=1234)
-    >>> len(rest), len(chosen), len({row.dialogue for row in chosen})
-    (27, 3, 1)
-    """
-    if not 0 < fraction < 1:
-        raise CorpusError(
-            f"The validation fraction is {fraction}, not between 0 and 1."
-        )
-    if groups is None:
-        groups = {row.id: row.dialogue for row in utterances}
-    sizes = Counter(groups[row.id] for row in utterances)
-    if len(sizes) < 2:
-        raise CorpusError(
-            f"There are {len(sizes)} dialogues; training and validation need "
-            "at least two. Is the corpus complete?"
-        )
-    order = sorted(
-        sizes, key=lambda d: hashlib.blake2b(f"{seed}/{d}".encode()).digest()
-    )
-    target, taken, counts = fraction * len(utterances), 0, []
-    for dialogue in order[:-1]:
-        taken += sizes[dialogue]
-        counts.append(taken)
-    best = min(range(len(counts)), key=lambda i: abs(counts[i] - target))
-    chosen = set(order[: best + 1])
-    return (
-        [row for row in utterances if groups[row.id] not in chosen],
-        [row for row in utterances if groups[row.id] in chosen],
-    )
 
 
 def check_choice(name, value, allowed):

@@ -8,14 +8,11 @@ import contextlib
 import hashlib
 import json
 import logging
-from collections import Counter, defaultdict
+from collections import defaultdict
 from pathlib import Path
 from typing import Literal
 
-import numpy as np
 import soundfile
-from scipy.sparse import coo_array
-from scipy.sparse.csgraph import connected_components
 from speechbrain.utils.distributed import infer_device
 from tqdm import tqdm
 
@@ -27,10 +24,16 @@ from emoq_modules.dataio.prepare import (
     is_prepared,
     main,
     name_few,
-    split_by_dialogue,
     write_manifests,
 )
 from emoq_modules.dataio.recordings import Recording
+from emoq_modules.dataio.splits import (
+    check_rest,
+    draw_fold,
+    find_groups,
+    own_splits,
+    split_by_dialogue,
+)
 from emoq_modules.dataio.tables import make_table, read_table
 from emoq_modules.errors import CorpusError
 from emoq_modules.inference.asr import load_transcriber, with_texts
@@ -38,12 +41,6 @@ from emoq_modules.inference.batching import Segment
 
 logger = logging.getLogger(__name__)
 
-# What a split may be called in a table.
-SPLITS = {
-    "train": "train training",
-    "valid": "valid validation val dev development",
-    "test": "test testing eval evaluation",
-}
 VALID_FRACTION = 0.1
 
 
@@ -175,16 +172,16 @@ def prepare_table(
             f"No row of {table.path} has a usable recording with one of the "
             f"labels {', '.join(labels)}."
         )
-    groups, notes = _find_groups(rows), []
+    groups, notes = find_groups(rows), []
     if any(row.split for row in rows):
         check_choice("fold, of a table with splits of its own,", fold, [1])
-        splits = _own_splits(rows, notes)
+        splits = own_splits(rows, notes)
     else:
-        splits = _fold(rows, groups, fold, folds, seed, notes)
+        splits = draw_fold(rows, groups, fold, folds, seed, notes)
     if not splits["valid"]:
         if validate_on == "dialogues":
-            groups = _find_groups(rows, ("dialogue", "recording"))
-        _check_rest(splits["train"], groups, validate_on)
+            groups = find_groups(rows, ("dialogue", "recording"))
+        check_rest(splits["train"], groups, validate_on)
         splits["train"], splits["valid"] = split_by_dialogue(
             splits["train"], VALID_FRACTION, seed, groups
         )
@@ -217,139 +214,6 @@ def _check_labels(labels, counts):
             f"There is no row of the labels {name_few(absent)}; the table has "
             f"{name_few(list(counts))}."
         )
-
-
-def _check_rest(utterances, groups, validate_on):
-    """Whether there is something to train on, and to validate on beside it."""
-    found = {groups[said.id] for said in utterances}
-    if len(found) < 2:
-        advice = ": give --validate_on dialogues" * (validate_on == "groups")
-        raise CorpusError(
-            f"What is not tested, {len(utterances)} utterances, is of "
-            f"{len(found)} of the {validate_on} that share no speaker, "
-            "dialogue, session or recording: one has to train, and another to "
-            f"validate{advice}."
-        )
-
-
-def _find_groups(rows, kinds=("speaker", "dialogue", "session", "recording")):
-    """By the id of each row, the name of the group that it hangs together with.
-
-    Rows of one speaker, dialogue, session or recording do, and rows of two that
-    share a third.
-    """
-    places, edges = {}, []
-    for number, row in enumerate(rows):
-        said = row.utterance
-        shared = {
-            "speaker": said.speaker,
-            "dialogue": said.dialogue,
-            "session": said.session,
-            "recording": row.recording,
-        }
-        for key in shared.items():
-            if key[0] in kinds and key[1]:
-                edges.append((number, places.setdefault(key, len(places))))
-    first, second = np.array(edges).T
-    size = len(rows) + len(places)
-    graph = coo_array(
-        (np.ones(len(edges)), (first, len(rows) + second)), (size, size)
-    )
-    _, found = connected_components(graph, directed=False)
-    names = {}
-    for number, row in enumerate(rows):
-        said = row.utterance
-        name = said.dialogue
-        if "speaker" in kinds:
-            name = said.session or said.speaker or name
-        names[found[number]] = min(name, names.get(found[number], name))
-    return {row.utterance.id: names[found[n]] for n, row in enumerate(rows)}
-
-
-def _fold(rows, groups, fold, folds, seed, notes):
-    """What a fold tests, and the rest to train."""
-    from sklearn.model_selection import StratifiedGroupKFold, StratifiedKFold
-
-    utterances = [row.utterance for row in rows]
-    of = np.array([groups[said.id] for said in utterances])
-    names = sorted(set(of))
-    if folds < 2:
-        raise CorpusError(
-            f"folds is {folds}, and the table has no splits of its own: 2 or "
-            "more are needed."
-        )
-    if len(names) < folds:
-        raise CorpusError(
-            f"{folds} folds need as many groups that share no speaker, "
-            f"dialogue, session or recording, and the table has {len(names)}: "
-            "take fewer --folds, or have a column not looked at, as by "
-            "--columns session= for the session."
-        )
-    if not any(said.speaker or said.session for said in utterances):
-        notes.append(
-            "The table names no speakers: a voice may be in training and in "
-            "test, and figures are too good then."
-        )
-    if len(names) == folds:
-        tested = of == names[fold - 1]
-    else:
-        labels = [said.emotion for said in utterances]
-        most = max(Counter(labels).values())
-        if most < folds:
-            raise CorpusError(
-                f"The commonest label has {most} utterances: take {most} "
-                "--folds or fewer."
-            )
-        # Of single rows the other would do the same, and take minutes.
-        single = len(names) == len(of)
-        kind = StratifiedKFold if single else StratifiedGroupKFold
-        splitter = kind(folds, shuffle=True, random_state=seed)
-        drawn = splitter.split(of, labels, None if single else of)
-        chosen = list(drawn)[fold - 1][1]
-        tested = np.isin(np.arange(len(of)), chosen)
-    return {
-        "train": [utterances[n] for n in np.flatnonzero(~tested)],
-        "valid": [],
-        "test": [utterances[n] for n in np.flatnonzero(tested)],
-    }
-
-
-def _own_splits(rows, notes):
-    """The splits that a column of the table names."""
-    known = {word: name for name, of in SPLITS.items() for word in of.split()}
-    splits, where = {name: [] for name in SPLITS}, defaultdict(set)
-    strange = dict.fromkeys(
-        repr(row.split) for row in rows if row.split.casefold() not in known
-    )
-    if strange:
-        raise CorpusError(
-            f"The table has splits that mean nothing here, "
-            f"{name_few(list(strange))}: they can be {', '.join(known)}; "
-            "--columns split= does not look at them."
-        )
-    for row in rows:
-        name = known[row.split.casefold()]
-        splits[name].append(row.utterance)
-        where["recording", str(row.recording)].add(name)
-        where["dialogue", row.utterance.dialogue].add(name)
-        where["speaker", row.utterance.speaker].add(name)
-    for kind in ("recording", "dialogue", "speaker"):
-        torn = [
-            name
-            for (of, name), in_ in where.items()
-            if of == kind and name and len(in_) > 1
-        ]
-        if torn and kind == "speaker":
-            notes.append(
-                f"Speakers in several splits of the table: {name_few(torn)}. "
-                "Their figures are not those of voices that are new."
-            )
-        elif torn:
-            raise CorpusError(
-                f"The table has a {kind} in several splits, {name_few(torn)}: "
-                "give each to one, or leave the column out by --columns split="
-            )
-    return splits
 
 
 def _transcribe(rows, model, language, file):
