@@ -21,15 +21,11 @@ from emoq_modules.dataio.manifest import (
 )
 from emoq_modules.dataio.prepare import rooted
 from emoq_modules.dataio.recordings import SHORTEST_S
-from emoq_modules.dataio.tables import read_table
+from emoq_modules.dataio.tables import open_listing, parse_pairs
 from emoq_modules.errors import AudioError, CorpusError
 
 logger = logging.getLogger(__name__)
 
-COLUMNS = tuple(
-    "path emotion text speaker dialogue turn session split start end".split()
-)
-_NEEDED = ("path", "emotion")
 UNUSABLE = "unusable audio file"  # why a row is left out
 # More words than this, and it is no column of emotions.
 _MOST_LABELS = 100
@@ -50,58 +46,33 @@ class Labeled:
     split: str
 
 
-def parse_pairs(pairs):
-    """A mapping, given as one or as ``"ang=angry, exc=happy"``.
+def count_labels(tables, columns=None, label_map=None):
+    """How many rows of tables each label has, the most frequent first.
 
-    Example
-    -------
-    >>> parse_pairs("ang=angry, exc = happy")
-    {'ang': 'angry', 'exc': 'happy'}
+    Takes what ``open_listing`` takes, and a mapping, as of ``parse_pairs``, of
+    a label of the tables to the one that it becomes.
     """
-    if not isinstance(pairs, str):
-        return dict(pairs or {})
-    parts = [part for part in pairs.split(",") if part.strip()]
-    split = [[x.strip() for x in part.split("=", 1)] for part in parts]
-    keys = [pair[0] for pair in split]
-    if any(len(pair) != 2 or not pair[0] for pair in split):
-        raise CorpusError(
-            f"{pairs!r} has to be like 'ang=angry, exc=happy' (of --label_map) "
-            "or 'path=file_id, emotion=emo' (of --columns)."
-        )
-    if len(set(keys)) < len(keys):
-        raise CorpusError(f"{pairs!r} names one thing twice.")
-    return dict(split)
-
-
-def count_labels(table, columns=None, label_map=None):
-    """How many rows of a table each label has, the most frequent first.
-
-    Takes a path, and mappings as of ``parse_pairs``: of what a column is to its
-    name, and of a label of the table to the one that it becomes.
-    """
-    table = read_table(table)
-    found = _find_columns(table, columns)
-    label_map = _read_map(label_map, table, found["emotion"])
-    words = (row[found["emotion"]].strip() for row in table.rows)
+    listing = open_listing(tables, columns)
+    label_map = _read_map(label_map, listing)
+    words = (row["emotion"] for row in listing.rows)
     counts = Counter(label_map.get(word, word) for word in words if word)
     if len(counts) > _MOST_LABELS:
         raise CorpusError(
-            f"The column {found['emotion']!r} of {table.path} has "
-            f"{len(counts)} different values, such as "
-            f"{', '.join(list(counts)[:3])}: name the emotions by "
-            "--columns emotion=COLUMN."
+            f"The emotions of {listing.name} are {len(counts)} different "
+            f"values, such as {', '.join(list(counts)[:3])}: name their column "
+            "by --columns emotion=COLUMN."
         )
     # Equal counts in the order of the alphabet, whatever that of the rows is.
     return dict(sorted(counts.items(), key=lambda item: (-item[1], item[0])))
 
 
-def _read_map(label_map, table, column):
+def _read_map(label_map, listing):
     label_map = parse_pairs(label_map)
-    labels = dict.fromkeys(row[column].strip() for row in table.rows)
+    labels = dict.fromkeys(row["emotion"] for row in listing.rows)
     unknown = sorted(label_map.keys() - labels.keys())
     if unknown:
         raise CorpusError(
-            f"{table.path} has no label {name_few(unknown)}, which the "
+            f"{listing.name} has no label {name_few(unknown)}, which the "
             f"label_map names; it has {name_few(list(filter(None, labels)))}."
         )
     if "" in label_map.values():
@@ -112,28 +83,28 @@ def _read_map(label_map, table, column):
     return label_map
 
 
-def read_labeled(table, data_folder, labels, columns=None, label_map=None):
-    """Reads the labeled recordings of a table.
+def read_labeled(tables, data_folder, labels, columns=None, label_map=None):
+    """Reads the labeled recordings of tables.
 
     Arguments
     ---------
-    table : str or Path
-        As of ``read_table``.
+    tables : str | Path | list | Listing
+        As of ``open_listing``.
     data_folder : str or Path
-        The folder that paths in the table are relative to; they may not lead
-        out of it. ``{data_root}`` in the utterances' ``wav`` stands for it.
+        The folder that paths in a table are relative to, if not to that of
+        the table in it; they may not lead out of it. ``{data_root}`` in the
+        utterances' ``wav`` stands for it.
     labels : Sequence[str]
         The classes to keep; rows of others are left out.
     columns : str | dict
-        As of ``parse_pairs``, which column holds what, where it has no usual
-        name; ``session=`` has a column not looked at.
+        As of ``open_listing``.
     label_map : str | dict
-        As of ``parse_pairs``, the label that one of the table becomes.
+        As of ``parse_pairs``, the label that one of a table becomes.
 
     Returns
     -------
     tuple[list[Labeled], dict[str, list[Turn]], dict[str, list[str]]]
-        In the order of the table; the turns of each dialogue, those that are
+        In the order of the tables; the turns of each dialogue, those that are
         left out, too; and the ids of these, by reason.
 
     Raises
@@ -142,20 +113,16 @@ def read_labeled(table, data_folder, labels, columns=None, label_map=None):
         Files that are missing or outside the folder, numbers that are none,
         parts beyond the end of a recording, a recording twice: all at once.
     """
-    table = read_table(table)
-    found = _find_columns(table, columns)
-    named = [f"{name} = {found.get(name, 'none')}" for name in COLUMNS]
-    logger.info(f"Columns of {table.path}: {', '.join(named)}.")
+    listing = open_listing(tables, columns)
     if not Path(data_folder).is_dir():
         raise CorpusError(f"There is no folder {data_folder}.")
-    label_map = _read_map(label_map, table, found["emotion"])
+    label_map = _read_map(label_map, listing)
     faults = []
     rows = [
-        _Row(line, cells, found, faults)
-        for line, cells in zip(table.lines, table.rows, strict=True)
+        _Row(number, cells, faults) for number, cells in enumerate(listing.rows)
     ]
-    recordings = _find_recordings(rows, Path(data_folder))
-    _check_turns(rows)
+    recordings = _find_recordings(rows, Path(data_folder), listing.folders)
+    _check_turns(rows, listing.places)
     skipped, kept, seen = defaultdict(list), [], {}
     dialogues = defaultdict(list)
     for row, name in zip(rows, _name_rows(rows), strict=True):
@@ -164,12 +131,13 @@ def read_labeled(table, data_folder, labels, columns=None, label_map=None):
         emotion = label_map.get(row.emotion, row.emotion)
         seconds = recordings.get(row.path)
         if isinstance(seconds, float):
-            earlier = seen.setdefault(name, (row.line, emotion))
-            if earlier[0] != row.line:
+            earlier = seen.setdefault(name, (row.number, emotion))
+            if earlier[0] != row.number:
                 what = repr(emotion)
                 if earlier[1] != emotion:
                     what = f"{earlier[1]!r} and {emotion!r}"
-                row.fault(f"{name} is as {what} in line {earlier[0]}, too")
+                place = listing.places[earlier[0]]
+                row.fault(f"{name} is as {what} in {place}, too")
                 continue
         if not emotion:
             skipped["without an emotion"].append(name)
@@ -181,25 +149,22 @@ def read_labeled(table, data_folder, labels, columns=None, label_map=None):
         elif seconds is not None:
             kept.append(_labeled(row, name, emotion, seconds, data_folder))
     if faults:
-        told = [f"line {line}: {what}" for line, what in sorted(faults)]
-        raise CorpusError(f"The table {table.path} has {list_faults(told)}")
+        told = [f"{listing.places[n]}: {what}" for n, what in sorted(faults)]
+        raise CorpusError(f"The table {listing.name} has {list_faults(told)}")
     return kept, dialogues, skipped
 
 
 class _Row:
     """The cells of a row, its numbers read; faults go into a list."""
 
-    def __init__(self, line, cells, columns, faults):
-        self.line, self._faults = line, faults
-        values = {
-            name: cells[columns[name]].strip() if name in columns else ""
-            for name in COLUMNS
-        }
+    def __init__(self, number, values, faults):
+        self.number, self._faults = number, faults
         # Tables that were made on Windows have its separator.
         self.path = values["path"].replace("\\", "/")
         self.emotion, self.text = values["emotion"], values["text"]
         self.speaker, self.dialogue = values["speaker"], values["dialogue"]
         self.session, self.split = values["session"], values["split"]
+        self.corpus = values["corpus"]
         self.start, self.end, self.turn = (
             self._number(name, values[name])
             for name in ("start", "end", "turn")
@@ -209,7 +174,7 @@ class _Row:
         self.has_turn = bool(values["turn"])
         # Of a dialogue without turns they are as the table has them.
         if self.turn is None or not self.dialogue:
-            self.turn = line if self.dialogue else 0
+            self.turn = number if self.dialogue else 0
         if self.turn % 1:
             self.fault(f"turn is {values['turn']}, which is no whole number")
         self.turn = int(self.turn)
@@ -222,7 +187,7 @@ class _Row:
 
     def fault(self, what):
         """Notes what is wrong with the row."""
-        self._faults.append((self.line, what))
+        self._faults.append((self.number, what))
 
     def _number(self, name, cell):
         if not cell:
@@ -237,46 +202,28 @@ class _Row:
         return value
 
 
-def _find_columns(table, columns):
-    given = parse_pairs(columns)
-    for name in given:
-        if name not in COLUMNS:
-            raise CorpusError(
-                f"columns names {name!r}, which is none of "
-                f"{', '.join(COLUMNS)}."
-            )
-    wanted = [name for name in COLUMNS if given.get(name) != ""]
-    found = table.find_columns(wanted, given)
-    if "dialogue" not in found:
-        found.pop("turn", None)  # a turn of nothing
-    for name in _NEEDED:
-        if name not in found:
-            raise CorpusError(
-                f"{table.path} has no column that is called as the {name} "
-                f"usually is; it has {', '.join(table.columns)}. Name it by "
-                f"--columns {name}=COLUMN."
-            )
-    return found
-
-
-def _find_recordings(rows, data_folder):
+def _find_recordings(rows, data_folder, folders):
     """Seconds of each recording by its path, or the AudioError of it.
 
-    Paths become relative to the folder, ends of parts known.
+    Paths become relative to the data folder, ends of parts known. ``folders``
+    are those of the rows' tables.
     """
     found = {}
     for row in tqdm(rows, "recordings", disable=None):
         if not row.path:
             continue
-        path, whole = row.path, _locate(data_folder, row.path)
+        path, whole = row.path, _locate(data_folder, data_folder, row.path)
         if whole is None:
             row.fault(f"{path} is outside of {data_folder}")
             continue
+        if not (data_folder / whole).is_file():
+            beside = _locate(data_folder, folders[row.number], row.path)
+            if beside is None or not (data_folder / beside).is_file():
+                row.fault(f"there is no file {path} in {data_folder}")
+                continue
+            whole = beside
         row.path = Path(whole).as_posix()
         file = data_folder / row.path
-        if not file.is_file():
-            row.fault(f"there is no file {path} in {data_folder}")
-            continue
         if row.path not in found:
             try:
                 found[row.path] = audio_duration(file)
@@ -288,11 +235,14 @@ def _find_recordings(rows, data_folder):
     return found
 
 
-def _locate(data_folder, path):
-    """A path relative to the folder, through links if need be; None outside."""
+def _locate(data_folder, base, path):
+    """What lies at a path from ``base``, relative to the data folder.
+
+    Through links if need be; None outside.
+    """
     for full in (os.path.abspath, os.path.realpath):
         folder = full(data_folder)
-        whole = full(os.path.join(folder, path))
+        whole = full(os.path.join(base, path))
         if os.path.commonpath([whole, folder]) == folder:
             return os.path.relpath(whole, folder)
     return None
@@ -312,7 +262,7 @@ def _check_part(row, seconds):
     row.end = min(end, seconds)
 
 
-def _check_turns(rows):
+def _check_turns(rows, places):
     """Turns are known of all rows of a dialogue or of none, and differ."""
     counted = defaultdict(list)
     for row in rows:
@@ -325,9 +275,9 @@ def _check_turns(rows):
                 row.fault(f"some rows of dialogue {dialogue} have no turn")
             elif known.setdefault(row.turn, row) is not row:
                 row.fault(
-                    f"turn {row.turn} of dialogue {dialogue} is in line "
-                    f"{known[row.turn].line}, too (--columns turn= leaves "
-                    "turns out)"
+                    f"turn {row.turn} of dialogue {dialogue} is in "
+                    f"{places[known[row.turn].number]}, too (--columns turn= "
+                    "leaves turns out)"
                 )
 
 
@@ -363,6 +313,7 @@ def _labeled(row, name, emotion, seconds, data_folder):
         turn=row.turn,
         text=row.text,
         emotion=emotion,
+        corpus=row.corpus,
     )
     # Through links: one recording is one, whatever its names.
     recording = Path(os.path.realpath(file))

@@ -59,6 +59,8 @@ class Utterance(Mapping):
         Transcript; may be empty.
     emotion : str
         The emotion word to predict.
+    corpus : str
+        Which of several corpora that train together it is of; empty of one.
 
     Example
     -------
@@ -76,6 +78,7 @@ class Utterance(Mapping):
     turn: int
     text: str
     emotion: str
+    corpus: str = ""
 
     def __iter__(self):
         return iter(COLUMNS[1:])

@@ -20,7 +20,7 @@ from emoq_modules.errors import AudioError, CorpusError
 
 _DATA_ROOT = "{data_root}"
 # Columns that many rows have in common.
-_REPEATED = "speaker", "session", "dialogue", "emotion"
+_REPEATED = "speaker", "session", "dialogue", "emotion", "corpus"
 _TEXTS = "wav", "text", *_REPEATED
 
 
@@ -59,6 +59,8 @@ def parse_manifest(path, data_root=None):
     root = _DATA_ROOT if data_root is None else str(data_root)
     rows = {}
     for key, row in found.items():
+        if isinstance(row, dict):
+            row.setdefault("corpus", "")  # earlier versions wrote none
         problem = _row_problem(row)
         if problem is not None:
             problems.append(f"row '{key}' {problem}")

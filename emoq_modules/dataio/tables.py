@@ -9,13 +9,18 @@ import csv
 import hashlib
 import io
 import json
+import logging
+import os
 from collections import Counter
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 
 from emoq_modules.dataio.files import decode
 from emoq_modules.dataio.manifest import list_faults
 from emoq_modules.errors import CorpusError
+
+logger = logging.getLogger(__name__)
 
 # What a column is usually called, the commonest first, in small letters and
 # without what lies between words: StartTime and start_time are one.
@@ -31,6 +36,7 @@ USUAL_NAMES = {
     "start": "start starttime begin onset",
     "end": "end endtime stop offset",
 }
+_NEEDED = ("path", "emotion")
 _SEPARATORS = ",;\t|"
 _PARQUET = b"PAR1"
 _ZIP = b"PK\x03\x04"  # what a file of Excel begins with
@@ -45,12 +51,6 @@ class Table:
     rows: list
     lines: list  # where each row begins in the file, from 1 on
 
-    @property
-    def digest(self):
-        """By which it is known if the table has changed."""
-        rows = json.dumps([self.columns, self.rows], ensure_ascii=False)
-        return hashlib.sha256(rows.encode()).hexdigest()
-
     def find_columns(self, names, given=None):
         """Which column holds each of ``names``, as far as there is one.
 
@@ -62,12 +62,12 @@ class Table:
             wanted = USUAL_NAMES[name].split()
             if name in (given or {}):
                 wanted = [given[name]]
-                if not self._called(given[name]):
+                if not self.called(given[name]):
                     raise CorpusError(
                         f"{self.path} has no column {given[name]!r} for "
                         f"{name}; it has {', '.join(self.columns)}."
                     )
-            columns = next(filter(None, map(self._called, wanted)), [])
+            columns = next(filter(None, map(self.called, wanted)), [])
             if len(columns) > 1:
                 raise CorpusError(
                     f"{self.path} has several columns for {name}, "
@@ -78,12 +78,152 @@ class Table:
                 found[name] = columns[0]
         return found
 
-    def _called(self, name):
+    def called(self, name):
         """The columns of a name, and if there are none those much like it."""
         same = [column for column in self.columns if column == name]
         bare = _bare(name)
         like = [x for x in self.columns if bare and _bare(x) == bare]
         return same or like
+
+
+@dataclass(frozen=True)
+class Listing:
+    """Recordings that one table lists, or several.
+
+    ``rows`` map each of ``USUAL_NAMES``, and ``corpus``, to a text, empty where
+    it is not told: ``corpus`` is the table that a row is from, where there are
+    several. Beside each row is its place, for a message, and the folder of its
+    table.
+    """
+
+    name: str
+    rows: list
+    places: list
+    folders: list
+
+    @property
+    def digest(self):
+        """By which it is known if what is listed has changed."""
+        rows = json.dumps(self.rows, ensure_ascii=False)
+        return hashlib.sha256(rows.encode()).hexdigest()
+
+
+def open_listing(tables, columns=None):
+    """Reads the table, or the several, that list recordings.
+
+    Arguments
+    ---------
+    tables : str | Path | list | Table
+        A table, or several: as a list, or with commas between.
+    columns : str | dict
+        As of ``parse_pairs``, which column holds what, where it has no usual
+        name; ``session=`` has a column not looked at.
+
+    Returns
+    -------
+    Listing
+        One that is opened already is returned.
+
+    Raises
+    ------
+    CorpusError
+        A table that cannot be read, or columns that are not to be found.
+    """
+    if isinstance(tables, Listing):
+        return tables
+    if isinstance(tables, str) and not Path(tables).exists():
+        tables = [part.strip() for part in tables.split(",") if part.strip()]
+    if not isinstance(tables, list):
+        tables = [tables]
+    if len(set(map(str, tables))) < len(tables):
+        raise CorpusError(
+            f"A table is named twice: {', '.join(map(str, tables))}."
+        )
+    tables = [read_table(table) for table in tables]
+    given = parse_pairs(columns)
+    unknown = [name for name in given if name not in USUAL_NAMES]
+    if unknown:
+        raise CorpusError(
+            f"columns names {unknown[0]!r}, which is none of "
+            f"{', '.join(USUAL_NAMES)}."
+        )
+    paths = [table.path for table in tables]
+    corpora = _tell_apart(paths) if len(tables) > 1 else [""]
+    rows, places = [], []
+    for table, corpus in zip(tables, corpora, strict=True):
+        # Of several tables one may lack what another has by a strange name.
+        others = [x for x in tables if x is not table]
+        found = _columns_of(
+            table,
+            {
+                name: column
+                for name, column in given.items()
+                if table.called(column)
+                or not any(x.called(column) for x in others)
+            },
+        )
+        for line, row in zip(table.lines, table.rows, strict=True):
+            cells = {
+                name: row[found[name]].strip() if name in found else ""
+                for name in USUAL_NAMES
+            }
+            rows.append(cells | {"corpus": corpus})
+            places.append(f"line {line}" + f" of {table.path}" * bool(corpus))
+    folders = [[table.path.parent] * len(table.rows) for table in tables]
+    return Listing(
+        ", ".join(map(str, paths)), rows, places, list(chain(*folders))
+    )
+
+
+def _columns_of(table, given):
+    """Which column of a table holds what; told in the log."""
+    wanted = [name for name in USUAL_NAMES if given.get(name) != ""]
+    found = table.find_columns(wanted, given)
+    if "dialogue" not in found:
+        found.pop("turn", None)  # a turn of nothing
+    for name in _NEEDED:
+        if name not in found:
+            raise CorpusError(
+                f"{table.path} has no column that is called as the {name} "
+                f"usually is; it has {', '.join(table.columns)}. Name it by "
+                f"--columns {name}=COLUMN."
+            )
+    told = [f"{name} = {found.get(name, 'none')}" for name in USUAL_NAMES]
+    logger.info(f"Columns of {table.path}: {', '.join(told)}.")
+    return found
+
+
+def _tell_apart(paths):
+    """Names of tables: that of the file, with folders where those are equal."""
+    names = [path.stem for path in paths]
+    if len(set(names)) < len(names):
+        full = [path.absolute().with_suffix("") for path in paths]
+        shared = os.path.commonpath(full)
+        names = [path.relative_to(shared).as_posix() for path in full]
+    return names
+
+
+def parse_pairs(pairs):
+    """A mapping, given as one or as ``"ang=angry, exc=happy"``.
+
+    Example
+    -------
+    >>> parse_pairs("ang=angry, exc = happy")
+    {'ang': 'angry', 'exc': 'happy'}
+    """
+    if not isinstance(pairs, str):
+        return dict(pairs or {})
+    parts = [part for part in pairs.split(",") if part.strip()]
+    split = [[x.strip() for x in part.split("=", 1)] for part in parts]
+    keys = [pair[0] for pair in split]
+    if any(len(pair) != 2 or not pair[0] for pair in split):
+        raise CorpusError(
+            f"{pairs!r} has to be like 'ang=angry, exc=happy' (of --label_map) "
+            "or 'path=file_id, emotion=emo' (of --columns)."
+        )
+    if len(set(keys)) < len(keys):
+        raise CorpusError(f"{pairs!r} names one thing twice.")
+    return dict(split)
 
 
 def make_table(name, rows):

@@ -20,9 +20,9 @@ class EmotionStats(MetricStats):
 
     All in percent. What is measured is a set: an utterance that comes twice is
     refused. The utterances seen so far stand side by side in ``ids``,
-    ``dialogues``, ``speakers`` and ``sessions`` (str; the last two are empty
-    where they are not known), ``targets`` and ``predictions`` (class indices)
-    and ``posteriors`` (float32 tensors, (C,)).
+    ``dialogues``, ``speakers``, ``sessions`` and ``corpora`` (str; the last
+    three are empty where they are not known), ``targets`` and ``predictions``
+    (class indices) and ``posteriors`` (float32 tensors, (C,)).
 
     Arguments
     ---------
@@ -63,6 +63,7 @@ class EmotionStats(MetricStats):
         self.dialogues = []
         self.speakers = []
         self.sessions = []
+        self.corpora = []
         self.targets = []
         self.predictions = []
         self.posteriors = []
@@ -76,6 +77,7 @@ class EmotionStats(MetricStats):
         dialogues=None,
         speakers=None,
         sessions=None,
+        corpora=None,
     ):
         """Adds the utterances of a batch, or none of them if one is faulty.
 
@@ -90,8 +92,9 @@ class EmotionStats(MetricStats):
         dialogues : list of str | None
             The dialogue of each utterance; None makes each a dialogue of its
             own.
-        speakers, sessions : list of str | None
-            The speaker and recording session of each; None if not known.
+        speakers, sessions, corpora : list of str | None
+            The speaker and recording session of each, and which of several
+            corpora it is of; None if not known.
 
         Raises
         ------
@@ -102,9 +105,11 @@ class EmotionStats(MetricStats):
         ids = list(ids)
         dialogues = ids if dialogues is None else list(dialogues)
         unknown = [""] * len(ids)
-        speakers = unknown if speakers is None else list(speakers)
-        sessions = unknown if sessions is None else list(sessions)
-        places = dialogues, speakers, sessions
+        speakers, sessions, corpora = (
+            unknown if names is None else list(names)
+            for names in (speakers, sessions, corpora)
+        )
+        places = dialogues, speakers, sessions, corpora
         posteriors = posteriors.detach().to("cpu", torch.float32)
         targets = torch.as_tensor(targets).cpu()
         self._check(ids, posteriors, targets, places)
@@ -112,21 +117,58 @@ class EmotionStats(MetricStats):
         self.dialogues += dialogues
         self.speakers += speakers
         self.sessions += sessions
+        self.corpora += corpora
         self.posteriors += posteriors.unbind()
         self.predictions += posteriors.argmax(dim=1).tolist()
         self.targets += targets.tolist()
 
     def locate(self, rows):
-        """Takes speakers and sessions of the utterances so far from elsewhere.
+        """Takes speakers, sessions and corpora of what is here from elsewhere.
 
         Arguments
         ---------
         rows : dict
-            By the utterance's id, what has ``speaker`` and ``session``, such
-            as the rows of a manifest; others may be among them.
+            By the utterance's id, what has ``speaker``, ``session`` and
+            ``corpus``, such as the rows of a manifest; others may be among
+            them.
         """
-        self.speakers = [rows[utterance]["speaker"] for utterance in self.ids]
-        self.sessions = [rows[utterance]["session"] for utterance in self.ids]
+        found = [rows[utterance] for utterance in self.ids]
+        self.speakers = [row["speaker"] for row in found]
+        self.sessions = [row["session"] for row in found]
+        self.corpora = [row["corpus"] for row in found]
+
+    def by_corpus(self):
+        """The utterances of each corpus, where there are several.
+
+        Returns
+        -------
+        dict[str, EmotionStats]
+            By the corpus' name, in the order of the alphabet; empty if all are
+            of one.
+        """
+        names = sorted(set(self.corpora))
+        return {name: self._of(name) for name in names if len(names) > 1}
+
+    def _of(self, corpus):
+        part = EmotionStats(self.labels)
+        chosen = [n for n, name in enumerate(self.corpora) if name == corpus]
+        columns = (
+            [values[n] for n in chosen]
+            for values in (
+                self.ids,
+                self.posteriors,
+                self.targets,
+                self.dialogues,
+                self.speakers,
+                self.sessions,
+                self.corpora,
+            )
+        )
+        ids, posteriors, targets, *places = columns
+        part.append(
+            ids, torch.stack(posteriors), torch.tensor(targets), *places
+        )
+        return part
 
     def summarize(self, field=None):
         """Computes all measures over the utterances appended so far.
@@ -198,14 +240,14 @@ class EmotionStats(MetricStats):
 
     def _check(self, ids, posteriors, targets, places):
         batch, classes = len(ids), len(self.labels)
-        wanted = (batch, classes), (batch,), *[batch] * 3
+        wanted = (batch, classes), (batch,), *[batch] * len(places)
         found = tuple(posteriors.shape), tuple(targets.shape), *map(len, places)
         if found != wanted:
             raise ValueError(
                 f"{batch} utterances of {classes} classes need posteriors of "
-                "shape {}, targets of shape {} and {} dialogues, {} speakers "
-                "and {} sessions".format(*wanted)
-                + ", not {}, {} and {}, {} and {}".format(*found)
+                "shape {}, targets of shape {} and {} dialogues, {} speakers, "
+                "{} sessions and {} corpora".format(*wanted)
+                + ", not {}, {} and {}, {}, {} and {}".format(*found)
             )
         repeated = _repeated(ids) or sorted(set(self.ids).intersection(ids))
         if repeated:

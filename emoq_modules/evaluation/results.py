@@ -40,8 +40,8 @@ CONFUSION_FILE = "confusion_matrix.png"
 CURVES_FILE = "training_curves.png"
 
 _RUN_INFO = ("corpus", "fold", "stage", "seed", "seconds")
-_COLUMNS = ["id", "label", "prediction", "dialogue", "speaker", "session"]
-_FORMATS = (6, 4, 3)  # so many of them, in this version and in earlier ones
+_COLUMNS = "id label prediction dialogue speaker session corpus".split()
+_FORMATS = (7, 6, 4, 3)  # so many of them, in this version and in earlier ones
 _PACKAGES = ("torch", "speechbrain", "transformers", "peft", "emoq")
 
 
@@ -95,6 +95,12 @@ def write_results(
         "versions": {"python": platform.python_version()}
         | {name: importlib.metadata.version(name) for name in _PACKAGES},
     }
+    parts = {name: of.summarize() for name, of in stats.by_corpus().items()}
+    if parts:
+        results["by_corpus"] = {
+            name: {key: summary[key] for key in (*MEASURES, "n")}
+            for name, summary in parts.items()
+        }
     title = _title(run_info)
     content = {
         PREDICTIONS_FILE: _predictions_csv(stats),
@@ -123,9 +129,9 @@ def read_predictions(path):
     """The ``EmotionStats`` that a ``predictions.csv`` was written from.
 
     ``path`` is the file, or the folder of the run that holds it. Earlier
-    versions wrote no columns ``speaker`` and ``session``, which are not known
-    then, or no ``dialogue``: each utterance is a dialogue of its own.
-    ResultsError where the file is missing, is no predictions file, or
+    versions wrote no column ``corpus``, nor ``speaker`` and ``session``, which
+    are not known then, nor ``dialogue``: each utterance is a dialogue of its
+    own. ResultsError where the file is missing, is no predictions file, or
     contradicts itself.
     """
     path = Path(path)
@@ -188,6 +194,7 @@ def pool(runs):
             stats.dialogues,
             stats.speakers,
             stats.sessions,
+            stats.corpora,
         )
     if pooled is None:
         raise ResultsError("there are no runs to pool")
@@ -234,6 +241,9 @@ def format_summary(results, pages=(), notes=()):
             table[-1][0] += ", pooled"
             what = f"{name}, mean of {len(folds)} folds"
             table.append([what, *(x.folds for x in found), ""])
+        for corpus, part in stats.by_corpus().items():
+            measures = (f"{part.summarize(x):.1f}" for x in MEASURES)
+            table.append([f"  {corpus}", *measures, len(part.ids)])
     first = max(len(row[0]) for row in table)
     wide = max(8, *(2 + len(str(cell)) for row in table for cell in row[1:]))
     lines = [
@@ -270,7 +280,7 @@ def _predictions_csv(stats):
     words = (
         [stats.labels[i] for i in x] for x in (stats.targets, stats.predictions)
     )
-    places = stats.dialogues, stats.speakers, stats.sessions
+    places = stats.dialogues, stats.speakers, stats.sessions, stats.corpora
     columns = (stats.ids, *words, *places, stats.posteriors)
     for *cells, posteriors in zip(*columns, strict=True):
         # Nine digits bring every float32 back exactly.

@@ -31,6 +31,10 @@ def write_page(folder, title, stats, pictures, listen, others=(), notes=()):
     """
     summary = stats.summarize()
     rows = [["this run", *_figures(summary)]]
+    rows += [
+        [f"this run, {corpus} alone", *_figures(part.summarize())]
+        for corpus, part in stats.by_corpus().items()
+    ]
     rows += [[name, *_figures(results)] for name, results in others]
     page = render(
         "evaluation/run_page.jinja",

@@ -34,7 +34,7 @@ from emoq_modules.dataio.splits import (
     own_splits,
     split_by_dialogue,
 )
-from emoq_modules.dataio.tables import make_table, read_table
+from emoq_modules.dataio.tables import make_table, open_listing
 from emoq_modules.errors import CorpusError
 from emoq_modules.inference.asr import load_transcriber, with_texts
 from emoq_modules.inference.batching import Segment
@@ -45,7 +45,7 @@ VALID_FRACTION = 0.1
 
 
 def find_labels(table, columns=None, label_map=None, min_utterances=10):
-    """The labels of a table that enough utterances have, most frequent first.
+    """The labels of tables that enough utterances have, most frequent first.
 
     Takes what ``count_labels`` takes. ``CorpusError`` where there are fewer
     than two.
@@ -104,7 +104,8 @@ def prepare_table(
     save_folder : str
         Where the manifests go.
     table : str
-        CSV in any dialect, or Parquet; or a function as those of corpora.py.
+        CSV in any dialect, or Parquet; several, with commas between, that are
+        to train together; or a function as those of corpora.py.
     labels : tuple[str, ...]
         The classes; those of the table that are frequent enough if not given.
     columns : str
@@ -144,13 +145,15 @@ def prepare_table(
     check_choice("validate_on", validate_on, ("groups", "dialogues"))
     if callable(table):
         table = make_table(data_folder, table(data_folder))
-    table = read_table(table)
-    labels = labels or find_labels(table, columns, label_map, min_utterances)
-    _check_labels(labels, count_labels(table, columns, label_map))
+    listing = open_listing(table, columns)
+    labels = labels or find_labels(
+        listing, label_map=label_map, min_utterances=min_utterances
+    )
+    _check_labels(labels, count_labels(listing, label_map=label_map))
     settings = {
         "corpus": "table",
         "data_folder": Path(data_folder).resolve(),
-        "table": table.digest,
+        "table": listing.digest,
         "labels": labels,
         "columns": columns,
         "label_map": label_map,
@@ -165,11 +168,11 @@ def prepare_table(
     if is_prepared(save_folder, settings):
         return
     rows, dialogues, skipped = read_labeled(
-        table, data_folder, labels, columns, label_map
+        listing, data_folder, labels, label_map=label_map
     )
     if not rows:
         raise CorpusError(
-            f"No row of {table.path} has a usable recording with one of the "
+            f"No row of {listing.name} has a usable recording with one of the "
             f"labels {', '.join(labels)}."
         )
     groups, notes = find_groups(rows), []

@@ -2,7 +2,7 @@
 
 import pytest
 
-from emoq_modules.dataio.tables import read_table
+from emoq_modules.dataio.tables import open_listing, read_table
 from emoq_modules.errors import CorpusError
 
 TEXT = "path,text,emotion\na.wav,Grüße – schön,joy\n"
@@ -113,3 +113,51 @@ def test_a_column_is_the_one_of_that_very_name_or_the_only_like_it(read):
     table = read("EMOTION,Emotion\na,b\n")
     with pytest.raises(CorpusError, match="several columns for emotion"):
         table.find_columns(["emotion"])
+
+
+@pytest.fixture
+def two_tables(tmp_path):
+    """Tables of one name in two folders, with columns of other names."""
+    (tmp_path / "a").mkdir()
+    (tmp_path / "b").mkdir()
+    (tmp_path / "a/labels.csv").write_text("file,emo,speaker\n1.wav,joy,Ann\n")
+    (tmp_path / "b/labels.csv").write_text("path;mood;wer\n1.wav;sad ;Bob\n")
+    return [tmp_path / "a/labels.csv", tmp_path / "b/labels.csv"]
+
+
+@pytest.mark.parametrize("given", [list, lambda paths: "{}, {}".format(*paths)])
+def test_several_tables_are_one_listing(two_tables, given):
+    found = open_listing(given(two_tables), "emotion=mood, speaker=wer")
+    told = [
+        (row["corpus"], row["path"], row["emotion"], row["speaker"])
+        for row in found.rows
+    ]
+    assert told == [("a/labels", "1.wav", "joy", "Ann")] + [
+        ("b/labels", "1.wav", "sad", "Bob")
+    ]
+    assert found.places[1] == f"line 2 of {two_tables[1]}"
+    assert found.folders == [path.parent for path in two_tables]
+
+
+def test_one_table_is_no_corpus_among_others(two_tables):
+    found = open_listing(two_tables[0])
+    assert found.rows[0]["corpus"] == "" and found.places == ["line 2"]
+
+
+@pytest.mark.parametrize(
+    ("columns", "message"),
+    [
+        ("emotion=feeling", "labels.csv has no column 'feeling' for emotion"),
+        ("", "b/labels.csv has no column that is called as the emotion"),
+    ],
+)
+def test_columns_that_none_of_the_tables_has_are_named(
+    two_tables, columns, message
+):
+    with pytest.raises(CorpusError, match=message):
+        open_listing(two_tables, columns)
+
+
+def test_a_table_twice_is_refused(two_tables):
+    with pytest.raises(CorpusError, match="named twice"):
+        open_listing([two_tables[0], two_tables[0]])

@@ -184,7 +184,7 @@ def test_dialogues_stand_beside_their_utterances():
     )
     stats.append(["c"], one_hot([2]), torch.tensor([2]))  # one of its own
     assert stats.dialogues == ["d1", "d1", "c"]
-    with pytest.raises(ValueError, match="need .* 2 dialogues, .* and 1, 2 an"):
+    with pytest.raises(ValueError, match="need .* 2 dialogues, .* and 1, 2, 2"):
         stats.append(["e", "f"], one_hot([0, 0]), torch.tensor([0, 0]), ["d2"])
     assert stats.ids == ["a", "b", "c"]
     stats.clear()
@@ -199,7 +199,7 @@ def test_speakers_and_sessions_are_known_or_empty():
     assert stats.speakers == ["Jo", "Max", ""]
     assert stats.sessions == ["1", "1", ""]
     rows = {
-        name: {"speaker": name.upper(), "session": "s", "text": "Oh."}
+        name: {"speaker": name.upper(), "session": "s", "corpus": "c"}
         for name in "dcba"
     }
     stats.locate(rows)
@@ -207,6 +207,20 @@ def test_speakers_and_sessions_are_known_or_empty():
     assert stats.sessions == ["s"] * 3
     stats.clear()
     assert stats.speakers == stats.sessions == []
+
+
+def test_each_corpus_is_measured_where_there_are_several():
+    stats = EmotionStats(LABELS)
+    targets, found = torch.tensor([0, 0, 1, 2]), one_hot([0, 0, 0, 1])
+    stats.append("abcd", found, targets, None, None, None, ["x", "y", "y", "x"])
+    parts = stats.by_corpus()
+    assert [(name, part.ids) for name, part in parts.items()] == [
+        ("x", ["a", "d"]),
+        ("y", ["b", "c"]),
+    ]
+    assert parts["x"].summarize("WA") == 50.0
+    # Each is one corpus by itself.
+    assert parts["x"].by_corpus() == {}
 
 
 def test_nothing_measured_is_an_error():

@@ -103,7 +103,7 @@ def test_predictions_csv_has_one_row_an_utterance(tmp_path):
     assert names == FILES - {"training_curves.png"}
     with (tmp_path / "predictions.csv").open(newline="") as file:
         rows = list(csv.DictReader(file))
-    columns = "id label prediction dialogue speaker session".split()
+    columns = "id label prediction dialogue speaker session corpus".split()
     assert list(rows[0]) == [*columns, *LABELS]
     assert [row["id"] for row in rows] == stats.ids
     assert [row["dialogue"] for row in rows] == stats.dialogues
@@ -157,6 +157,27 @@ def test_a_class_may_be_called_dialogue(tmp_path, labels):
     assert found.labels == labels
     assert found.dialogues == written.dialogues
     assert found.summarize() == written.summarize()
+
+
+def test_corpora_that_train_together_have_figures_of_their_own(tmp_path):
+    stats = random_stats()
+    stats.corpora = [
+        "calls" if n % 3 else "plays" for n in range(len(stats.ids))
+    ]
+    results = write_results(tmp_path, stats, RUN_INFO)
+    found = read_predictions(tmp_path)
+    assert found.corpora == stats.corpora
+    parts = found.by_corpus()
+    assert list(results["by_corpus"]) == ["calls", "plays"]
+    for name, figures in results["by_corpus"].items():
+        assert figures["UA"] == parts[name].summarize("UA")
+    assert sum(x["n"] for x in results["by_corpus"].values()) == results["n"]
+    rows = format_summary({"stage 2": {tmp_path: found}}).splitlines()
+    assert rows[1].startswith("stage 2 ")
+    assert rows[2].split()[:2] == [
+        "calls",
+        f"{results['by_corpus']['calls']['WA']:.1f}",
+    ]
 
 
 def test_pooled_measures_are_those_of_the_joint_set(tmp_path):

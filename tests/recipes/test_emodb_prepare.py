@@ -54,6 +54,7 @@ def test_a_file_name_tells_everything(corpus, tmp_path):
         "text": "Das schwarze Stück Papier befindet sich da oben neben dem "
         "Holzstück.",
         "emotion": "happy",
+        "corpus": "",
     }
     emotions = {
         id_[5]: row["emotion"]

@@ -101,6 +101,7 @@ def test_the_four_classes_are_kept_with_everything_known(release, tmp_path):
         "turn": 2,
         "text": "It's on!",
         "emotion": "happy",
+        "corpus": "",
     }
     for split in splits:
         path = tmp_path / "save" / f"{split}.json"

@@ -187,6 +187,7 @@ def test_seven_classes_come_out_with_everything_known(raw, tmp_path):
         "turn": 0,
         "text": "What?",
         "emotion": "surprise",
+        "corpus": "",
     }
     assert splits["train"]["train_dia0_utt3"]["emotion"] == "angry"
     assert splits["train"]["train_dia0_utt3"]["turn"] == 3

@@ -11,9 +11,9 @@ import pytest
 import soundfile
 
 import train
-from emoq_modules.dataio.labeled import parse_pairs
 from emoq_modules.dataio.manifest import read_notes
 from emoq_modules.dataio.prepare import read_dialogues
+from emoq_modules.dataio.tables import parse_pairs
 from emoq_modules.errors import CorpusError
 from emoq_modules.evaluation.results import pool_results
 from tests.corpus_folders import (
@@ -90,6 +90,7 @@ def test_a_row_tells_what_is_known(prepare, tmp_path):
         "turn": 2,
         "text": "Hm 1.",
         "emotion": "joy",
+        "corpus": "",
     }
     assert len(rows) == 48
 
@@ -407,7 +408,7 @@ def test_another_column_of_emotions_and_numbers_in_it(folder, prepare):
     table.write_text(
         "path,label\n" + "".join(f"{n}.wav,{n / 7}\n" for n in range(200))
     )
-    with pytest.raises(CorpusError, match="'label' .* has 200 different"):
+    with pytest.raises(CorpusError, match="are 200 different values"):
         recipe.find_labels(table)
 
 
@@ -429,6 +430,27 @@ def test_another_column_of_emotions_and_numbers_in_it(folder, prepare):
 def test_what_is_not_there_is_refused(prepare, settings, message):
     with pytest.raises(CorpusError, match=message):
         prepare(**settings)
+
+
+def test_several_tables_are_one_corpus(folder, tmp_path):
+    """Each with paths from its own folder, if need be."""
+    rows = (folder / "labels.csv").read_text().splitlines()
+    for name, first, last in (("a", 1, 25), ("b", 25, 49)):
+        for line in rows[first:last]:
+            wav = line.split(",")[0]
+            write(tmp_path / "both" / name / wav, wav_bytes())
+        text = "\n".join([rows[0], *rows[first:last]])
+        write(tmp_path / "both" / name / "labels.csv", text)
+    tables = ",".join(
+        str(tmp_path / "both" / name / "labels.csv") for name in "ab"
+    )
+    recipe.prepare_table(tmp_path / "both", tmp_path / "save", tables, folds=3)
+    found = all_rows(tmp_path / "save")
+    assert len(found) == 48
+    for row in found.values():
+        corpus = row["corpus"]
+        assert corpus in ("a/labels", "b/labels")
+        assert row["wav"].startswith(f"{{data_root}}/{corpus[0]}/d")
 
 
 def test_pairs_may_be_a_mapping():
