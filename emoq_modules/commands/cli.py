@@ -41,8 +41,10 @@ def main(arguments=None):
 
 def _run(parser, arguments):
     own, own.rest = parser.parse_known_args(arguments)
-    # These two take the options of train.py.
-    if own.rest and own.command not in ("reproduce", "probe"):
+    # These take the options of train.py, evaluate for a corpus.
+    takes_more = own.command in ("reproduce", "probe")
+    takes_more |= own.command == "evaluate" and bool(own.preset)
+    if own.rest and not takes_more:
         raise ConfigurationError(
             f"emoq {own.command} knows no {' '.join(own.rest)}; emoq "
             f"{own.command} --help lists what it knows."

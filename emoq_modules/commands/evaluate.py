@@ -15,15 +15,21 @@ from emoq_modules.errors import AudioError, ConfigurationError
 _MATRIX_FILE = "matrix.png"
 
 _DESCRIPTION = """\
-Measures a trained EmoQ on the labeled recordings of a table: WA, UA and WF1
-with intervals, recalls, confusion and calibration. Measured is over the classes
-that both have; what one side lacks is named, and left out.
+Measures a trained EmoQ on the labeled recordings of a table, or on the test set
+of a corpus: WA, UA and WF1 with intervals, recalls, confusion and calibration.
+Measured is over the classes that both have; what one side lacks is named, and
+left out.
+
+With --preset, any other option is one of train.py, for the corpus.
 """
 _EXAMPLES = """\
 examples:
   emoq evaluate --model RUN/recognizer --table test.csv
   emoq evaluate --model RUN/recognizer --table test.csv --data_folder wavs/ \\
       --columns "path=file_id, emotion=emo" --label_map "joy=happy, rage=angry"
+  emoq evaluate --model RUN/recognizer --preset recipes/EMODB/emodb4.yaml \\
+      --data_folder /data/emodb --label_map "joy=happy"
+      a corpus, as its recipe prepares it: the test sets of all its folds
   emoq evaluate --model A/recognizer --model B/recognizer --table a.csv \\
       --table b.csv
       each model on each table, and one matrix of UA
@@ -46,18 +52,32 @@ def add_evaluate(commands):
     add_model_options(command, several=True)
     command.add_argument(
         "--table",
-        required=True,
         action="append",
+        default=[],
         metavar="CSV",
         help="a row for each recording, or part of one: path and emotion, and "
         "where they are known text, speaker, dialogue, turn, session, start "
         "and end; repeatable",
     )
     command.add_argument(
+        "--preset",
+        action="append",
+        default=[],
+        metavar="YAML",
+        help="that of a corpus, in the place of a table, and what else is to "
+        "be laid over it; repeatable",
+    )
+    command.add_argument(
+        "--fold",
+        default="all",
+        metavar="K",
+        help="of a corpus only this fold, or several (1,2)",
+    )
+    command.add_argument(
         "--data_folder",
         metavar="FOLDER",
-        help="what paths in the table are relative to; its own folder if not "
-        "given",
+        help="what paths in the table are relative to, its own folder if not "
+        "given; or the corpus",
     )
     command.add_argument(
         "--columns",
@@ -67,13 +87,14 @@ def add_evaluate(commands):
     command.add_argument(
         "--label_map",
         metavar="PAIRS",
-        help="the model's word for a label of the table: 'joy=happy'",
+        help="the model's word for a label that is not its own: 'joy=happy'",
     )
     add_recognition_options(command)
     command.add_argument(
         "--split",
         metavar="NAME",
-        help="only rows of this split of the table, as it is written there",
+        help="only rows of this split of the table; of "
+        "a corpus train, valid or test (test)",
     )
     command.add_argument(
         "--out",
@@ -85,22 +106,24 @@ def add_evaluate(commands):
 
 
 def _evaluate(own):
+    from emoq_modules.commands.evaluate_inputs import find_sources
     from emoq_modules.evaluation.results import format_summary
     from emoq_modules.evaluation.run_page import PAGE_FILE
 
     out, failed, found = Path(own.out), False, []
     if out.exists() and not out.is_dir():
         raise ConfigurationError(f"--out {out} is a file: name a folder.")
-    several = len(own.model) * len(own.table) > 1
+    sources = find_sources(own)
+    several = len(own.model) * len(sources) > 1
     for number, model in enumerate(own.model, start=1):
         recognizer = load_recognizer(own, model)
         found.append([])
-        for table in own.table:
-            name = Path(table).stem
+        for source in sources:
+            name = source.name
             folder = out / f"{number}-{name}" if several else out
             if several:
-                print(f"{model} on {table}\n")
-            stats, info = _measure(recognizer, table, own, folder, model)
+                print(f"{model} on {source}\n")
+            stats, info = _measure(recognizer, source, own, folder, model)
             pages = [folder / PAGE_FILE]
             print(format_summary({name: {folder: stats}}, pages))
             print(_told(stats, info), end="\n\n" if several else "\n")
@@ -109,22 +132,18 @@ def _evaluate(own):
             failed |= bool(info["not_recognized"])
             found[-1].append(info["UA"])
     if several:
-        _compare(own, found, out)
+        _compare(own, [source.name for source in sources], found, out)
     return 1 if failed else 0
 
 
-def _measure(recognizer, table, own, out, model):
-    """Recognizes a table: its ``EmotionStats``, and ``results.json``."""
+def _measure(recognizer, source, own, out, model):
+    """Recognizes recordings: ``EmotionStats``, and ``results.json``."""
     # torch and the models' libraries take seconds to import.
     import torch
 
+    from emoq_modules.commands.evaluate_inputs import as_recording
     from emoq_modules.dataio.audio import read_audio
-    from emoq_modules.dataio.labeled import (
-        UNUSABLE,
-        count_labels,
-        parse_pairs,
-        read_labeled,
-    )
+    from emoq_modules.dataio.labeled import UNUSABLE
     from emoq_modules.evaluation.calibration import (
         apply_temperature,
         expected_calibration_error,
@@ -134,29 +153,8 @@ def _measure(recognizer, table, own, out, model):
     from emoq_modules.evaluation.run_page import write_page
 
     started = time.time()
-    counts = count_labels(table, own.columns, own.label_map)
-    words = recognizer.hparams.labels
-    strange = set(parse_pairs(own.label_map).values()) - set(words)
-    if strange:
-        raise ConfigurationError(
-            f"--label_map names {', '.join(sorted(strange))}, which is no word "
-            f"of the model's: {', '.join(words)}."
-        )
-    labels = _common(words, counts)
-    folder = own.data_folder or Path(table).parent
-    rows, dialogues, skipped = read_labeled(
-        table, folder, labels, own.columns, own.label_map
-    )
-    if own.split:
-        splits = dict.fromkeys(row.split for row in rows)
-        rows = [row for row in rows if row.split == own.split]
-        if not rows:
-            raise ConfigurationError(
-                f"{table} has no row of the split {own.split!r} to recognize; "
-                f"its splits are {', '.join(map(repr, splits))}."
-            )
-    if not rows:
-        raise ConfigurationError(f"{table} has no row to recognize.")
+    labels = _common(recognizer.hparams.labels, source)
+    rows, dialogues, skipped = source.read(labels)
     untold = sum(not row.utterance.text for row in rows)
     if untold and not own.asr:
         print(
@@ -171,8 +169,7 @@ def _measure(recognizer, table, own, out, model):
     if temperature != 1:
         scaled = apply_temperature(posteriors, temperature)
         systems[f"T = {temperature:.2f}"] = scaled
-    corpus = Path(table).stem
-    info = {"corpus": corpus, "fold": None, "stage": None, "seed": None}
+    info = {"corpus": source.name, "fold": None, "stage": None, "seed": None}
     info |= {
         "model": str(model),
         "left_out": {why: len(ids) for why, ids in skipped.items()},
@@ -184,11 +181,11 @@ def _measure(recognizer, table, own, out, model):
         "seconds": round(time.time() - started, 1),
     }
     info = write_results(out, stats, info)
-    figure = plot_reliability(systems, stats.targets, corpus)
+    figure = plot_reliability(systems, stats.targets, source.name)
     said = {row.utterance.id: row for row in rows}
 
     def listen(utterance):
-        recording = _recording(said[utterance], None)
+        recording = as_recording(said[utterance], None)
         samples = recording.samples
         if samples is None:
             samples = read_audio(recording.path)
@@ -199,16 +196,15 @@ def _measure(recognizer, table, own, out, model):
         ("Confusion.", (out / CONFUSION_FILE).read_bytes()),
         ("Accuracy over confidence.", as_png(figure)),
     ]
-    write_page(out, f"{model} on {corpus}", stats, pictures, listen)
+    write_page(out, f"{model} on {source.name}", stats, pictures, listen)
     return stats, info
 
 
-def _compare(own, found, out):
+def _compare(own, tables, found, out):
     """Prints and draws the UA of each model on each table."""
     from emoq_modules.dataio.files import write_atomically
     from emoq_modules.evaluation.plots import as_png, plot_matrix
 
-    tables = [Path(table).stem for table in own.table]
     width = max(map(len, own.model))
     wide = max(8, *(2 + len(name) for name in tables))
     print("UA".ljust(width) + "".join(f"{name:>{wide}}" for name in tables))
@@ -225,11 +221,12 @@ def _recognize(recognizer, rows, dialogues, labels, own):
     import torch
     from tqdm import tqdm
 
+    from emoq_modules.commands.evaluate_inputs import as_recording
     from emoq_modules.evaluation.metrics import EmotionStats
 
     stats, faults = EmotionStats(labels), []
     turns = recognizer.hparams.context_turns
-    recordings = (_recording(row, turns and dialogues) for row in rows)
+    recordings = (as_recording(row, turns and dialogues) for row in rows)
     try:
         found = recognizer.recognize(
             recordings, own.batch_size, max_seconds=None
@@ -252,30 +249,11 @@ def _recognize(recognizer, rows, dialogues, labels, own):
             [said.dialogue],
             [said.speaker],
             [said.session],
+            [said.corpus],
         )
     if not stats.ids:
         raise AudioError(f"Nothing could be recognized: {faults[0]}")
     return stats, faults
-
-
-def _recording(row, dialogues):
-    """A row as the recognizer takes it, with the turns before if wanted."""
-    from emoq_modules.dataio.audio import SAMPLE_RATE, read_audio
-    from emoq_modules.dataio.recordings import Recording
-
-    said, samples, before = row.utterance, None, ()
-    if dialogues:
-        before = tuple(
-            (turn.speaker, turn.text)
-            for turn in sorted(dialogues[said.dialogue])
-            if turn.turn < said.turn
-        )
-    if row.start is not None:
-        first, last = (round(x * SAMPLE_RATE) for x in (row.start, row.end))
-        samples = read_audio(row.recording)[first:last]
-    return Recording(
-        row.recording, said.text, said.speaker or None, before, samples
-    )
 
 
 def _told(stats, info):
@@ -300,12 +278,19 @@ def _told(stats, info):
     return "\n".join([*lines, f"\nCalibration error: {errors}"])
 
 
-def _common(words, counts):
-    """The classes that the model and the table have, in the model's order."""
+def _common(words, source):
+    """The classes that the model and a source have, in the model's order."""
+    strange = set(source.label_map.values()) - set(words)
+    if strange:
+        raise ConfigurationError(
+            f"--label_map names {', '.join(sorted(strange))}, which is no word "
+            f"of the model's: {', '.join(words)}."
+        )
+    counts = source.count_labels()
     labels = [word for word in words if word in counts]
     if len(labels) < 2:
         raise ConfigurationError(
-            f"The model knows {', '.join(words)}, and the table has "
+            f"The model knows {', '.join(words)}, and {source} has "
             f"{', '.join(counts)}: fewer than two are the same. Say which are "
             'by --label_map "joy=happy".'
         )
@@ -316,7 +301,7 @@ def _common(words, counts):
     absent = [word for word in words if word not in counts]
     if absent:
         print(
-            f"The table has no {', '.join(absent)}: the model cannot choose "
+            f"{source} has no {', '.join(absent)}: the model cannot choose "
             "that here.",
             file=sys.stderr,
         )

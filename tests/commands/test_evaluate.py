@@ -64,6 +64,68 @@ def test_the_numbers_are_those_of_the_run_and_of_a_report(
     assert evaluated["confusion"] == trained["confusion"]
 
 
+@pytest.fixture
+def evaluate_corpus(tiny_results, recognizer_folder, tmp_path, capsys):
+    """Evaluates the tiny run on its own corpus, by its preset."""
+
+    def evaluate(*options):
+        words = ["--results_folder", str(tiny_results)]
+        words *= "--preset" in options
+        out = str(tmp_path / "out")
+        status = main(
+            [
+                *("evaluate", "--model", recognizer_folder, "--out", out),
+                *(*options, *words),
+            ]
+        )
+        return status, *capsys.readouterr()
+
+    return evaluate
+
+
+def test_a_corpus_has_the_numbers_of_its_run(
+    evaluate_corpus, tiny_results, tmp_path
+):
+    status, output, _ = evaluate_corpus("--preset", "tests/tiny.yaml")
+    assert status == 0 and "tiny" in output
+    run = tiny_results / "tiny/emoq/fold1-seed1234/stage2"
+    theirs, ours = read_predictions(run), read_predictions(tmp_path / "out")
+    assert ours.ids == theirs.ids
+    assert ours.summarize() == theirs.summarize()
+    evaluate_corpus("--preset", "tests/tiny.yaml", "--split", "valid")
+    valid = read_predictions(run / "valid_predictions.csv")
+    assert read_predictions(tmp_path / "out").ids == valid.ids
+
+
+def test_a_corpus_may_have_words_of_its_own(evaluate_corpus, tmp_path):
+    labels = ["--labels", "[angry, happy, sad]"]
+    status, _, messages = evaluate_corpus(
+        *("--preset", "tests/tiny.yaml", *labels),
+        *("--label_map", "happy=sad"),
+    )
+    assert status == 0 and "tiny has no happy" in messages
+    found = read_predictions(tmp_path / "out")
+    assert found.labels == ["angry", "sad"] and len(found.ids) == 9
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ([], "is a --table, or the corpus of a --preset"),
+        (["--preset", "p.yaml", "--table", "t.csv"], "give one of the two"),
+        (["--preset", "p.yaml", "--columns", "path=x"], "is for --table"),
+        (["--preset", "tests/tiny.yaml", "--split", "all"], "--split all is"),
+        (["--preset", "tests/tiny.yaml", "--label_map", "x=sad"], "names x"),
+        (["--table", "t.csv", "--lr", "1"], "evaluate knows no --lr 1"),
+    ],
+)
+def test_a_corpus_that_cannot_be_meant_is_refused(
+    evaluate_corpus, options, message
+):
+    status, _, messages = evaluate_corpus(*options)
+    assert status == 2 and message in messages
+
+
 def test_equal_predictions_give_equal_numbers(evaluate, tmp_path):
     # Not those of a system that is always right, as that above may be.
     evaluate()
@@ -87,7 +149,7 @@ def test_classes_that_one_side_lacks_are_named_and_left_out(evaluate, tmp_path):
     status, output, messages = evaluate(change, "--label_map", "joy=happy")
     assert status == 0
     assert "The model has no word for bored (3): left out." in messages
-    assert "The table has no sad" in messages
+    assert "test set.csv has no sad" in messages
     stats = read_predictions(tmp_path / "out")
     assert stats.labels == ["angry", "happy"] and len(stats.ids) == 6
     sums = torch.stack(stats.posteriors).sum(dim=1)
@@ -152,9 +214,9 @@ def test_one_split_of_a_table(evaluate, tmp_path):
     def change(row):
         return row | {"split": "dev" if row["turn"] < 4 else "test"}
 
-    evaluate(change, "--split", "test")
+    evaluate(change, "--split", "Test")
     assert len(read_predictions(tmp_path / "out").ids) == 5
-    status, _, messages = evaluate(change, "--split", "Test")
+    status, _, messages = evaluate(change, "--split", "tests")
     assert status == 2 and "its splits are 'dev', 'test'" in messages
 
 

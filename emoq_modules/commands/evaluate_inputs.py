@@ -1,0 +1,159 @@
+"""What ``emoq evaluate`` measures on: a table, or a corpus as prepared."""
+
+import sys
+from collections import Counter
+from dataclasses import replace
+from functools import cached_property
+from pathlib import Path
+
+from emoq_modules.dataio.audio import SAMPLE_RATE, read_audio
+from emoq_modules.dataio.labeled import Labeled, count_labels, read_labeled
+from emoq_modules.dataio.manifest import DIALOGUES_FILE, SPLITS
+from emoq_modules.dataio.manifest_reader import read_dialogues, read_manifest
+from emoq_modules.dataio.recordings import Recording
+from emoq_modules.dataio.tables import parse_pairs
+from emoq_modules.errors import ConfigurationError
+
+
+def find_sources(own):
+    """Each table of a command line, or the corpus of its presets."""
+    if bool(own.table) == bool(own.preset):
+        raise ConfigurationError(
+            "What is to be measured is a --table, or the corpus of a --preset: "
+            "give one of the two."
+        )
+    if own.columns and own.preset:
+        raise ConfigurationError("--columns is for --table.")
+    if own.preset:
+        return [_Corpus(own)]
+    return [_Table(path, own) for path in own.table]
+
+
+class _Table:
+    """Labeled recordings of a table."""
+
+    def __init__(self, path, own):
+        self.path, self.name, self._own = path, Path(path).stem, own
+        self.label_map = parse_pairs(own.label_map)
+
+    def __str__(self):
+        return self.path
+
+    def count_labels(self):
+        """How many there are of each label."""
+        return count_labels(self.path, self._own.columns, self.label_map)
+
+    def read(self, labels):
+        """Rows of these labels, dialogues, and what is left out."""
+        own = self._own
+        folder = own.data_folder or Path(self.path).parent
+        rows, dialogues, skipped = read_labeled(
+            self.path, folder, labels, own.columns, self.label_map
+        )
+        if own.split:
+            splits = dict.fromkeys(row.split for row in rows)
+            wanted = own.split.casefold()
+            rows = [row for row in rows if row.split.casefold() == wanted]
+            if not rows:
+                raise ConfigurationError(
+                    f"{self} has no row of the split {own.split!r} to "
+                    f"recognize; its splits are {', '.join(map(repr, splits))}."
+                )
+        if not rows:
+            raise ConfigurationError(f"{self} has no row to recognize.")
+        return rows, dialogues, skipped
+
+
+class _Corpus:
+    """A split of a corpus as its recipe prepares it, of all folds together."""
+
+    def __init__(self, own):
+        self._own, self._split = own, own.split or "test"
+        if self._split not in SPLITS:
+            raise ConfigurationError(
+                f"--split {own.split} is none of a corpus': "
+                f"{', '.join(SPLITS)}."
+            )
+        self.label_map = parse_pairs(own.label_map)
+
+    def __str__(self):
+        return self.name
+
+    @cached_property
+    def _runs(self):
+        # SpeechBrain takes a second to import, and tables need none of it.
+        from emoq_modules.commands.reproduce_runs import PROJECT, check_clone
+        from emoq_modules.training.configuration import (
+            plan_runs,
+            read_options,
+        )
+
+        check_clone("evaluate --preset")
+        sys.path.append(str(PROJECT))  # where recipes are
+        words = list(self._own.rest)
+        if self._own.data_folder:
+            words += ["--data_folder", self._own.data_folder]
+        experiment = PROJECT / "hparams/emoq_stage1.yaml"
+        options, _ = read_options(experiment, words)
+        return plan_runs(experiment, self._own.preset, options, self._own.fold)
+
+    @cached_property
+    def name(self):
+        """What the preset calls it."""
+        return self._runs[0].hparams["corpus"]
+
+    @cached_property
+    def _read(self):
+        """Rows by their id, and dialogues."""
+        rows, dialogues = {}, {}
+        labels = set(self._runs[0].hparams["labels"])
+        strange = self.label_map.keys() - labels
+        if strange:
+            raise ConfigurationError(
+                f"--label_map names {', '.join(sorted(strange))}, which is no "
+                f"label of {self}: {', '.join(sorted(labels))}."
+            )
+        for run in self._runs:
+            values = run.hparams
+            values["prepare"]()
+            folder = Path(values["manifest_folder"])
+            dialogues |= read_dialogues(folder / DIALOGUES_FILE)
+            found = read_manifest(
+                folder / f"{self._split}.json",
+                values["labels"],
+                values["data_root"],
+            )
+            for name, row in found.items():
+                emotion = self.label_map.get(row.emotion, row.emotion)
+                said = replace(row, emotion=emotion)
+                path = Path(row.wav)
+                rows[name] = Labeled(said, path, None, None, self._split)
+        return rows, dialogues
+
+    def count_labels(self):
+        """How many there are of each label."""
+        rows, _ = self._read
+        return Counter(row.utterance.emotion for row in rows.values())
+
+    def read(self, labels):
+        """Rows of these labels, dialogues, and what is left out."""
+        rows, dialogues = self._read
+        kept = [row for row in rows.values() if row.utterance.emotion in labels]
+        return kept, dialogues, {}
+
+
+def as_recording(row, dialogues):
+    """A row as the recognizer takes it, with the turns before if wanted."""
+    said, samples, before = row.utterance, None, ()
+    if dialogues:
+        before = tuple(
+            (turn.speaker, turn.text)
+            for turn in sorted(dialogues[said.dialogue])
+            if turn.turn < said.turn
+        )
+    if row.start is not None:
+        first, last = (round(x * SAMPLE_RATE) for x in (row.start, row.end))
+        samples = read_audio(row.recording)[first:last]
+    return Recording(
+        row.recording, said.text, said.speaker or None, before, samples
+    )
