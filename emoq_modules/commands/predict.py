@@ -192,14 +192,13 @@ def _write(results, form, labels):
     failed, table = 0, []
     writer = csv.writer(sys.stdout, lineterminator="\n")
     if form == "csv":
-        header = ["path", "start", "end", "label", "confidence", "abstained"]
-        writer.writerow([*header, *labels, "text", "error"])
+        writer.writerow(csv_header(labels))
     for found in results:
         failed += found.error is not None
         if form == "jsonl":
             print(json.dumps(asdict(found)))
         elif form == "csv":
-            writer.writerow(_csv_row(found, labels))
+            writer.writerow(csv_row(found, labels))
         else:
             table.append(_table_row(found, labels))
         sys.stdout.flush()
@@ -208,7 +207,15 @@ def _write(results, form, labels):
     return failed
 
 
-def _csv_row(found, labels):
+def csv_header(labels):
+    """The columns of ``csv_row``."""
+    first = ["path", "start", "end", "label", "confidence", "abstained"]
+    return [*first, *labels, "text", "error"]
+
+
+def csv_row(found, labels):
+    """The cells that tell of a ``Recognition`` all there is."""
+
     def digits(value):
         return None if value is None else f"{value:.9g}"
 

@@ -3,6 +3,7 @@
 import glob
 import os
 import sys
+from collections import defaultdict
 from pathlib import Path
 
 from emoq_modules.dataio.tables import read_table
@@ -43,7 +44,8 @@ class Transcripts:
     It has a path (or id), a text and, where the speakers are known, a speaker,
     in columns as of ``Table.find_columns``. A recording is looked for by its
     path, as it is given, in full or from the folder of this file, by its
-    file's name, and by that without its ending; ``missing`` are those asked for
+    file's name, whatever folder the table has it in, and by that without its
+    ending; ``missing`` are those asked for
     that have no row. ConfigurationError if the file lacks a column, or has two
     rows of a recording that differ.
     """
@@ -57,6 +59,7 @@ class Transcripts:
                 f"The transcripts in {file} need the columns path and text, "
                 f"and perhaps speaker; there are {', '.join(table.columns)}."
             )
+        names = defaultdict(set)
         for row in table.rows:
             path, text = row[columns["path"]], row[columns["text"]]
             found = text, row.get(columns.get("speaker")) or None
@@ -66,6 +69,11 @@ class Transcripts:
                 )
             beside = os.path.abspath(Path(file).parent / path)
             self._rows.setdefault(beside, found)
+            names[os.path.basename(path.replace("\\", "/"))].add(found)
+        for name, of_files in names.items():
+            # Two files of one name in two folders are told apart by path alone.
+            if len(of_files) == 1:
+                self._rows.setdefault(name, *of_files)
 
     def find(self, path):
         """Text and speaker of a recording, ``("", None)`` if it has no row."""

@@ -1,14 +1,26 @@
 """What ``emoq serve`` answers to an upload, whatever the page looks like."""
 
+import csv
+import io
+from dataclasses import replace
 from pathlib import Path
 
+from emoq_modules.commands.predict import csv_header, csv_row
+from emoq_modules.commands.predict_inputs import Transcripts
 from emoq_modules.dataio.audio import read_audio
 from emoq_modules.dataio.recordings import SHORTEST_S, Recording
-from emoq_modules.errors import AudioError, UploadError
+from emoq_modules.errors import (
+    AudioError,
+    ConfigurationError,
+    CorpusError,
+    UploadError,
+)
 
 # About twice what is said in a minute of fast speech, and what a name takes.
 _MAX_TEXT = 2000
 _MAX_SPEAKER = 100
+_MAX_RECORDINGS = 100  # at once
+_TABLES = ".csv", ".tsv", ".txt", ".parquet"
 _TOLD = "start", "end", "posteriors", "label", "confidence", "abstained"
 
 
@@ -50,6 +62,46 @@ def answer(recognizer, settings, path, text="", speaker=""):
         "windows": [*map(_plain, windows)],
         "prompt": recognizer.prompt_text(whole.text, speaker or None),
     }
+
+
+def answer_all(recognizer, settings, paths):
+    """Recognizes several uploads; one may be a table of their words.
+
+    The table is as of ``Transcripts``. Returns a CSV as bytes, as ``emoq
+    predict --format csv`` prints it, with the files' names as paths.
+    UploadError if there is no recording, or the table cannot be read; what is
+    wrong with a recording is in its row.
+    """
+    paths = [Path(path) for path in paths or ()]
+    tables = [path for path in paths if path.suffix.lower() in _TABLES]
+    paths = [path for path in paths if path not in tables]
+    if not 0 < len(paths) <= _MAX_RECORDINGS or len(tables) > 1:
+        raise UploadError(
+            f"There are {len(paths)} recordings and {len(tables)} tables: send "
+            f"1 to {_MAX_RECORDINGS} recordings, and one table at most."
+        )
+    try:
+        words = Transcripts(tables[0]) if tables else None
+    except (ConfigurationError, CorpusError) as error:
+        message = str(error).replace(str(tables[0]), tables[0].name)
+        raise UploadError(message) from error
+    recordings = (
+        Recording(path, *(words.find(path.name) if words else ()))
+        for path in paths
+    )
+    labels, text = recognizer.hparams.labels, io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(csv_header(labels))
+    found = recognizer.recognize(
+        recordings,
+        abstain_below=settings.abstain_below,
+        max_seconds=settings.max_seconds,
+    )
+    for path, answered in zip(paths, found, strict=True):
+        error = answered.error and answered.error.replace(str(path), path.name)
+        answered = replace(answered, path=path.name, error=error)
+        writer.writerow(csv_row(answered, labels))
+    return text.getvalue().encode()
 
 
 def _plain(recognition):

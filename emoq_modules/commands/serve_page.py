@@ -1,12 +1,17 @@
 """The web page of ``emoq serve``, and what programs call in its place."""
 
+import io
+import os
+import tempfile
 from html import escape
+from pathlib import Path
 
 import gradio as gr
 import pandas as pd
 
-from emoq_modules.commands.serve_answer import answer
+from emoq_modules.commands.serve_answer import answer, answer_all
 from emoq_modules.errors import UploadError
+from emoq_modules.inference.export import read_card
 
 # Fonts that are on the visitor's machine: none is fetched.
 THEME = gr.themes.Default(
@@ -53,6 +58,20 @@ def build_page(recognizer, settings, kept_s):
             return refusal, None, "", gr.LinePlot(visible=False)
         return _shown(found, recognizer.hparams)
 
+    def show_all(files):
+        try:
+            content = answer_all(recognizer, settings, files)
+        except UploadError as error:
+            hidden = gr.File(visible=False), gr.Dataframe(visible=False)
+            return f"**{escape(str(error))}**", *hidden
+        rows = pd.read_csv(io.BytesIO(content))
+        told = rows[["path", "label", "confidence", "error"]].round(2)
+        return (
+            "",
+            gr.File(_as_file(content), visible=True),
+            gr.Dataframe(told.dropna(axis=1, how="all"), visible=True),
+        )
+
     shared = {
         "concurrency_id": "recognizer",
         "concurrency_limit": settings.max_concurrent,
@@ -77,6 +96,26 @@ def build_page(recognizer, settings, kept_s):
             api_visibility="private",
             **shared,
         )
+        with gr.Accordion("Several recordings", open=False):
+            files = gr.File(
+                file_count="multiple",
+                label="Recordings, and a table (path, text) if their words are "
+                "known",
+            )
+            _never_fetched(files)
+            together = gr.Button("Recognize all", variant="primary")
+            all_outputs = [
+                gr.Markdown(elem_id="note-of-all"),
+                gr.File(label="The table", visible=False),
+                gr.Dataframe(interactive=False, visible=False),
+            ]
+        together.click(
+            show_all, files, all_outputs, api_visibility="private", **shared
+        )
+        card = read_card(recognizer.hparams.pretrained_path)
+        if card:
+            with gr.Accordion("Model card", open=False):
+                gr.Markdown(card)
         gr.on(
             [],
             recognize,
@@ -129,6 +168,14 @@ def _never_fetched(recording):
         return await to_cache(path)
 
     recording.async_move_resource_to_block_cache = uploads_alone
+
+
+def _as_file(content):
+    """A CSV of bytes as a file, which goes when uploads do."""
+    folder = tempfile.mkdtemp(dir=os.environ["GRADIO_TEMP_DIR"])
+    path = Path(folder, "emotions.csv")
+    path.write_bytes(content)
+    return str(path)
 
 
 def _outputs(hparams):

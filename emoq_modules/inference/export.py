@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import torch
+from huggingface_hub import ModelCard
 from hyperpyyaml import resolve_references
 from hyperpyyaml.core import RefTag
 from ruamel.yaml import YAML
@@ -131,6 +132,25 @@ def export_recognizer(
         dtype = tree["decoder"].get("dtype", "float32")
         _try(folder, expected, is_rounded=merged and dtype != "float32")
     return out
+
+
+def read_card(folder):
+    """The model card of an export, or of a run's recognizer, as Markdown.
+
+    A run has none: it is made of its results. None if there are none either.
+    """
+    card, run = Path(folder, _CARD_FILE), Path(folder).parent
+    if card.exists():
+        return ModelCard.load(card).text
+    if not (run / RESULTS_FILE).exists():
+        return None
+    results = json.loads((run / RESULTS_FILE).read_text(encoding="utf-8"))
+    tree = _read_tree(Path(folder), 1.0)
+    note = "emoq export does that, and writes this card"
+    prompt = _prompt_text(tree["decoder"]["prompt"])
+    return model_card(
+        results, Calibration(note=note), _parts(tree), prompt
+    ).text
 
 
 def _find_run(results_folder):

@@ -3,6 +3,9 @@
 The model is a real one, if tiny. The page is looked at with Chromium.
 """
 
+import csv
+import io
+import json
 import os
 import shutil
 import signal
@@ -24,7 +27,8 @@ from docs.picture_of_page import ask, chromium, free_port
 from emoq_modules import EmotionRecognizer, Recording
 from emoq_modules.commands.cli import main
 from emoq_modules.commands.serve import ServeSettings, serving
-from emoq_modules.commands.serve_answer import answer
+from emoq_modules.commands.serve_answer import answer, answer_all
+from emoq_modules.errors import UploadError
 
 SETTINGS = ServeSettings(
     max_mb=0.5, max_seconds=4, max_concurrent=2, window_s=1, hop_s=0.5
@@ -378,6 +382,62 @@ def test_page_takes_what_the_microphone_hears(page):
     page.get_by_role("button", name="Recognize").click()
     page.locator("#verdict .confidence").first.wait_for()
     assert page.locator("#verdict .confidence").count() == 3
+
+
+def test_several_recordings_come_back_as_a_csv(page, recognizer, tmp_path):
+    """With the words that a table among them tells."""
+    first, second = (
+        recording(tmp_path / f"{name}.wav", seconds)
+        for name, seconds in (("a", 0.7), ("b", 0.9))
+    )
+    (tmp_path / "c.wav").write_text("no audio")
+    words = tmp_path / "words.csv"
+    words.write_text(f'path,text\ncalls/a.wav,"{TEXT}"\n')
+    page.get_by_role("button", name="Several recordings").click()
+    files = page.locator("input[type=file][multiple]")
+    files.set_input_files([first, second, tmp_path / "c.wav", words])
+    page.locator("a[download='words.csv']").wait_for()
+    page.get_by_role("button", name="Recognize all").click()
+    with page.expect_download() as download:
+        page.locator("a[download='emotions.csv']").first.click()
+    text = Path(download.value.path()).read_text()
+    rows = list(csv.DictReader(io.StringIO(text)))
+    expected = recognizer.recognize([Recording(first, TEXT), Recording(second)])
+    for row, other in zip(rows, expected, strict=False):
+        assert row["path"] == Path(other.path).name
+        assert row["label"] == other.label and not row["error"]
+        assert float(row["happy"]) == pytest.approx(
+            other.posteriors["happy"], abs=1e-6
+        )
+    assert len(rows) == 3 and "c.wav cannot be read" in rows[2]["error"]
+    assert str(tmp_path) not in text
+
+
+@pytest.mark.parametrize(
+    ("names", "message"),
+    [
+        ([], "0 recordings and 0 tables"),
+        (["words.csv"], "0 recordings and 1 tables"),
+        (["a.wav", "words.csv"], "The transcripts in words.csv need"),
+    ],
+)
+def test_what_is_no_set_of_recordings_is_refused(
+    recognizer, tmp_path, names, message
+):
+    recording(tmp_path / "a.wav")
+    (tmp_path / "words.csv").write_text("name,number\na,1\n")
+    with pytest.raises(UploadError, match=message):
+        answer_all(recognizer, SETTINGS, [tmp_path / name for name in names])
+
+
+def test_page_shows_the_card_of_the_model(page, recognizer_folder):
+    page.get_by_role("button", name="Model card").click()
+    page.get_by_role("heading", name="Intended use and limits").wait_for()
+    results = json.loads(
+        (Path(recognizer_folder).parent / "results.json").read_bytes()
+    )
+    cells = page.locator("table").first.inner_text().split()
+    assert f"{results['UA']:.1f}" in cells
 
 
 # --- The command ---
