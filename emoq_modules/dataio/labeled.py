@@ -62,8 +62,26 @@ def count_labels(tables, columns=None, label_map=None):
             f"values, such as {', '.join(list(counts)[:3])}: name their column "
             "by --columns emotion=COLUMN."
         )
+    _check_spelling(counts)
     # Equal counts in the order of the alphabet, whatever that of the rows is.
     return dict(sorted(counts.items(), key=lambda item: (-item[1], item[0])))
+
+
+def _check_spelling(counts):
+    """Refuses labels that are one but for capitals."""
+    spellings = defaultdict(list)
+    for word, _ in counts.most_common():
+        spellings[word.casefold()].append(word)
+    pairs = [
+        f"{word}={first}"
+        for first, *others in spellings.values()
+        for word in others
+    ]
+    if pairs:
+        raise CorpusError(
+            "There are labels that differ in capitals alone. If they mean the "
+            f'same: --label_map "{", ".join(pairs)}"'
+        )
 
 
 def _read_map(label_map, listing):

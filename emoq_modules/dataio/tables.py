@@ -11,6 +11,7 @@ import io
 import json
 import logging
 import os
+import unicodedata
 from collections import Counter
 from dataclasses import dataclass
 from itertools import chain
@@ -167,6 +168,13 @@ def open_listing(tables, columns=None):
                 name: row[found[name]].strip() if name in found else ""
                 for name in USUAL_NAMES
             }
+            # One letter may be written in two ways; a path is as the disk has
+            # it.
+            cells |= {
+                name: unicodedata.normalize("NFC", cell)
+                for name, cell in cells.items()
+                if name != "path"
+            }
             rows.append(cells | {"corpus": corpus})
             places.append(f"line {line}" + f" of {table.path}" * bool(corpus))
     folders = [[table.path.parent] * len(table.rows) for table in tables]
@@ -213,6 +221,7 @@ def parse_pairs(pairs):
     """
     if not isinstance(pairs, str):
         return dict(pairs or {})
+    pairs = unicodedata.normalize("NFC", pairs)
     parts = [part for part in pairs.split(",") if part.strip()]
     split = [[x.strip() for x in part.split("=", 1)] for part in parts]
     keys = [pair[0] for pair in split]

@@ -22,6 +22,7 @@ from ruamel.yaml.constructor import DuplicateKeyError
 
 from emoq_modules import present_names
 from emoq_modules.errors import ConfigurationError
+from emoq_modules.lobes.prompt import choose_words
 
 _SECTIONS = ("stage1", "stage2")
 _EQUALS = "\ue100"  # stands for a "=" on its way through SpeechBrain
@@ -103,6 +104,7 @@ def plan_runs(experiment, presets=(), options="", folds=None, debug=False):
             _check_shares(run.hparams)
         if tree["stage"] == 2:
             _check_context(runs[-1].hparams)
+            _check_words(runs[-1].hparams)
     return runs
 
 
@@ -203,6 +205,14 @@ def _check_context(hparams):
             "was said before: give its user turn a line with {context}, or set "
             f"context_turns to 0. It is {hparams['prompt'].user!r}."
         )
+
+
+def _check_words(hparams):
+    """Whether each label has a word that the LLM can say for it."""
+    try:
+        choose_words(hparams["labels"], hparams["words"])
+    except ValueError as error:
+        raise ConfigurationError(str(error)) from error
 
 
 def _merged(experiment, presets, options, others_allowed=False):

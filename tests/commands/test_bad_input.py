@@ -252,6 +252,19 @@ REFUSED = [
         )
         for turns in ("-1", "1.5", "True")
     ),
+    *(
+        (
+            f"words {words}",
+            again("--words", words, stage=STAGE2),
+            message,
+        )
+        for words, message in (
+            ("{glad: merry}", r"There are words for glad, but the labels are"),
+            ("{sad: angry}", r"An emotion word occurs twice in \['angry'"),
+            ("sad=sadness", r"'sad=sadness'; .* mapping, as {sad: sadness}"),
+            ("{sad: 'low, sad'}", r"'low, sad' cannot stand in the prompt's"),
+        )
+    ),
     (
         "context without a place in the prompt",
         again(*PRESET, "--context_turns", "3", stage=STAGE2),

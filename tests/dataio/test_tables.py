@@ -2,7 +2,7 @@
 
 import pytest
 
-from emoq_modules.dataio.tables import open_listing, read_table
+from emoq_modules.dataio.tables import open_listing, parse_pairs, read_table
 from emoq_modules.errors import CorpusError
 
 TEXT = "path,text,emotion\na.wav,Grüße – schön,joy\n"
@@ -161,3 +161,12 @@ def test_columns_that_none_of_the_tables_has_are_named(
 def test_a_table_twice_is_refused(two_tables):
     with pytest.raises(CorpusError, match="named twice"):
         open_listing([two_tables[0], two_tables[0]])
+
+
+def test_a_letter_written_in_two_ways_is_one(tmp_path):
+    table = tmp_path / "t.csv"
+    table.write_text("path,emotion\na\u0308.wav,a\u0308rger\n")
+    (row,) = open_listing(table).rows
+    assert row["emotion"] == "\u00e4rger"
+    assert row["path"] == "a\u0308.wav"  # as the disk has it
+    assert parse_pairs("a\u0308rger=angry") == {"\u00e4rger": "angry"}

@@ -412,6 +412,15 @@ def test_another_column_of_emotions_and_numbers_in_it(folder, prepare):
         recipe.find_labels(table)
 
 
+def test_labels_that_differ_in_capitals_come_with_their_map(prepare):
+    def change(row):
+        return row | {"emotion": "Joy"} if row["path"] == "d1/a1.wav" else row
+
+    with pytest.raises(CorpusError, match='--label_map "Joy=joy"'):
+        prepare(change)
+    assert prepare(change, label_map="Joy=joy")
+
+
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
