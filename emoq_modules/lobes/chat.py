@@ -136,3 +136,52 @@ class Chat:
             return "", ""
         before, _, after = chat.rpartition(_ANSWER)
         return before, after
+
+
+def choose_words(labels, words=None):
+    """Finds what the LLM says for each label.
+
+    Arguments
+    ---------
+    labels : list of str
+        The classes, in their order.
+    words : dict | None
+        Words of labels that are not said themselves.
+
+    Returns
+    -------
+    list of str
+        A word for each label.
+
+    Raises
+    ------
+    ValueError
+        Where a word is no label's or that of two, or holds a comma, which is
+        between words in the prompt.
+
+    Example
+    -------
+    >>> choose_words(["angry", "sad"], {"sad": "sadness"})
+    ['angry', 'sadness']
+    """
+    words = words or {}
+    if not isinstance(words, dict):
+        raise ValueError(
+            f"words is {words!r}; it has to be a mapping, as {{sad: sadness}}."
+        )
+    if others := set(words) - set(labels):
+        raise ValueError(
+            f"There are words for {', '.join(sorted(map(str, others)))}, "
+            f"but the labels are {', '.join(labels)}."
+        )
+    chosen = [words.get(label, label) for label in labels]
+    if len(set(chosen)) < len(chosen):
+        raise ValueError(f"An emotion word occurs twice in {chosen}.")
+    for word in chosen:
+        if not isinstance(word, str) or "," in word or not word.strip():
+            raise ValueError(
+                f"The emotion word {word!r} cannot stand in the prompt's list: "
+                "it has to be text without a comma. Give the label another by "
+                "--words, or by --label_map where the corpus is a table."
+            )
+    return chosen

@@ -22,7 +22,7 @@ from ruamel.yaml.constructor import DuplicateKeyError
 
 from emoq_modules import present_names
 from emoq_modules.errors import ConfigurationError
-from emoq_modules.lobes.prompt import choose_words
+from emoq_modules.lobes.chat import choose_words
 
 _SECTIONS = ("stage1", "stage2")
 _EQUALS = "\ue100"  # stands for a "=" on its way through SpeechBrain

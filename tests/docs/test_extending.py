@@ -127,6 +127,7 @@ def test_a_dry_run_shows_the_corpus(capsys, caplog):
         "turn": 0,
         "text": "",
         "emotion": "happy",
+        "corpus": "",
     }
     assert {row["speaker"] for row in splits["test"].values()} == {"S0"}
 
