@@ -44,20 +44,33 @@ logger = logging.getLogger(__name__)
 VALID_FRACTION = 0.1
 
 
-def find_labels(table, columns=None, label_map=None, min_utterances=10):
+def find_labels(
+    table,
+    columns=None,
+    label_map=None,
+    min_utterances=10,
+    rare_labels="left_out",
+):
     """The labels of tables that enough utterances have, most frequent first.
 
     Takes what ``count_labels`` takes. ``CorpusError`` where there are fewer
-    than two.
+    than two, or some are rare and ``rare_labels`` is ``refused``.
     """
+    check_choice("rare_labels", rare_labels, ("left_out", "refused"))
     counts = count_labels(table, columns, label_map)
     rare = {word: n for word, n in counts.items() if n < min_utterances}
     labels = [word for word in counts if word not in rare]
     if rare:
-        logger.warning(
-            f"Left out, with fewer than {min_utterances} utterances: "
+        told = (
+            f"labels of fewer than {min_utterances} utterances: "
             f"{name_few([f'{word}: {n}' for word, n in rare.items()])}."
         )
+        if rare_labels == "refused":
+            raise CorpusError(
+                f"There are {told} Join some by --label_map, or set "
+                "--min_utterances, or --rare_labels left_out."
+            )
+        logger.warning(f"Left out are {told}")
     if len(labels) < 2:
         raise CorpusError(
             f"The table has {len(labels)} labels with {min_utterances} "

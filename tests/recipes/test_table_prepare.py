@@ -161,6 +161,10 @@ def test_labels_are_joined_and_rare_ones_left_out(folder, prepare, caplog):
         folder / "changed.csv", None, "fury=anger, joy = happy", 5
     )
     assert labels == ["anger", "happy"]
+    with pytest.raises(CorpusError, match="fury: 4.*Join some by"):
+        recipe.find_labels(
+            folder / "changed.csv", min_utterances=5, rare_labels="refused"
+        )
     assert "fewer than 5 utterances: 1 (bored: 4)" in caplog.text
     assert "left out, labeled 'bored': 4" in caplog.text
     found = {
