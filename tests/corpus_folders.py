@@ -54,11 +54,18 @@ def link(source, path):
 
 
 def clip_bytes(
-    seconds=0.1, rate=48000, layout="stereo", audio=True, video=True
+    seconds=0.1,
+    rate=48000,
+    layout="stereo",
+    audio=True,
+    video=True,
+    form="mp4",
+    gains=1.0,
 ):
-    """An mp4 clip, as MELD's: AAC sound beside moving pictures."""
+    """A clip, as MELD's mp4: AAC sound beside moving pictures."""
     buffer = io.BytesIO()
-    with av.open(buffer, "w", format="mp4") as clip:
+    with av.open(buffer, "w", format=form) as clip:
+        clip.metadata["title"] = "XXXXYYYY"
         if video:
             pictures = clip.add_stream("mpeg4", rate=24)
             pictures.width, pictures.height = 32, 32
@@ -76,6 +83,7 @@ def clip_bytes(
             )
             channels = len(sound.layout.channels)
             samples = np.tile(0.3 * tone.astype(np.float32), (channels, 1))
+            samples *= np.reshape(np.float32(gains), (-1, 1))
             frame = av.AudioFrame.from_ndarray(samples, "fltp", layout)
             frame.sample_rate = rate
             clip.mux([*sound.encode(frame), *sound.encode(None)])

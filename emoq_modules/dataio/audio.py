@@ -1,10 +1,13 @@
 """Audio files of any format: their duration, and their samples.
 
-Training, feature extraction and recognition read them here.
+Training, feature extraction and recognition read them here. What a header says
+of a file's length is a hint: what is there is read, by libsndfile or FFmpeg,
+and what ends before it was to end is named as truncated.
 """
 
 import math
 import os
+import sys
 from contextlib import contextmanager
 from importlib.util import find_spec
 from itertools import islice
@@ -28,8 +31,17 @@ _RATES_HZ = (1000, 768_000)
 _COMMON_STEP = 25
 _BLOCK_S = 1
 _DECODED_PIECES = 16
-# Some writers put a few bytes too many into a RIFF header; that is harmless.
-_RIFF_SLACK = 64
+# Some writers put a few bytes too many into a header; that is harmless.
+_SLACK = 64
+# Magic of a file, where its header tells the size of what follows, and in
+# which order of bytes. Those that write to a pipe cannot know the size, and put
+# 0, the largest number or about half of it: so sox, espeak, arecord and FFmpeg.
+_SIZES = {b"RIFF": (4, "little"), b"FORM": (4, "big"), b".snd": (8, "big")}
+_UNKNOWN_FROM = 0x7FFF_F000
+# Less is not missed: decoders differ in what they take for silence at the end.
+_MISSED_S = 0.1
+# Channels whose mean has less of their power cancel: one is of opposite phase.
+_CANCELED = 1e-3
 
 
 def read_audio(path, max_seconds=None, min_seconds=0.0):
@@ -85,31 +97,40 @@ def open_audio(path):
     ``(n,)``, float32. Raises ``AudioError`` if the file is missing, no audio or
     damaged; of what is found midway, from the iterator.
     """
-    path = Path(path)
-    if path.is_dir():
-        raise AudioError(f"{path} is a folder in which no recording is found")
-    if not path.is_file():
-        raise AudioError(f"there is no file {path}")
-    if not path.stat().st_size:
-        raise AudioError(f"{path} is an empty file")
+    path = _existing(path)
+    with _opened(path) as (rate, _, stream):
+        yield rate, stream
+
+
+@contextmanager
+def _opened(path):
+    """Rate, number of samples or None if only reading tells it, and blocks."""
     try:
         audio = soundfile.SoundFile(os.fsencode(path))  # need not be UTF-8
     # A headerless .raw is asked for its rate and format by a TypeError.
-    except (soundfile.LibsndfileError, TypeError) as error:
+    except (soundfile.SoundFileRuntimeError, TypeError) as error:
         reason = getattr(error, "error_string", "It has no header.")
-        yield SAMPLE_RATE, _decoded_blocks(path, reason)
+        yield SAMPLE_RATE, None, _decoded_blocks(path, reason)
         return
     # Where it can, soundfile seeks after each read, and libsndfile's mp3
     # decoder does not find its place again: clicks, and other samples.
     audio.seekable = lambda: False
     with audio:
-        audio_duration(path)  # sees what is truncated or empty
-        if not _RATES_HZ[0] <= audio.samplerate <= _RATES_HZ[1]:
+        rate, frames = audio.samplerate, audio.frames
+        if not _RATES_HZ[0] <= rate <= _RATES_HZ[1]:
             raise AudioError(
-                f"{path} says that it has {audio.samplerate} samples a second; "
+                f"{path} says that it has {rate} samples a second; "
                 "sound has {} to {}".format(*_RATES_HZ)
             )
-        yield audio.samplerate, _blocks(audio, path)
+        if _is_cut_off(path):
+            raise AudioError(f"{path} is truncated: its header says more")
+        if not frames and find_spec("av") is not None:
+            # A pipe's WAV may say that no data follows.
+            yield SAMPLE_RATE, None, _decoded_blocks(path, "It has 0 samples.")
+            return
+        if frames > sys.maxsize // 2:  # FLAC from a pipe
+            frames = None
+        yield rate, frames, _blocks(audio, frames, path)
 
 
 def check_length(path, seconds, max_seconds):
@@ -169,31 +190,34 @@ def audio_duration(path):
     AudioError
         The file is missing, not audio, truncated, or without a sample.
     """
-    path = Path(path)
-    if not path.is_file():
-        raise AudioError(f"there is no file {path}")
-    try:
-        # A name need not be UTF-8, as soundfile would have it.
-        audio = soundfile.SoundFile(os.fsencode(path))
-    except soundfile.LibsndfileError as error:
-        blocks = _decoded_blocks(path, error.error_string)
-        return round(sum(map(len, blocks)) / SAMPLE_RATE, 6)
-    with audio:
-        frames, rate = audio.frames, audio.samplerate
-        try:
-            if frames:
-                # A FLAC header may promise more than the file holds.
-                audio.seek(frames - 1)
-                audio.read(1)
-        except soundfile.LibsndfileError as error:
-            raise AudioError(
-                f"{path} cannot be read as audio ({error.error_string})"
-            ) from error
-    if _is_truncated_riff(path):
-        raise AudioError(f"{path} is truncated: its header says more")
+    path = _existing(path)
+    with _opened(path) as (rate, frames, stream):
+        if frames is None or not _holds(path, frames):
+            frames = sum(map(len, stream))
     if not frames:
         raise AudioError(f"{path} has 0 samples")
     return round(frames / rate, 6)
+
+
+def _existing(path):
+    path = Path(path)
+    if path.is_dir():
+        raise AudioError(f"{path} is a folder in which no recording is found")
+    if not path.is_file():
+        raise AudioError(f"there is no file {path}")
+    if not path.stat().st_size:
+        raise AudioError(f"{path} is an empty file")
+    return path
+
+
+def _holds(path, frames):
+    """Whether the last of so many samples can be read."""
+    with soundfile.SoundFile(os.fsencode(path)) as audio:
+        try:
+            audio.seek(frames - 1)
+            return len(audio.read(1)) == 1
+        except soundfile.SoundFileRuntimeError:
+            return False
 
 
 def decode_sound(clip):
@@ -210,11 +234,12 @@ def decode_sound(clip):
             yield from decode_sound(file)
         return
     kept = 0
-    resampler = av.AudioResampler("s16", "mono", SAMPLE_RATE)
-    # A clip is one file: FFmpeg is not to follow what a playlist names.
+    mixer = _Mixer()
+    # A clip is one file: FFmpeg is not to follow what a playlist names. Titles
+    # in whatever encoding are nothing that is heard.
     options = {"protocol_whitelist": "none"}
     try:
-        with av.open(clip, options=options) as media:
+        with av.open(clip, options=options, metadata_errors="ignore") as media:
             if not media.streams.audio:
                 raise AudioError("the clip has no sound track")
             for packet in media.demux(media.streams.audio[0]):
@@ -225,23 +250,85 @@ def decode_sound(clip):
                     continue
                 # After the last packet, None empties the resampler.
                 for frame in frames if packet.size else [*frames, None]:
-                    for piece in resampler.resample(frame):
-                        samples = piece.to_ndarray()[0]
+                    for samples in mixer.mix(frame):
                         kept += len(samples)
                         yield samples
-    except av.error.FFmpegError as error:
-        raise AudioError(f"the clip is corrupt: {error.strerror}") from error
+    except AudioError:
+        raise
+    # FFmpeg, and what binds it to Python, raise errors of many kinds.
+    except Exception as error:
+        reason = getattr(error, "strerror", None) or error
+        raise AudioError(f"the clip is corrupt: {reason}") from error
     if not kept:
         raise AudioError("the clip's sound track is empty or does not decode")
 
 
-def _blocks(audio, path):
-    size = _BLOCK_S * audio.samplerate
+class _Mixer:
+    """Makes 16 kHz mono of frames, whose rate and channels may change."""
+
+    def __init__(self):
+        self._kind, self._mono, self._stereo = None, None, None
+
+    def mix(self, frame):
+        """Pieces ``(n,)``, int16; of None those that are left."""
+        kind = frame and (frame.format.name, frame.layout.name, frame.rate)
+        if self._kind is not None and kind != self._kind:
+            yield from self._pieces(None)
+            self._kind = None
+        if frame is None:
+            return
+        if self._kind is None:
+            self._start(kind)
+        yield from self._pieces(frame)
+
+    def _start(self, kind):
+        import av
+
+        self._kind, self._stereo = kind, None
+        self._mono = av.AudioResampler("s16", "mono", SAMPLE_RATE)
+        if kind[1] == "stereo":
+            self._stereo = av.AudioResampler("s16p", "stereo", SAMPLE_RATE)
+
+    def _pieces(self, frame):
+        mono = [p.to_ndarray()[0] for p in self._mono.resample(frame)]
+        if self._stereo is None:
+            yield from mono
+            return
+        both = [p.to_ndarray() for p in self._stereo.resample(frame)]
+        for mixed, channels in zip(mono, both, strict=True):
+            yield _louder(channels.astype(np.float32), mixed)
+
+
+def _louder(channels, mixed):
+    """What channels ``(C, n)`` are mixed to, or the loudest if they cancel."""
+    powers = (channels**2).mean(axis=1)
+    power = (mixed.astype(np.float32) ** 2).mean()
+    if power < _CANCELED * powers.max():
+        return channels[powers.argmax()].astype(mixed.dtype)
+    return mixed
+
+
+def _blocks(audio, frames, path):
+    """What libsndfile reads, mono; ``frames`` is how much there should be."""
+    rate, found = audio.samplerate, 0
     try:
-        while len(block := audio.read(size, "float32", always_2d=True)):
-            yield torch.from_numpy(block).mean(dim=1)
-    except soundfile.LibsndfileError as error:
-        raise AudioError(f"{path} is damaged ({error.error_string})") from error
+        while len(block := audio.read(rate, "float32", always_2d=True)):
+            found += len(block)
+            mixed = torch.from_numpy(block).mean(dim=1)
+            if block.shape[1] > 1:
+                mixed = torch.from_numpy(_louder(block.T, mixed.numpy()))
+            yield mixed
+    except soundfile.SoundFileRuntimeError as error:
+        reason = getattr(error, "error_string", error)
+        raise AudioError(
+            f"{path} is damaged or truncated after {found / rate:.2f} s "
+            f"({reason})"
+        ) from error
+    if frames is not None and found < frames - _MISSED_S * rate:
+        raise AudioError(
+            f"{path} is truncated: its header says {frames / rate:.2f} s, and "
+            f"it holds {found / rate:.2f} s"
+        )
 
 
 def _decoded_blocks(path, reason):
@@ -263,11 +350,16 @@ def _decoded_blocks(path, reason):
         ) from error
 
 
-def _is_truncated_riff(path):
+def _is_cut_off(path):
+    """Whether a header tells a size that the file does not have."""
     with path.open("rb") as file:
-        magic, size = file.read(4), file.read(4)
-    declared = int.from_bytes(size, "little")
-    # Writers to a pipe cannot know the size and put 0 or all ones.
-    if magic != b"RIFF" or declared in (0, 0xFFFFFFFF):
+        head = file.read(16)
+    place, order = _SIZES.get(head[:4], (None, None))
+    if place is None:
         return False
-    return path.stat().st_size + _RIFF_SLACK < declared + 8
+    declared = int.from_bytes(head[place : place + 4], order)
+    if head[:4] == b".snd":
+        declared += int.from_bytes(head[4:8], order)  # the header's own
+    if declared >= _UNKNOWN_FROM:
+        return False
+    return path.stat().st_size + _SLACK < declared + 8

@@ -34,12 +34,28 @@ def write_noise(path, seconds=1.0, rate=16000, channels=1, **options):
     return path
 
 
-def flac_bytes():
+def audio_bytes(form):
     """Two seconds of noise."""
     file = io.BytesIO()
     noise = np.random.default_rng(0).uniform(-0.5, 0.5, 32000)
-    soundfile.write(file, noise, 16000, format="FLAC")
+    soundfile.write(file, noise, 16000, format=form)
     return file.getvalue()
+
+
+def flac_bytes(tells_length=True):
+    content = bytearray(audio_bytes("FLAC"))
+    if not tells_length:  # as FFmpeg leaves it in a pipe, or a segment
+        content[21] &= 0xF0
+        content[22:26] = bytes(4)
+    return bytes(content)
+
+
+def piped_wav(riff, data):
+    """Two seconds whose sizes are what a writer to a pipe has guessed."""
+    content = bytearray(wav_bytes(2))
+    content[4:8] = riff.to_bytes(4, "little")
+    content[40:44] = data.to_bytes(4, "little")
+    return bytes(content)
 
 
 @pytest.mark.parametrize("rate", [8000, 11025, 16000, 44100, 48000, 44101])
@@ -133,13 +149,13 @@ def faulty(folder):
         "text.wav": "text.wav cannot be read as audio",
         "text.raw": "cannot be read as audio",
         "silent.mp4": "has no sound track",
-        "none.wav": "none.wav has 0 samples",
+        "none.wav": "none.wav .* 0 samples",
         "short.wav": "too short: 10 ms, and 25 ms are needed",
         "nan.wav": "holds samples that are not finite numbers; leave it out",
         "long.wav": "longer than 3 s: .* timeline",
         "fast.wav": "1000003 samples a second",
         "cut.wav": "cut.wav is truncated",
-        "cut.flac": "cut.flac",
+        "cut.flac": "cut.flac is damaged or truncated after 0",
     }
 
 
@@ -165,10 +181,13 @@ def test_file_that_names_others_is_not_followed(tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
-        ("a.wav", b"", "cannot be read as audio"),
+        ("a.wav", b"", "is an empty file"),
         ("a.wav", b"not audio", "cannot be read as audio"),
-        ("a.flac", flac_bytes()[:20000], "cannot be read as audio"),
-        ("a.wav", wav_bytes(0), "has 0 samples"),
+        ("a.flac", flac_bytes()[:20000], "is damaged or truncated after 0"),
+        ("a.mp3", audio_bytes("MP3")[:5000], "is truncated: .* says 2.00 s"),
+        ("a.aiff", audio_bytes("AIFF")[:20000], "is truncated"),
+        ("a.au", audio_bytes("AU")[:20000], "is truncated"),
+        ("a.wav", wav_bytes(0), ".* 0 samples"),
         ("a.wav", wav_bytes(1)[:5000], "is truncated"),
         ("a.wav", wav_bytes(1)[:44], "is truncated"),
     ],
@@ -186,11 +205,19 @@ def test_unusable_audio_is_named(tmp_path, name, content, message):
         wav_bytes(2, rate=44100, channels=2),
         flac_bytes(),
         # From a pipe, whose writer does not know the size.
-        wav_bytes(2)[:4] + b"\xff" * 4 + wav_bytes(2)[8:],
+        flac_bytes(tells_length=False),
+        piped_wav(0xFFFFFFFF, 0xFFFFFFFF),
+        piped_wav(0x7FFFF024, 0x7FFFF000),  # sox, espeak
+        piped_wav(0x80000024, 0x80000000),  # arecord
+        piped_wav(0xFFFFFFF7, 0xFFFFFFD3),
+        piped_wav(0x7FFFFFFF, 0x7FFFFFDB),
+        piped_wav(0, 0),
     ],
 )
 def test_any_rate_and_format_is_measured(tmp_path, content):
-    assert audio_duration(write(tmp_path / "a", content)) == 2.0
+    path = write(tmp_path / "a", content)
+    assert audio_duration(path) == 2.0
+    assert len(read_audio(path)) == 32000
 
 
 def test_what_ffmpeg_alone_reads_is_measured(tmp_path):
@@ -198,3 +225,38 @@ def test_what_ffmpeg_alone_reads_is_measured(tmp_path):
     seconds = len(read_audio(path)) / 16000
     assert audio_duration(path) == pytest.approx(seconds, abs=1e-6)
     assert audio_duration(path) == pytest.approx(2, abs=0.05)
+
+
+def test_titles_in_any_encoding_are_not_heard(tmp_path):
+    tagged = clip_bytes(0.5).replace(b"XXXXYYYY", "Müllerßé".encode("cp1252"))
+    found = read_audio(write(tmp_path / "a.m4a", tagged))
+    assert torch.equal(
+        found, read_audio(write(tmp_path / "b", clip_bytes(0.5)))
+    )
+
+
+@pytest.mark.parametrize(
+    ("rate", "layout"), [(48000, "mono"), (44100, "stereo"), (48000, "5.1")]
+)
+def test_sound_may_change_on_its_way(tmp_path, rate, layout):
+    parts = [
+        clip_bytes(1.0, *kind, video=False, form="adts")
+        for kind in ((48000, "stereo"), (rate, layout))
+    ]
+    found = read_audio(write(tmp_path / "a.aac", b"".join(parts)))
+    whole = [len(read_audio(write(tmp_path / "b.aac", x))) for x in parts]
+    # AAC begins with some milliseconds of silence.
+    assert len(found) == pytest.approx(sum(whole), abs=1600)
+    assert found[-8000:-2000].square().mean() > 0.01
+
+
+@pytest.mark.parametrize("form", ["wav", "mp4"])
+def test_of_channels_that_cancel_the_louder_is_heard(tmp_path, form):
+    path = tmp_path / f"a.{form}"
+    both = 0.3 * np.stack([tone(16000), -0.9995 * tone(16000)], axis=1)
+    if form == "wav":
+        soundfile.write(path, both, 16000)
+    else:
+        write(path, clip_bytes(1.0, gains=(1, -1)))
+    power = read_audio(path).square().mean()
+    assert power == pytest.approx(0.3**2 / 8 if form == "wav" else 0.045, 0.1)
