@@ -140,8 +140,9 @@ class TokenizedPrompt:
     Raises
     ------
     ValueError
-        If an emotion word occurs twice or is no label's, or the tokenizer is
-        not one of the library ``tokenizers`` or names no end of a turn.
+        If an emotion word occurs twice or is no label's, the chat template
+        loses a line or has something else before the answer, or the tokenizer
+        is not one of the library ``tokenizers`` or names no end of a turn.
     """
 
     def __init__(
@@ -152,6 +153,7 @@ class TokenizedPrompt:
         self.labels = list(labels)
         self._chat = Chat(tokenizer, **chat_template_options)
         self.words = choose_words(labels, words)
+        self._chat.check(self._system, template.user, template.answer)
         if not hasattr(tokenizer, "backend_tokenizer"):
             raise ValueError(
                 f"The LLM's tokenizer is a {type(tokenizer).__name__}, whose "
@@ -176,17 +178,6 @@ class TokenizedPrompt:
         return len({tuple(word) for word in self.label_ids}) == len(
             self.label_ids
         ) and all(len(word) == 1 for word in self.label_ids)
-
-    def check(self):
-        """Refuses a chat template that this prompt does not survive.
-
-        Raises
-        ------
-        ValueError
-            As of ``Chat.check``.
-        """
-        template = self.template
-        self._chat.check(self._system, template.user, template.answer)
 
     def encode(self, text=None, speaker=None, context=()):
         """Tokenizes the prompt of one utterance.

@@ -57,12 +57,7 @@ def annotated_times(row):
     """Start and end of an utterance in its episode, in seconds."""
     times = [row["StartTime"], row["EndTime"]]
     try:
-        start, end = (
-            3600 * int(hours) + 60 * int(minutes) + float(seconds)
-            for hours, minutes, seconds in (
-                time.replace(",", ".").split(":") for time in times
-            )
-        )
+        start, end = map(_seconds, times)
     except ValueError as error:
         raise CorpusError(
             f"Dialogue {row['Dialogue_ID']}, utterance {row['Utterance_ID']} "
@@ -70,6 +65,13 @@ def annotated_times(row):
             "minutes and seconds: compare the CSV file with the published one."
         ) from error
     return start, end
+
+
+def _seconds(time):
+    """Seconds of ``00:16:16,059``, or of a number of them."""
+    *larger, seconds = time.replace(",", ".").split(":")
+    hours, minutes = map(int, larger or ("0", "0"))
+    return 3600 * hours + 60 * minutes + float(seconds)
 
 
 def find_repeats(rows):

@@ -342,7 +342,8 @@ def test_repeated_emotion_word_is_refused(qwen):
         ),
         # The day's date is the same every day.
         (
-            "It is {{ strftime_now('%d %b %Y') }}. {{ messages[1].content }}",
+            "It is {{ strftime_now('%d %b %Y') }}. "
+            "{{ messages[0].content }} {{ messages[1].content }}",
             "It is 26 Jul 2024.",
         ),
     ],
