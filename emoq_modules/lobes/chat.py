@@ -121,7 +121,7 @@ class Chat:
                 "prompt has not: let chat_template_options write it (such as "
                 "enable_thinking: False), or begin the prompt's answer with it."
             )
-        opened = re.search(r"<(\w+)>\s*$", found[len(before) :])
+        opened = re.search(r"<(\w+)>\s*$", found[max(end, len(before)) :])
         if opened and f"</{opened[1]}>" not in answer:
             raise ValueError(
                 "The chat template of the LLM's tokenizer begins the "
