@@ -15,7 +15,7 @@ import torch.distributed as dist
 from speechbrain.utils.distributed import if_main_process
 from transformers.utils import logging as transformers_logging
 
-from emoq_modules.commands.options import exit_status
+from emoq_modules.commands.options import check_device, exit_status
 from emoq_modules.training.configuration import plan_runs, read_options
 from emoq_modules.training.describe import describe
 from emoq_modules.training.distributed import init_ranks
@@ -70,6 +70,8 @@ def main(arguments=None):
     if own.dry_run:
         print("\n\n".join(map(preview, runs)))
         return
+    if "device" in run_opts.overridden_args:
+        check_device(run_opts["device"])
     init_ranks(run_opts)
     summary = run_folds(runs, run_opts)
     if if_main_process():

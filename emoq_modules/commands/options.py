@@ -84,7 +84,6 @@ def load_recognizer(own, model=None):
     asr = {key: getattr(own, key, None) for key in ("asr", "asr_language")}
     if asr["asr_language"] and not asr["asr"]:
         raise ConfigurationError("--asr_language is for --asr: give both.")
-    import torch
     from transformers.utils import logging as transformers_logging
 
     from emoq_modules.inference.recognizer import EmotionRecognizer
@@ -95,13 +94,7 @@ def load_recognizer(own, model=None):
     warnings.simplefilter("ignore", FutureWarning)
     run_opts = {}
     if own.device is not None:
-        try:
-            torch.zeros(1, device=own.device)
-        except (RuntimeError, AssertionError) as error:
-            reason = str(error).splitlines()[0]
-            raise ConfigurationError(
-                f"--device {own.device} is not to be had: {reason}"
-            ) from error
+        check_device(own.device)
         run_opts["device"] = own.device
     return EmotionRecognizer.from_hparams(
         model or own.model,
@@ -109,6 +102,19 @@ def load_recognizer(own, model=None):
         run_opts=run_opts,
         **asr,
     )
+
+
+def check_device(device):
+    """Refuses a device that is not there, or is none."""
+    import torch
+
+    try:
+        torch.zeros(1, device=device)
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).splitlines()[0]
+        raise ConfigurationError(
+            f"--device {device} is not to be had: {reason}"
+        ) from error
 
 
 def exit_status(main, arguments):

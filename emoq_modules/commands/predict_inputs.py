@@ -3,6 +3,7 @@
 import glob
 import os
 import sys
+import unicodedata
 from collections import defaultdict
 from pathlib import Path
 
@@ -45,9 +46,8 @@ class Transcripts:
     in columns as of ``Table.find_columns``. A recording is looked for by its
     path, as it is given, in full or from the folder of this file, by its
     file's name, whatever folder the table has it in, and by that without its
-    ending; ``missing`` are those asked for
-    that have no row. ConfigurationError if the file lacks a column, or has two
-    rows of a recording that differ.
+    ending; ``missing`` are those asked for that have no row. ConfigurationError
+    if the file lacks a column, or has two rows of a recording that differ.
     """
 
     def __init__(self, file):
@@ -61,15 +61,15 @@ class Transcripts:
             )
         names = defaultdict(set)
         for row in table.rows:
-            path, text = row[columns["path"]], row[columns["text"]]
+            path, text = _same(row[columns["path"]]), row[columns["text"]]
             found = text, row.get(columns.get("speaker")) or None
             if self._rows.setdefault(path, found) != found:
                 raise ConfigurationError(
                     f"{file} has two different rows for {path}."
                 )
-            beside = os.path.abspath(Path(file).parent / path)
+            beside = _same(os.path.abspath(Path(file).parent / path))
             self._rows.setdefault(beside, found)
-            names[os.path.basename(path.replace("\\", "/"))].add(found)
+            names[os.path.basename(path)].add(found)
         for name, of_files in names.items():
             # Two files of one name in two folders are told apart by path alone.
             if len(of_files) == 1:
@@ -79,8 +79,8 @@ class Transcripts:
         """Text and speaker of a recording, ``("", None)`` if it has no row."""
         name = Path(path)
         for key in (path, os.path.abspath(path), name.name, name.stem):
-            if key in self._rows:
-                return self._rows[key]
+            if _same(key) in self._rows:
+                return self._rows[_same(key)]
         self.missing.append(path)
         return "", None
 
@@ -91,6 +91,11 @@ class Transcripts:
             f"{len(self.missing)} of the recordings have no row in "
             f"{self.file}: {', '.join(self.missing[:3])}{dots}"
         )
+
+
+def _same(path):
+    """One writing of a path: macOS takes letters apart, Windows has ``\\``."""
+    return unicodedata.normalize("NFC", str(path)).replace("\\", "/")
 
 
 def _in_folder(folder):

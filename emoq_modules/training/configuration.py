@@ -9,10 +9,12 @@ preset's section ``stage1`` or ``stage2``.
 """
 
 import difflib
+import json
 import re
 from dataclasses import dataclass
 from functools import cached_property
 from io import StringIO
+from itertools import chain
 from pathlib import Path
 
 import speechbrain as sb
@@ -23,6 +25,11 @@ from ruamel.yaml.constructor import DuplicateKeyError
 from emoq_modules import present_names
 from emoq_modules.errors import ConfigurationError
 from emoq_modules.lobes.chat import choose_words
+from emoq_modules.training.ranges import (
+    LITERAL,
+    LITERAL_OR_NULL,
+    check_ranges,
+)
 
 _SECTIONS = ("stage1", "stage2")
 _EQUALS = "\ue100"  # stands for a "=" on its way through SpeechBrain
@@ -101,6 +108,7 @@ def plan_runs(experiment, presets=(), options="", folds=None, debug=False):
         before = first and StageRun(_resolve(path, first, **values))
         runs.append(StageRun(_resolve(experiment, tree, **values), before))
         for run in (before or runs[-1], runs[-1]):
+            check_ranges(run.hparams)
             _check_shares(run.hparams)
         if tree["stage"] == 2:
             _check_context(runs[-1].hparams)
@@ -162,15 +170,19 @@ def read_options(experiment, arguments):
     >>> options, run_opts["device"]
     ('lr: 0.1\\n', 'cpu')
     """
-    # SpeechBrain would take the "=" in a value for that after a key.
-    parts = [word.partition("=") for word in arguments]
-    words = [
-        f"{key}{mark}{value.replace('=', _EQUALS)}"
-        if key.startswith("--")
-        else word.replace("=", _EQUALS)
-        for word, (key, mark, value) in zip(arguments, parts, strict=True)
-    ]
-    _, run_opts, options = sb.parse_arguments([str(experiment), *words])
+    words = chain.from_iterable(
+        word.split("=", 1) if word.startswith("--") else [word]
+        for word in arguments
+    )
+    key, quoted = "", []
+    for word in words:
+        if word.startswith("--"):
+            key = word.removeprefix("--")
+        else:
+            word = _as_yaml(key, word)
+        # SpeechBrain would take the "=" in a value for that after a key.
+        quoted.append(word.replace("=", _EQUALS))
+    _, run_opts, options = sb.parse_arguments([str(experiment), *quoted])
     options = options.replace(_EQUALS, "=")
     # Run options that the experiment has keys for are settings of the run.
     keys = read_keys(experiment)
@@ -178,27 +190,28 @@ def read_options(experiment, arguments):
     return change(options, **given), run_opts
 
 
+def _as_yaml(key, value):
+    """YAML of an option: a folder called ``run #2`` is called that."""
+    is_text = key in LITERAL or (key in LITERAL_OR_NULL and value != "null")
+    # What is built, a configuration and a list are no text.
+    return json.dumps(value) if is_text and value[:1] not in "!{[" else value
+
+
 def _check_shares(hparams):
     """Whether what is left out in training are shares of the utterances."""
     text, audio = (
         hparams.get(key, 0) for key in ("text_dropout", "audio_dropout")
     )
-    if min(text, audio) < 0 or text + audio > 1:
+    if text + audio > 1:
         raise ConfigurationError(
-            f"text_dropout is {text} and audio_dropout {audio}; they have to "
-            "be shares of the training utterances, from 0 on and together 1 "
-            "at most."
+            f"text_dropout is {text} and audio_dropout {audio}; they are "
+            "shares of the training utterances, and together 1 at most."
         )
 
 
 def _check_context(hparams):
     """Whether the turns before an utterance have a place in the prompt."""
     turns = hparams["context_turns"]
-    if type(turns) is not int or turns < 0:
-        raise ConfigurationError(
-            f"context_turns is {turns!r}; it has to be a number of turns, 0 or "
-            "more."
-        )
     if turns and not hparams["prompt"].has_context:
         raise ConfigurationError(
             f"context_turns is {turns}, but the prompt has no place for what "

@@ -246,11 +246,33 @@ REFUSED = [
     ),
     *(
         (
-            f"{turns} turns of context",
-            again("--context_turns", turns, stage=STAGE2),
-            rf"context_turns is {turns}; it has to be a number of turns, 0 or",
+            f"{key} of {value}",
+            again(f"--{key}", value, stage=STAGE2),
+            rf"{key} (is|in the command line is) '?{value}'?; it has to be "
+            + what,
         )
-        for turns in ("-1", "1.5", "True")
+        for key, value, what in (
+            ("context_turns", "-1", "a whole number, 0 or more"),
+            ("context_turns", "1.5", "a whole number"),
+            ("context_turns", "True", "a whole number"),
+            ("lr", "-1", "a number above 0"),
+            ("lr_lora", "-1", "a number, 0 or more"),
+            ("max_grad_norm", "-1.0", "a number above 0"),
+            ("warmup_ratio", "5", "a number, 0 or more and 1 at most"),
+            ("weight_decay", "-1", "a number, 0 or more"),
+            ("batch_size", "0", "a whole number, 1 or more"),
+            ("grad_accumulation_factor", "0", "a whole number, 1 or more"),
+            ("num_queries", "-1", "a whole number, 0 or more"),
+            ("llm_dtype", "bf16", "one of float32, bfloat16, float16"),
+            ("scheduler", "cosin", "one of linear, cosine"),
+            ("check_llm", "maybe", "something like True"),
+            ("class_weighting", "max", "one of all_one, max_one"),
+        )
+    ),
+    (
+        "device that is none",
+        again("--device", "gpu", stage=STAGE2),
+        r"--device gpu is not to be had",
     ),
     *(
         (

@@ -150,6 +150,18 @@ def test_transcripts_are_found_by_path_name_or_id(tmp_path):
     for key in (wav, "calls/a.wav", "a.wav", "a"):
         table.write_text(f"\ufeffpath,text\n{key},hello\n", encoding="utf-8")
         assert Transcripts(table).find(wav) == ("hello", None)
+    for name, key in (
+        ("Mu\u0308ller.wav", "calls/M\u00fcller.wav"),
+        ("M\u00fcller.wav", "Mu\u0308ller.wav"),
+        ("a.wav", "calls\\a.wav"),
+        ("a.wav", "C:\\data\\calls\\a.wav"),
+    ):
+        table.write_text(f"path,text\n{key},hello\n", encoding="utf-8")
+        found = Transcripts(table).find(str(tmp_path / "calls" / name))
+        assert found == ("hello", None)
+    table.write_text("path,text\nx/a.wav,one\ny/a.wav,two\n")
+    assert Transcripts(table).find("x/a.wav") == ("one", None)
+    assert Transcripts(table).find("z/a.wav") == ("", None)  # which of them?
     table.write_text("path,text\na,one\nb,two\na,three\n")
     with pytest.raises(ConfigurationError, match="two different rows for a"):
         Transcripts(table)

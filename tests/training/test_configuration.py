@@ -253,6 +253,28 @@ def test_folds_may_be_a_number(write):
         plan_runs(experiment, options="data_folder: here", folds="4")
 
 
+@pytest.mark.parametrize(
+    "folder", ["run #2", "take: 3", "007", "2024", "null", "~", "a=b", "Ä 'x\""]
+)
+@pytest.mark.parametrize("joined", [True, False])
+def test_a_folder_is_called_as_it_is_written(folder, joined):
+    words = ["--results_folder", folder]
+    if joined:
+        words = [f"--results_folder={folder}"]
+    options, _ = read_options("hparams/emoq_stage1.yaml", words)
+    assert YAML().load(options) == {"results_folder": folder}
+
+
+def test_what_is_no_text_stays_so():
+    words = ["--feature_store", "null", "--lr", "1e-3", "--labels", "[a, b]"]
+    options, _ = read_options("hparams/emoq_stage1.yaml", words)
+    assert YAML(typ="safe").load(options) == {
+        "feature_store": None,
+        "lr": 1e-3,
+        "labels": ["a", "b"],
+    }
+
+
 @pytest.mark.parametrize("words", [["--map", "a=b, c=d"], ["--map=a=b, c=d"]])
 def test_a_value_may_have_an_equals_sign(words):
     options, _ = read_options("hparams/emoq_stage1.yaml", words)

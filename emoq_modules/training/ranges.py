@@ -1,0 +1,112 @@
+"""Which values the keys of an experiment can have.
+
+They are checked when a run is planned, before anything is read or trained: a
+value that cannot be meant would else train to its end, or stop hours later.
+"""
+
+from itertools import chain
+
+from transformers import SchedulerType
+
+from emoq_modules.errors import ConfigurationError
+
+# Text that is taken as it is written on a command line, whatever it would be in
+# YAML; of the others null is none.
+LITERAL = frozenset(
+    "data_folder results_folder output_folder manifest_folder data_root corpus "
+    "variant audio_source table transcribe".split()
+)
+LITERAL_OR_NULL = frozenset(
+    "feature_store fusion_weights text_encoder llm llm_tokenizer".split()
+)
+
+_WEIGHTINGS = "all_one max_one mean_one sum_one effective_number".split()
+
+
+def _whole(low):
+    return (
+        lambda value: type(value) is int and value >= low,
+        f"a whole number, {low} or more",
+    )
+
+
+def _number(low, high=float("inf")):
+    """From ``low`` on, and at most, or where it is endless below, ``high``."""
+    most = f" and {high:g} at most" if high < float("inf") else ""
+    return (
+        lambda value: (
+            type(value) in (int, float) and low <= value <= min(high, 1e30)
+        ),
+        f"a number, {low:g} or more{most}",
+    )
+
+
+def _above(low, below=float("inf")):
+    most = f" and below {below:g}" if below < float("inf") else ""
+    return (
+        lambda value: (
+            type(value) in (int, float) and low < value < min(below, 1e30)
+        ),
+        f"a number above {low:g}{most}",
+    )
+
+
+def _one_of(*words):
+    return lambda value: value in words, f"one of {', '.join(words)}"
+
+
+def _or_null(rule):
+    fits, what = rule
+    return lambda value: value is None or fits(value), f"{what}; or null"
+
+
+_FLAG = lambda value: type(value) is bool, "True or False"
+_TEXT = lambda value: isinstance(value, str) and value.strip(), "text"
+_PRECISION = _one_of("fp32", "bf16", "fp16")
+
+# A rule, and the keys that it is for.
+_RULES = (
+    (_TEXT, "corpus variant results_folder"),
+    (_whole(0), "seed context_turns num_queries queue_size row_tokens"),
+    (_whole(0), "num_workers number_of_epochs"),
+    (_whole(1), "audio_dim cross_attention_every pooling_heads batch_size"),
+    (_whole(1), "patience grad_accumulation_factor class_group lora_rank"),
+    (_whole(1), "max_text_tokens max_context_tokens"),
+    (_or_null(_whole(1)), "embedding_dim"),
+    (_number(0), "gamma balance weight_decay"),
+    (_number(0), "lr_fusion lr_head lr_projector lr_scale lr_lora"),
+    (_number(0, 1), "text_dropout audio_dropout warmup_ratio"),
+    (_or_null(_number(0, 0.99)), "fusion_dropout"),
+    (_number(0, 0.99), "lora_dropout"),
+    (_above(0), "lr temperature max_grad_norm lora_alpha word_weight"),
+    (_above(0), "ckpt_interval_minutes"),
+    (_FLAG, "without_clips frame_norm contrast_across_ranks all_queries"),
+    (_FLAG, "gradient_checkpointing check_llm shard_llm speaker_in_prompt"),
+    (_PRECISION, "audio_precision precision eval_precision"),
+    (_one_of("fp16", "fp32"), "store_precision"),
+    (_one_of(*_WEIGHTINGS), "class_weighting"),
+    (_number(0, 0.999999), "class_weights_beta"),
+    (_one_of("float32", "bfloat16", "float16"), "llm_dtype"),
+    (_or_null(_one_of("nf4")), "llm_quantization"),
+    (_one_of("UA", "WA", "WF1", "loss", "last"), "selection_metric"),
+    (_one_of(*(kind.value for kind in SchedulerType)), "scheduler"),
+)
+_RULE_OF = dict(
+    chain.from_iterable(
+        ((key, rule) for key in keys.split()) for rule, keys in _RULES
+    )
+)
+
+
+def check_ranges(hparams):
+    """Refuses plain values that cannot be meant, all of them in one line.
+
+    Keys that are not known here, as those of presets, can have any.
+    """
+    faults = []
+    for key, value in hparams.items():
+        fits, what = _RULE_OF.get(key, (None, None))
+        if fits and not fits(value):
+            faults.append(f"{key} is {value!r}; it has to be {what}")
+    if faults:
+        raise ConfigurationError(f"{'. '.join(faults)}.")
