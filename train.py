@@ -9,7 +9,12 @@ command goes on where a run was stopped.
 """
 
 import argparse
+import signal
 import sys
+
+if __name__ == "__main__":
+    # Importing takes seconds, in which an interrupt just ends it.
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 import torch.distributed as dist
 from speechbrain.utils.distributed import if_main_process
@@ -89,7 +94,8 @@ def run(arguments=None):
     int
         Exit status: 0, or 2 after an error message.
     """
-    return exit_status(main, arguments)
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    return exit_status(main, arguments, goes_on=True)
 
 
 if __name__ == "__main__":

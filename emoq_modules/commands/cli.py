@@ -36,7 +36,8 @@ def main(arguments=None):
         parser.print_help(sys.stderr)
         return 2
     _check_command(parser, commands, arguments)
-    return exit_status(partial(_run, parser), arguments)
+    goes_on = arguments[0] in ("reproduce", "probe")
+    return exit_status(partial(_run, parser), arguments, goes_on)
 
 
 def _run(parser, arguments):

@@ -236,8 +236,8 @@ def _recognize(recognizer, rows, dialogues, labels, own):
     bar = tqdm(found, "utterances", len(rows), disable=None)
     for row, answer in zip(rows, bar, strict=True):
         said = row.utterance
-        if answer.error:
-            faults.append(f"{said.id}: {answer.error}")
+        if answer.error or not answer.posteriors:
+            faults.append(f"{said.id}: {answer.error or 'it is silent'}")
             continue
         posteriors = torch.tensor([[answer.posteriors[x] for x in labels]])
         if len(labels) < len(answer.posteriors):

@@ -117,9 +117,10 @@ def check_device(device):
         ) from error
 
 
-def exit_status(main, arguments):
+def exit_status(main, arguments, goes_on=False):
     """Calls a program, and prints an error for the person as a message.
 
+    ``goes_on`` says whether the same command would, where it was stopped.
     Returns what ``main`` returns, 0 for None, 2 after an error message, or 130
     where the person stopped it.
     """
@@ -129,7 +130,8 @@ def exit_status(main, arguments):
     try:
         return main(arguments) or 0
     except KeyboardInterrupt:
-        print("\nstopped: the same command goes on from here", file=sys.stderr)
+        how = ": the same command goes on from here" * goes_on
+        print(f"\nstopped{how}", file=sys.stderr)
         return 130
     except (EmoQError, OSError) as error:
         # A data loader's worker puts its traceback before the error's words.

@@ -12,8 +12,8 @@ from emoq_modules.errors import ConfigurationError
 
 # What is taken for audio in a folder; a file that is named may be anything.
 _AUDIO_SUFFIXES = tuple(
-    ".3gp .aac .aif .aifc .aiff .amr .au .caf .flac .m4a .mkv .mov .mp3 .mp4 "
-    ".oga .ogg .opus .sph .w64 .wav .webm .wma".split()
+    ".3gp .aac .aif .aifc .aiff .amr .au .avi .caf .flac .flv .m4a .mkv .mov "
+    ".mp3 .mp4 .oga .ogg .opus .sph .w64 .wav .webm .wma .wmv".split()
 )
 
 
@@ -99,13 +99,32 @@ def _same(path):
 
 
 def _in_folder(folder):
-    unread = []
+    """Audio files below a folder, through links; the rest is counted."""
+    unread, others, entered = [], 0, set()
     for where, folders, names in os.walk(
-        folder, onerror=lambda error: unread.append(error.filename)
+        folder,
+        onerror=lambda error: unread.append(error.filename),
+        followlinks=True,
     ):
+        inside = os.path.realpath(where)
+        if inside in entered:  # a link that leads back, or twice to a folder
+            folders.clear()
+            continue
+        entered.add(inside)
         folders[:] = sorted(name for name in folders if name[0] != ".")
         for name in sorted(names):
             # macOS puts a hidden "._a.wav" beside many an "a.wav".
-            if name.lower().endswith(_AUDIO_SUFFIXES) and name[0] != ".":
+            if name[0] == ".":
+                continue
+            if name.lower().endswith(_AUDIO_SUFFIXES):
                 yield os.path.join(where, name)
+            else:
+                others += 1
     yield from unread
+    if others:
+        print(
+            f"{others} of the files in {folder} are not called like audio or "
+            "video, and were left out; what is named by itself is read "
+            "whatever it is called.",
+            file=sys.stderr,
+        )

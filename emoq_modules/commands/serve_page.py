@@ -217,6 +217,9 @@ def _timeline(labels):
 
 def _shown(found, hparams):
     """The values of the outputs, and of the time line, for an answer."""
+    if not found["posteriors"]:
+        note = "**No answer**: the recording is silent."
+        return note, None, found["prompt"], gr.LinePlot(visible=False)
     how = "not calibrated" if hparams.temperature == 1 else "calibrated"
     note = f"Confidence {100 * found['confidence']:.0f} %, {how}."
     if found["abstained"]:

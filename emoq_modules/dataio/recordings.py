@@ -27,6 +27,8 @@ from emoq_modules.errors import AudioError
 # The window of a filter bank, and what HuBERT makes one frame of: of less no
 # encoder has heard anything.
 SHORTEST_S = 0.025
+# What is below, in dB of full scale, is silence: there is nothing to recognize.
+SILENCE_DBFS = -60.0
 
 
 @dataclass(frozen=True)
@@ -103,6 +105,16 @@ def as_recording(recording):
     return Recording(recording)
 
 
+def as_recordings(recordings):
+    """The same of several; ValueError if it is a single one."""
+    if isinstance(recordings, str | Path | Recording):
+        raise ValueError(
+            f"{recordings} is one recording, in the place of several: put it "
+            "into a list."
+        )
+    return map(as_recording, recordings)
+
+
 def read_samples(recording, max_seconds=None):
     """The samples of a recording at 16 kHz, ``(T,)``, if all is well with them.
 
@@ -116,6 +128,33 @@ def read_samples(recording, max_seconds=None):
     return checked_samples(
         recording.samples, SAMPLE_RATE, recording.path, SHORTEST_S
     )
+
+
+def check_batch(wavs, wav_lens):
+    """Refuses waveforms ``(B, T)`` at 16 kHz that no encoder makes sense of.
+
+    ``wav_lens`` are their relative lengths, ``(B,)``. ValueError says why.
+    """
+    if wavs.ndim != 2 or not wavs.is_floating_point():
+        raise ValueError(
+            f"The waveforms are {wavs.dtype} of shape {tuple(wavs.shape)}; "
+            "they have to be floats in [-1, 1], (B, T), at 16 kHz."
+        )
+    if (
+        wav_lens.shape != wavs.shape[:1]
+        or not ((0 < wav_lens) & (wav_lens <= 1)).all()
+    ):
+        raise ValueError(
+            f"wav_lens is {wav_lens.tolist()}; it has to have, for each of the "
+            f"{len(wavs)} waveforms, its share of the longest, above 0 and 1 "
+            "at most."
+        )
+    shortest = (wav_lens * wavs.shape[1]).min().item()
+    if shortest < SHORTEST_S * SAMPLE_RATE:
+        raise ValueError(
+            f"A waveform has {shortest:.0f} samples; 25 ms, "
+            f"{SHORTEST_S * SAMPLE_RATE:.0f}, are needed at least."
+        )
 
 
 def iter_segments(recording, spans):
@@ -166,6 +205,13 @@ def rms_dbfs(samples):
     """
     power = samples.double().square().mean().item()
     return round(10 * math.log10(max(power, 1e-20)), 6)
+
+
+def heard(samples, silence_dbfs=SILENCE_DBFS):
+    """Samples ``(T,)`` or None, and None where they are silence."""
+    if samples is None or rms_dbfs(samples) < silence_dbfs:
+        return None
+    return samples
 
 
 def _readable(words):

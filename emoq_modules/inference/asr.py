@@ -14,7 +14,7 @@ import torch
 from speechbrain.utils.logger import get_logger
 
 from emoq_modules.dataio.audio import SAMPLE_RATE
-from emoq_modules.dataio.recordings import rms_dbfs
+from emoq_modules.dataio.recordings import SILENCE_DBFS, rms_dbfs
 from emoq_modules.errors import BackboneError
 from emoq_modules.lobes.backbones import local_folder
 
@@ -23,8 +23,6 @@ logger = get_logger(__name__)
 _TASK = "automatic-speech-recognition"
 # Longer sound than Whisper hears at once is heard in overlapping parts.
 _CHUNK_S = 30
-# As of a timeline's windows: what is below, in dB of full scale, is silence.
-_SILENCE_DBFS = -60.0
 # OpenAI's decoder takes a text for a loop above, and a sound for none of
 # speech; transformers compresses tokens, which takes a threshold of its own.
 _MAX_COMPRESSION = 2.4
@@ -86,7 +84,7 @@ def with_texts(segments, transcribe):
 
 def _heard(transcribe, samples):
     """What was said, and what speaks against it."""
-    if rms_dbfs(samples) < _SILENCE_DBFS:
+    if rms_dbfs(samples) < SILENCE_DBFS:
         return "", "it is silent"
     text = transcribe(samples)
     if not text:

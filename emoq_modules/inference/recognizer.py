@@ -11,11 +11,14 @@ from emoq_modules.dataio.audio import SAMPLE_RATE, read_audio
 from emoq_modules.dataio.datasets import TextInputs
 from emoq_modules.dataio.recordings import (
     SHORTEST_S,
+    SILENCE_DBFS,
     Recording,
     as_recording,
+    as_recordings,
+    check_batch,
+    heard,
     iter_segments,
     read_samples,
-    rms_dbfs,
     sliding_windows,
 )
 from emoq_modules.errors import AudioError
@@ -154,11 +157,13 @@ class EmotionRecognizer(Pretrained):
         Raises
         ------
         ValueError
-            If there are turns before, and the system was trained without.
+            If there are turns before, and the system was trained without; or
+            as of ``check_batch``.
         """
         number = len(wavs)
         if wav_lens is None:
             wav_lens = torch.ones(number)
+        check_batch(wavs, wav_lens)
         counts = (wav_lens * wavs.shape[1]).round().long().tolist()
         rows = zip(
             wavs,
@@ -244,7 +249,7 @@ class EmotionRecognizer(Pretrained):
         -------
         iterator of Recognition
             In the given order. What is wrong with a recording is in its
-            ``error``, and the rest goes on.
+            ``error``, and the rest goes on; silence is abstained from.
 
         Raises
         ------
@@ -261,7 +266,7 @@ class EmotionRecognizer(Pretrained):
         ...     print(found.path, found.label, found.confidence)
         """
         segments = (
-            self._read(as_recording(item), max_seconds) for item in recordings
+            self._read(item, max_seconds) for item in as_recordings(recordings)
         )
         return self._stream(segments, batch_size, asr, abstain_below)
 
@@ -275,7 +280,7 @@ class EmotionRecognizer(Pretrained):
         asr=None,
         batch_size=8,
         abstain_below=None,
-        silence_dbfs=-60.0,
+        silence_dbfs=SILENCE_DBFS,
     ):
         """Recognizes the emotion over the course of a recording of any length.
 
@@ -330,9 +335,7 @@ class EmotionRecognizer(Pretrained):
                 raise ValueError("A VAD reads the file: give its path alone.")
             spans = speech_spans(vad, recording.path, self.device)
         segments = (
-            Segment(recording, start, end, samples, fault)
-            if samples is None or rms_dbfs(samples) >= silence_dbfs
-            else Segment(recording, start, end)
+            Segment(recording, start, end, heard(samples, silence_dbfs), fault)
             for start, end, samples, fault in iter_segments(recording, spans)
         )
         return list(self._stream(segments, batch_size, asr, abstain_below))
@@ -366,7 +369,8 @@ class EmotionRecognizer(Pretrained):
             samples = read_samples(recording, max_seconds)
         except (AudioError, OSError, ValueError) as error:
             return Segment(recording, fault=str(error))
-        return Segment(recording, 0.0, len(samples) / SAMPLE_RATE, samples)
+        seconds = len(samples) / SAMPLE_RATE
+        return Segment(recording, 0.0, seconds, heard(samples))
 
     def _posteriors(self, segments):
         """Posteriors of segments with samples, ``(B, C)``."""

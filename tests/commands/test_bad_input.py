@@ -17,6 +17,7 @@ import pytest
 import soundfile
 
 import train
+from emoq_modules.commands import cli
 from emoq_modules.dataio.files import describe, read_contents, write_contents
 from tests.conftest import flip_a_byte
 
@@ -470,3 +471,6 @@ def test_who_stops_a_run_is_told_how_it_goes_on(monkeypatch, capsys):
     monkeypatch.setattr(train, "main", stopped)
     assert train.run([STAGE2]) == 130
     assert "the same command goes on" in capsys.readouterr().err
+    monkeypatch.setattr(cli, "_run", lambda *_: stopped(None))
+    assert cli.main(["serve"]) == 130
+    assert capsys.readouterr().err == "\nstopped\n"  # it would begin anew

@@ -120,6 +120,21 @@ def test_folders_patterns_and_lists_mean_their_files(
     assert list(find_recordings([c, "-"])) == [c, b, a]
 
 
+def test_folders_are_entered_through_links_and_the_rest_is_counted(
+    folder, tmp_path, capsys
+):
+    (tmp_path / "here").mkdir()
+    (tmp_path / "here/linked").symlink_to(folder)
+    (tmp_path / "here/back").symlink_to(tmp_path / "here")  # a loop ends
+    (tmp_path / "here/a.WMV").touch()
+    found = list(find_recordings([str(tmp_path / "here")]))
+    names = [path.removeprefix(f"{tmp_path}/here/") for path in found]
+    assert names == ["a.WMV", "linked/a.wav"] + [
+        f"linked/more/{name}.wav" for name in "bc"
+    ]
+    assert "1 of the files in" in capsys.readouterr().err
+
+
 def test_texts_come_from_the_option_or_a_file(
     predict, recognizer_folder, folder, tmp_path
 ):

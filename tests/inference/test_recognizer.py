@@ -3,6 +3,7 @@
 import re
 import shutil
 import time
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -332,6 +333,47 @@ def test_timeline_recognizes_each_window_as_a_file_of_its_own(
         values = list(window.posteriors.values())
         assert values == pytest.approx(posteriors[0].tolist(), abs=1e-5)
         assert window.label == label[0] and window.path == str(path)
+
+
+def test_silence_and_what_cancels_are_abstained_from(recognizer, tmp_path):
+    tone = 0.1 * np.sin(np.arange(16000))
+    for name, samples in (
+        ("silent.wav", 0 * tone),
+        ("opposite.wav", np.stack([tone, -tone], axis=1)),
+        ("left.wav", tone),
+    ):
+        soundfile.write(tmp_path / name, samples, 16000, "FLOAT")
+    silent, opposite, left = recognizer.recognize(
+        tmp_path / name for name in ("silent.wav", "opposite.wav", "left.wav")
+    )
+    assert silent.abstained and silent.label is None and silent.end == 1.0
+    assert opposite.posteriors == pytest.approx(left.posteriors, abs=1e-5)
+
+
+@pytest.mark.parametrize("single", ["a.wav", Path("a.wav"), Recording("a.wav")])
+def test_a_single_recording_in_the_place_of_several_is_named(
+    recognizer, single
+):
+    with pytest.raises(ValueError, match="one recording, in the place of sev"):
+        recognizer.recognize(single)
+
+
+@pytest.mark.parametrize(
+    ("wavs", "wav_lens", "message"),
+    [
+        (torch.zeros(1, 800, dtype=torch.int16), None, "are torch.int16 of"),
+        (torch.zeros(800), None, r"of shape \(800,\)"),
+        (torch.zeros(1, 10), None, "has 10 samples; 25 ms, 400, are"),
+        (torch.zeros(2, 800), torch.tensor([1.0, 0.1]), "has 80 samples"),
+        (torch.zeros(1, 800), torch.tensor([1.5]), r"wav_lens is \[1.5\]"),
+        (torch.zeros(1, 800), torch.tensor([800]), r"wav_lens is \[800\]"),
+    ],
+)
+def test_a_batch_that_no_encoder_makes_sense_of_is_refused(
+    recognizer, wavs, wav_lens, message
+):
+    with pytest.raises(ValueError, match=message):
+        recognizer.classify_batch(wavs, wav_lens)
 
 
 def test_windows_without_sound_are_not_recognized(recognizer, tmp_path):
