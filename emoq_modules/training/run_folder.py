@@ -32,6 +32,7 @@ _LOCK_FILE = ".lock"
 LOCKS_VARIABLE = "EMOQ_LOCKS"
 
 _SHOWN = 120  # characters of a value, in a message
+_FOLDERS = "data_folder audio_source text_encoder llm llm_tokenizer".split()
 # May change between two starts of a run: its result does not depend on them.
 _FREE_TO_CHANGE = {
     "results_folder",  # in which everything lies that it names
@@ -228,18 +229,25 @@ def differences(now, earlier):
 def _texts(hparams_yaml):
     """Each key's value as YAML; this parser drops the comments.
 
-    Paths in the results folder are relative to it, as it may be moved.
+    Paths in the results folder are relative to it, as it may be moved; other
+    folders are those that they are, by whatever path they are named.
     """
     texts = {}
     nodes = {k.value: v for k, v in _parser().compose(hparams_yaml).value}
-    results = getattr(nodes.get("results_folder"), "value", "")
+    known = {key: getattr(node, "value", "") for key, node in nodes.items()}
+    places = {known.get("results_folder"): ""}
+    for key in _FOLDERS:
+        folder = known.get(key)
+        if isinstance(folder, str) and os.path.isdir(folder):
+            places[folder] = os.path.realpath(folder)
     for key, node in nodes.items():
         text = StringIO()
         _parser().serialize(node, text)
         text = text.getvalue().removesuffix("...\n").strip()
-        if results:
-            path = rf"(?<![^\s'\"\[{{]){re.escape(results)}/"
-            text = re.sub(path, "", text)
+        for place, name in places.items():
+            if place:
+                path = rf"(?<![^\s'\"\[{{]){re.escape(place)}(?![^\s'\"\]}},/])"
+                text = re.sub(path, name, text)
         texts[key] = text
     return texts
 

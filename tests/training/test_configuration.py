@@ -223,6 +223,26 @@ def test_differences_name_the_keys_that_changed(experiment, write):
     assert "Identity" in changed["layer"][1]
 
 
+def test_a_folder_by_another_path_is_no_difference(tmp_path, monkeypatch):
+    for name in ("corpus", "other", "model"):
+        (tmp_path / name).mkdir()
+    (tmp_path / "link").symlink_to(tmp_path / "corpus")
+    monkeypatch.chdir(tmp_path)
+
+    def settings(corpus, model="model"):
+        return (
+            f"data_folder: {corpus}\nllm: {model}\n"
+            f"prepare: !name:x.y\n    data_folder: {corpus}\n"
+            f"decoder: !new:x.z {{source: {model}}}\n"
+        )
+
+    here = settings("corpus")
+    for path in ("./corpus", "link", f"{tmp_path}/corpus/"):
+        assert differences(settings(path, f"{tmp_path}/model"), here) == {}
+    changed = differences(settings("other"), here)
+    assert changed.keys() == {"data_folder", "prepare"}
+
+
 def test_differences_see_keys_that_came_or_went_and_no_comments():
     changed = differences("a: 1  # one\nb: 2", "# a\na: 1\nc: 3")
     assert changed.keys() == {"b", "c"}
