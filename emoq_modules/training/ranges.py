@@ -79,7 +79,7 @@ _RULES = (
     (_or_null(_number(0, 0.99)), "fusion_dropout"),
     (_number(0, 0.99), "lora_dropout"),
     (_above(0), "lr temperature max_grad_norm lora_alpha word_weight"),
-    (_above(0), "ckpt_interval_minutes"),
+    (_above(0), "ckpt_interval_minutes max_utterance_s"),
     (_FLAG, "without_clips frame_norm contrast_across_ranks all_queries"),
     (_FLAG, "gradient_checkpointing check_llm shard_llm speaker_in_prompt"),
     (_PRECISION, "audio_precision precision eval_precision"),

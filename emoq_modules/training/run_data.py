@@ -22,7 +22,7 @@ def read_manifests(hparams):
     if hparams["feature_store"] is not None:
         # Files that have been read are known by these; others are checked.
         digests = AudioDigests(Path(hparams["feature_store"], DIGESTS_FILE))
-    return {
+    manifests = {
         split: read_manifest(
             f"{hparams['manifest_folder']}/{split}.json",
             hparams["labels"],
@@ -32,6 +32,26 @@ def read_manifests(hparams):
         )
         for split in SPLITS
     }
+    if hears:
+        _check_lengths(manifests, hparams.get("max_utterance_s", float("inf")))
+    return manifests
+
+
+def _check_lengths(manifests, longest):
+    """Refuses utterances that would take a GPU's memory, or all of it."""
+    long = [
+        f"{row.id}: {row.duration:.1f} s"
+        for rows in manifests.values()
+        for row in rows.values()
+        if row.duration > longest
+    ]
+    if long:
+        raise CorpusError(
+            f"There are utterances of more than {longest:g} s, "
+            f"{name_few(long)}, of which a batch would take gigabytes: cut "
+            "them into parts (a table has start and end), leave them out, or "
+            "set --max_utterance_s."
+        )
 
 
 def read_corpus(hparams):

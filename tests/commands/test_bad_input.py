@@ -271,6 +271,11 @@ REFUSED = [
         )
     ),
     (
+        "utterances that are too long",
+        again("--max_utterance_s", "0.1", *AFRESH),
+        r"more than 0\.1 s, 36 \(.* s, \.\.\.\), of which a batch",
+    ),
+    (
         "device that is none",
         again("--device", "gpu", stage=STAGE2),
         r"--device gpu is not to be had",
