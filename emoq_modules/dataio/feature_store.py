@@ -14,7 +14,6 @@ changed file is not taken for what it was. Their own checksum is in the
 metadata of the shard.
 """
 
-import contextlib
 import errno
 import json
 import math
@@ -31,7 +30,7 @@ import torch
 from speechbrain.utils.logger import get_logger
 
 from emoq_modules.dataio.digests import DIGESTS_FILE, AudioDigests, digest_of
-from emoq_modules.dataio.files import write_atomically
+from emoq_modules.dataio.files import remove_abandoned, write_atomically
 from emoq_modules.errors import FeatureStoreError
 from emoq_modules.lobes.pipeline import DTYPES, dtype_of, to_precision
 
@@ -40,8 +39,6 @@ logger = get_logger(__name__)
 # Changes whenever what is stored gets another meaning.
 _FORMAT = 1
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
-# Nobody needs this long to write a shard: who left it is dead.
-_ABANDONED_S = 3600
 # The share of time that looks at the folder may take: more shards take longer.
 _LISTING_SHARE = 0.02
 
@@ -279,11 +276,10 @@ class FeatureStore:
         started = time.monotonic()
         names = set()
         if self.folder.exists():
+            remove_abandoned(self.folder, ".shard-*.partial")
             for name in os.listdir(self.folder):
                 if re.fullmatch(r"shard-.*\.safetensors", name):
                     names.add(name)
-                elif re.fullmatch(r"\.shard-.*\.partial", name):
-                    self._tidy(name)
         if self._shards.keys() - names:
             self._forget()
         self._add(sorted(names - self._shards.keys()))
@@ -315,14 +311,6 @@ class FeatureStore:
             f"aside as {damaged}, which you may delete; its features are "
             "computed again."
         )
-
-    def _tidy(self, name):
-        """Removes what a process that was killed has left."""
-        partial = self.folder / name
-        # Another process may write it or remove it, or this one only read.
-        with contextlib.suppress(OSError):
-            if time.time() - partial.stat().st_mtime > _ABANDONED_S:
-                partial.unlink()
 
 
 def _index(path, precision):

@@ -1,15 +1,19 @@
 """Files and folders that are whole, or not there."""
 
 import codecs
+import contextlib
 import errno
 import hashlib
 import json
 import os
+import shutil
 import time
 
 CONTENTS_FILE = "contents.json"
 # Within a tick of the file system's clock a file may change unseen.
 _TICK_NS = 10**8
+# Nobody needs this long to write a file: who left it is dead.
+_ABANDONED_S = 3600
 _known = {}  # what tells whether a file has changed -> its SHA-256
 
 
@@ -104,6 +108,22 @@ def write_atomically(path, content):
         put_in_place(partial, path)
     finally:
         partial.unlink(missing_ok=True)
+
+
+def remove_abandoned(folder, pattern="*.partial", seconds=_ABANDONED_S):
+    """Removes what a process that was killed has left in a folder.
+
+    Another may be at what is younger than so many seconds.
+    """
+    for partial in folder.glob(pattern):
+        # Another process may remove it too, or this one may only read.
+        with contextlib.suppress(OSError):
+            if time.time() - partial.stat().st_mtime < seconds:
+                continue
+            if partial.is_dir():
+                shutil.rmtree(partial, ignore_errors=True)
+            else:
+                partial.unlink()
 
 
 def put_in_place(partial, path):

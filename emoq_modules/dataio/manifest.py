@@ -19,7 +19,7 @@ from itertools import chain
 from pathlib import Path
 from typing import NamedTuple
 
-from emoq_modules.dataio.files import write_atomically
+from emoq_modules.dataio.files import remove_abandoned, write_atomically
 from emoq_modules.errors import CorpusError
 
 logger = logging.getLogger(__name__)
@@ -182,6 +182,7 @@ def write_manifests(
     _check_rows(save_folder, splits, labels, dialogues)
     save_folder = Path(save_folder)
     save_folder.mkdir(parents=True, exist_ok=True)
+    remove_abandoned(save_folder, ".*.partial")
     files = {}
     for split in SPLITS:
         rows = sorted(splits[split], key=lambda r: (r.dialogue, r.turn, r.id))

@@ -23,6 +23,7 @@ from emoq_modules.dataio.files import (
     describe,
     flush,
     put_in_place,
+    remove_abandoned,
     write_contents,
 )
 from emoq_modules.errors import ExportError, UnsafeYAMLError
@@ -203,6 +204,7 @@ def _taking_the_place_of(out):
     new = out.with_name(f".{out.name}.{os.getpid()}.partial")
     earlier = out.with_name(f".{out.name}.{os.getpid()}.earlier")
     new.mkdir(parents=True)
+    remove_abandoned(out.parent, f".{out.name}.*.partial")
     try:
         yield new
         flush(new)  # which may take a while, in which the earlier one is there

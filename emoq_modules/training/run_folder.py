@@ -17,7 +17,7 @@ from speechbrain.utils.distributed import ddp_barrier, if_main_process
 from speechbrain.utils.logger import get_logger
 
 from emoq_modules import present_names
-from emoq_modules.dataio.files import write_atomically
+from emoq_modules.dataio.files import remove_abandoned, write_atomically
 from emoq_modules.errors import BusyError, ConfigurationError
 from emoq_modules.evaluation.results import RESULTS_FILE
 from emoq_modules.inference.recognizer_folder import SETTINGS_FILE
@@ -112,6 +112,7 @@ def enter_folder(run):
     check_settings(run)
     sb.create_experiment_directory(folder)
     if if_main_process():
+        remove_abandoned(folder, "**/*.partial", 0)  # nobody else is here
         write_atomically(folder / SETTINGS_FILE, run.hparams_yaml.encode())
         if run.weights and not kept:
             _keep_settings_of_stage_1(run)

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import os
 
 import pytest
 
@@ -10,6 +11,7 @@ from emoq_modules.dataio.files import (
     describe,
     find_fault,
     put_in_place,
+    remove_abandoned,
     sha256,
     write_atomically,
     write_contents,
@@ -85,3 +87,18 @@ def test_a_file_is_read_once_for_its_checksum(tmp_path, monkeypatch):
         assert sha256(path) == expected
     path.write_bytes(b"others")
     assert sha256(path) == hashlib.sha256(b"others").hexdigest()
+
+
+def test_what_a_killed_process_has_left_is_removed_once_nobody_writes_it(
+    tmp_path,
+):
+    for name in (".old.1.partial", ".new.2.partial", "kept.json"):
+        (tmp_path / name).write_text("x")
+    (tmp_path / "old.partial").mkdir()
+    for name in (".old.1.partial", "old.partial", "kept.json"):
+        os.utime(tmp_path / name, (1, 1))
+    remove_abandoned(tmp_path)
+    left = {path.name for path in tmp_path.iterdir()}
+    assert left == {".new.2.partial", "kept.json"}
+    remove_abandoned(tmp_path, seconds=0)
+    assert {path.name for path in tmp_path.iterdir()} == {"kept.json"}

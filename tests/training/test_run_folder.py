@@ -215,6 +215,10 @@ def test_a_person_may_start_from_any_stage_1_and_results_say_from_which(
 
 
 def test_a_run_goes_on_in_a_results_folder_that_was_moved(results, capfd):
+    stage_2 = results / "tiny/emoq/fold1-seed1234/stage2"
+    left = stage_2 / "save/.weights.partial"  # by a process that was killed
+    left.write_text("half")
     train.main(arguments(results))
+    assert not left.exists()
     printed = capfd.readouterr().out
     assert "stage 1 " in printed and "stage 2 " in printed
