@@ -14,6 +14,7 @@ from hyperpyyaml import resolve_references
 
 from emoq_modules.errors import UnsafeYAMLError
 
+_PARSERS = ruamel.yaml.events, yaml.events
 _STANDARD = {
     f"tag:yaml.org,2002:{kind}"
     for kind in ("bool", "float", "int", "map", "null", "seq", "str")
@@ -46,6 +47,19 @@ _NAMES = {
 _REFERENCES = {"!copy", "!ref", "!PLACEHOLDER"}
 # HyperPyYAML reads a scalar in parentheses as a tuple, with PyYAML's loader
 # that executes tags inside it.
+_MOST_NODES = 10_000
+_POWER = re.compile(r"<[^>]*>[\s)]*\*\*|\*\*[\s(]*<")
+# Events of either parser.
+_STARTS, _ENDS, _ALIASES = (
+    tuple(
+        getattr(parser, f"{kind}Event") for parser in _PARSERS for kind in kinds
+    )
+    for kinds in (
+        ("SequenceStart", "MappingStart"),
+        ("SequenceEnd", "MappingEnd"),
+        ("Alias",),
+    )
+)
 _TUPLE = re.compile(r"\s*\(.*\)\s*", re.DOTALL)
 
 
@@ -85,9 +99,22 @@ def is_safe(text):
 
 
 def _check(events, allowed, origin):
-    """Refuses a YAML in which a tag stands that is not allowed."""
-    faults = []
+    """Refuses a YAML in which a tag stands that is not allowed.
+
+    Nor may it take hours to read: by powers, which are computed, or by aliases
+    of what is full of aliases itself.
+    """
+    faults, nodes = [], 0
+    sizes, started = {}, []  # of what anchors stand for; of what is open
     for event in events:
+        if isinstance(event, _STARTS):
+            started.append((event.anchor, nodes))
+        elif isinstance(event, _ENDS):
+            anchor, before = started.pop()
+            sizes[anchor] = nodes - before
+        elif isinstance(event, _ALIASES):
+            nodes += sizes.get(event.anchor, 0)
+        nodes += 1
         line = event.start_mark.line + 1
         # In full, whatever %TAG has shortened it to.
         tag = getattr(event, "tag", None)
@@ -95,6 +122,11 @@ def _check(events, allowed, origin):
             tag = tag.replace("tag:yaml.org,2002:", "!!")
             faults.append(f"{tag} in line {line}")
         value = getattr(event, "value", None) or ""
+        if nodes > _MOST_NODES:
+            faults.append(f"aliases that multiply, in line {line}")
+            break
+        if "**" in value and (tag == "!ref" or _POWER.search(value)):
+            faults.append(f"a power in line {line}")
         if _TUPLE.fullmatch(value) and "!" in value:
             faults.append(f"{value} in line {line}, a tuple with a tag in it")
     if faults:

@@ -79,6 +79,26 @@ def test_the_same_yaml_is_executed_where_nothing_is_checked(kind, tmp_path):
     assert mark.exists()
 
 
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("a: 9\nb: !ref <a>**<a>**<a>", "a power in line 2"),
+        ("a: 9\nb: <a> ** <a>**<a>\nc: !ref <b>", "a power in line 2"),
+        (
+            "a: &a0 [1]\n"
+            + "".join(
+                f"k{n}: &a{n} [{', '.join([f'*a{n - 1}'] * 9)}]\n"
+                for n in range(1, 9)
+            ),
+            "aliases that multiply, in line 5",
+        ),
+    ],
+)
+def test_what_would_take_hours_to_read_is_refused(text, message):
+    with pytest.raises(UnsafeYAMLError, match=message):
+        check_yaml(text)
+
+
 def test_message_names_the_code_and_the_line():
     with pytest.raises(UnsafeYAMLError) as caught:
         check_yaml("a: 1\nb: !apply:os.system [ls]", origin="x/model.yaml")
