@@ -278,19 +278,13 @@ def _write_parts(folder, run, tree, llm, merged, include_backbones):
 
 def _load_run(source):
     """The recognizer of a run, with what trains told from what does not."""
-    try:
-        # It is the run's own, and may name classes of the person's own.
-        return EmotionRecognizer.from_hparams(
-            source,
-            trust_source=True,
-            run_opts={"device": "cpu"},
-            freeze_params=False,
-        ).eval()
-    except ImportError as error:
-        raise ExportError(
-            f"{source / SETTINGS_FILE} names what is not installed here: "
-            f"{error}. Export where it was trained."
-        ) from error
+    # It is the run's own, and may name classes of the person's own.
+    return EmotionRecognizer.from_hparams(
+        source,
+        trust_source=True,
+        run_opts={"device": "cpu"},
+        freeze_params=False,
+    ).eval()
 
 
 def _write_weights(folder, modules, base):

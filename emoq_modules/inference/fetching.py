@@ -4,6 +4,7 @@ Whatever a source is, its YAML becomes a local file first, is checked, and only
 then goes to SpeechBrain, which executes it.
 """
 
+from contextlib import contextmanager
 from pathlib import Path
 
 from huggingface_hub import try_to_load_from_cache
@@ -19,7 +20,7 @@ from speechbrain.utils.fetching import (
 from speechbrain.utils.logger import get_logger
 
 from emoq_modules.dataio.files import CONTENTS_FILE, find_faults
-from emoq_modules.errors import SourceError
+from emoq_modules.errors import EmoQError, SourceError
 from emoq_modules.inference.recognizer_folder import (
     FORMAT_VERSION,
     RECOGNIZER_FOLDER,
@@ -81,6 +82,52 @@ def open_source(
     # What was checked is executed, even if a web address answers otherwise now.
     folder = place if kind == FetchFrom.LOCAL else path.parent
     return str(folder), overrides
+
+
+@contextmanager
+def damaged_named(folder):
+    """Whatever a folder's values raise becomes one line about the folder."""
+    try:
+        yield
+    except EmoQError:
+        raise
+    except ImportError as error:
+        raise SourceError(
+            f"The trained system in {folder} names what is not installed "
+            f"here: {error}."
+        ) from error
+    except Exception as error:
+        reason = str(error).strip().splitlines() or ["it does not say why"]
+        raise SourceError(
+            f"The trained system in {folder} cannot be built "
+            f"({type(error).__name__}: {reason[0][:200]}): have its files been "
+            "changed since it was written?"
+        ) from error
+
+
+def check_values(modules, hparams):
+    """Refuses values that would show in the first recording, or not at all."""
+    labels = hparams["labels"]
+    if not isinstance(labels, list) or len(labels) < 2:
+        raise SourceError(f"labels is {labels!r}, in a trained system.")
+    for key, low, high in (("temperature", 1e-6, 1e6), ("abstain_below", 0, 1)):
+        value = hparams[key]
+        if type(value) not in (int, float) or not low <= value <= high:
+            raise SourceError(
+                f"{key} is {value!r} in a trained system; it has to be a "
+                f"number from {low:g} to {high:g}."
+            )
+    encoder, fusion = modules.get("encoder"), modules.get("fusion")
+    projection = getattr(fusion, "audio_projection", None)
+    if projection is None or not hasattr(encoder, "frame_layers"):
+        return
+    width = encoder.dim // encoder.frame_layers
+    if width != projection.in_features:
+        raise SourceError(
+            f"The audio encoder of a trained system gives {width} values a "
+            f"frame, and what takes them {projection.in_features}: one of the "
+            "two has been changed."
+        )
 
 
 def _snapshot(name, hparams_file, config):

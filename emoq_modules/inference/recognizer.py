@@ -24,7 +24,11 @@ from emoq_modules.dataio.recordings import (
 from emoq_modules.errors import AudioError
 from emoq_modules.inference.asr import load_transcriber, with_texts
 from emoq_modules.inference.batching import Recognizing, Segment, calibrated
-from emoq_modules.inference.fetching import open_source
+from emoq_modules.inference.fetching import (
+    check_values,
+    damaged_named,
+    open_source,
+)
 from emoq_modules.inference.vad import speech_spans
 from emoq_modules.lobes.pipeline import decode
 
@@ -52,6 +56,7 @@ class EmotionRecognizer(Pretrained):
         # A system that has not been calibrated is taken at its word.
         defaults = {"temperature": 1.0, "abstain_below": 0.0}
         hparams = {**defaults, "eval_precision": "fp32", **hparams}
+        check_values(modules, hparams)
         super().__init__(modules, hparams, **kwargs)
         self.mods.decoder.cache_prefix = True
         self._inputs = TextInputs(
@@ -119,9 +124,10 @@ class EmotionRecognizer(Pretrained):
             trust_source,
             **{key: kwargs[key] for key in fetching if key in kwargs},
         )
-        return super().from_hparams(
-            folder, hparams_file, overrides=overrides, **kwargs
-        )
+        with damaged_named(folder):
+            return super().from_hparams(
+                folder, hparams_file, overrides=overrides, **kwargs
+            )
 
     def classify_batch(
         self, wavs, wav_lens=None, texts=None, speakers=None, contexts=None

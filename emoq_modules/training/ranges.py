@@ -68,8 +68,8 @@ _PRECISION = _one_of("fp32", "bf16", "fp16")
 _RULES = (
     (_TEXT, "corpus variant results_folder"),
     (_whole(0), "seed context_turns num_queries queue_size row_tokens"),
-    (_whole(0), "num_workers number_of_epochs"),
-    (_whole(1), "audio_dim cross_attention_every pooling_heads batch_size"),
+    (_whole(0), "num_workers number_of_epochs cross_attention_every"),
+    (_whole(1), "audio_dim pooling_heads batch_size"),
     (_whole(1), "patience grad_accumulation_factor class_group lora_rank"),
     (_whole(1), "max_text_tokens max_context_tokens"),
     (_or_null(_whole(1)), "embedding_dim"),

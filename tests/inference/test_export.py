@@ -475,7 +475,7 @@ def test_class_of_ones_own_is_exported_and_has_to_be_trusted(
 ):
     copy = shutil.copytree(run, tmp_path / "run")
     edit(copy / "recognizer", "emoq_modules.FbankEncoder", "mine.MyEncoder")
-    with pytest.raises(ExportError, match="not installed.*mine.MyEncoder"):
+    with pytest.raises(SourceError, match="not installed.*mine.MyEncoder"):
         export_recognizer(copy, tmp_path / "export")
     (tmp_path / "mine.py").write_text(
         "from emoq_modules import FbankEncoder\n"

@@ -12,7 +12,7 @@ import torch
 
 from emoq_modules import EmotionRecognizer, Recording
 from emoq_modules.dataio.audio import read_audio
-from emoq_modules.errors import AudioError, SourceError
+from emoq_modules.errors import AudioError, EmoQError, SourceError
 from emoq_modules.evaluation.results import read_predictions
 from emoq_modules.inference.export import export_recognizer
 
@@ -440,3 +440,33 @@ def test_folder_that_holds_no_recognizer_is_said(run, tmp_path):
         EmotionRecognizer.from_hparams(tmp_path)
     with pytest.raises(SourceError, match="There is no folder"):
         EmotionRecognizer.from_hparams(tmp_path / "missing")
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "message"),
+    [
+        (r"eval_precision: \w+", "eval_precision: fp5", "cannot be built"),
+        (r"dtype: \w+", "dtype: floaty", "cannot be built"),
+        (
+            r"n_mels: \d+",
+            "n_mels: 40",
+            "gives 160 values a frame, and what .* 80",
+        ),
+        (r"labels: (&\w+ )?\[.*\]", r"labels: \1[]", "labels is"),
+        (r"\Z", "\ntemperature: 0\n", "temperature is 0 in a trained system"),
+        (r"\Z", "\ntemperature: warm\n", "temperature is 'warm'"),
+        (r"num_queries: \d+", "num_queries: 5", ""),
+    ],
+)
+def test_a_folder_with_a_changed_value_is_named(
+    recognizer_folder, tmp_path, before, after, message
+):
+    run = shutil.copytree(Path(recognizer_folder).parent, tmp_path / "run")
+    settings = run / "recognizer/hyperparams.yaml"
+    text = settings.read_text()
+    changed = re.sub(before, after, text, count=1)
+    assert changed != text
+    settings.write_text(changed)
+    with pytest.raises(EmoQError, match=message) as refusal:
+        EmotionRecognizer.from_hparams(run / "recognizer")
+    assert len(str(refusal.value).splitlines()) == 1
