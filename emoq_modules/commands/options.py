@@ -138,3 +138,13 @@ def exit_status(main, arguments, goes_on=False):
         message = str(error).split(f"{type(error).__name__}: ")[-1].strip()
         print(f"error: {message}", file=sys.stderr)
         return 2
+    except RuntimeError as error:
+        if "DataLoader worker" not in str(error):
+            raise
+        reason = " ".join(str(error).split())
+        print(
+            f"error: {reason} For want of memory, perhaps: set --num_workers "
+            "to fewer, or 0.",
+            file=sys.stderr,
+        )
+        return 2

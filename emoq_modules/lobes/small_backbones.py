@@ -7,9 +7,12 @@ know of language what EmoQ's own training teaches them.
 """
 
 import json
+import os
+import shutil
 from pathlib import Path
 
 import torch
+from safetensors import SafetensorError
 from tokenizers import (
     Tokenizer,
     decoders,
@@ -203,6 +206,18 @@ def _save(folder, make_model, seed, tokenizer):
     with torch.random.fork_rng(devices=[]), torch.device("cpu"):
         torch.manual_seed(seed)
         model = make_model()
-    model.save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
+    folder = Path(folder)
+    # Whole or not there: a start that is stopped has the next build it anew.
+    partial = folder.with_name(f".{folder.name}.{os.getpid()}.partial")
+    try:
+        model.save_pretrained(partial)
+        tokenizer.save_pretrained(partial)
+        shutil.rmtree(folder, ignore_errors=True)
+        os.replace(partial, folder)
+    except SafetensorError as error:
+        raise BackboneError(
+            f"{folder} cannot be written ({error}): is the disk full?"
+        ) from error
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
     return str(folder)

@@ -73,7 +73,7 @@ def save_adapter(decoder, folder, base=None):
         name: tensor.contiguous()
         for name, tensor in _adapter_tensors(decoder.llm).items()
     }
-    save_file(weights, Path(folder, ADAPTER_FILE), metadata={"format": "pt"})
+    _write(weights, Path(folder, ADAPTER_FILE), metadata={"format": "pt"})
 
 
 def _adapter_tensors(llm):
@@ -101,7 +101,7 @@ def save_trainable(module, path):
         name: parameter.detach().contiguous()
         for name, parameter in _trainable(module).items()
     }
-    save_file(weights, path)
+    _write(weights, path)
 
 
 def load_trainable(module, path, end_of_epoch=True):
@@ -170,3 +170,12 @@ def _fill(tensors, weights, path):
     with torch.no_grad():
         for name, tensor in tensors.items():
             tensor.copy_(weights[name])
+
+
+def _write(weights, path, **options):
+    try:
+        save_file(weights, path, **options)
+    except SafetensorError as error:
+        raise CheckpointError(
+            f"{path} cannot be written ({error}): is the disk full?"
+        ) from error

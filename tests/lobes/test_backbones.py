@@ -3,10 +3,12 @@
 import json
 import socket
 import time
+from pathlib import Path
 
 import pytest
 import torch
-from transformers import AutoModel
+from safetensors import SafetensorError
+from transformers import AutoModel, PreTrainedModel
 
 from emoq_modules.errors import BackboneError
 from emoq_modules.lobes import backbones
@@ -15,6 +17,8 @@ from emoq_modules.lobes.backbones import (
     load_tokenizer,
     local_folder,
 )
+from emoq_modules.lobes.small_backbones import build_llm
+from tests.corpus_folders import snapshot
 from tests.fake_hub import COMMIT, Hub
 
 
@@ -142,3 +146,21 @@ def test_fingerprint_follows_content_and_not_name(text_encoder, tmp_path):
         model.embeddings.word_embeddings.weight[0, 0] += 1
     model.save_pretrained(tmp_path / "b")
     assert fingerprint(tmp_path / "a") != fingerprint(tmp_path / "b")
+
+
+def test_a_backbone_that_cannot_be_written_whole_is_not_there(
+    tmp_path, monkeypatch
+):
+    folder = tmp_path / "llm"
+    build_llm(folder, ["Oh no!"], ["sad"])
+    kept = snapshot(folder)
+
+    def full(model, folder):
+        Path(folder).mkdir()
+        raise SafetensorError("No space left on device (os error 28)")
+
+    monkeypatch.setattr(PreTrainedModel, "save_pretrained", full)
+    with pytest.raises(BackboneError, match="llm cannot be written .*disk ful"):
+        build_llm(folder, ["Oh no!"], ["sad"], seed=2)
+    assert snapshot(folder) == kept
+    assert [path.name for path in tmp_path.iterdir()] == ["llm"]
