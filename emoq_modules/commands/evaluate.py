@@ -115,6 +115,9 @@ def _evaluate(own):
         raise ConfigurationError(f"--out {out} is a file: name a folder.")
     sources = find_sources(own)
     several = len(own.model) * len(sources) > 1
+    for model in own.model:
+        for source in sources:
+            source.check(model)
     for number, model in enumerate(own.model, start=1):
         recognizer = load_recognizer(own, model)
         found.append([])

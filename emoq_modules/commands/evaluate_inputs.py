@@ -1,5 +1,6 @@
 """What ``emoq evaluate`` measures on: a table, or a corpus as prepared."""
 
+import json
 import sys
 from collections import Counter
 from dataclasses import replace
@@ -13,6 +14,7 @@ from emoq_modules.dataio.manifest_reader import read_dialogues, read_manifest
 from emoq_modules.dataio.recordings import Recording
 from emoq_modules.dataio.tables import parse_pairs
 from emoq_modules.errors import ConfigurationError
+from emoq_modules.evaluation.results import RESULTS_FILE
 
 
 def find_sources(own):
@@ -42,6 +44,9 @@ class _Table:
     def count_labels(self):
         """How many there are of each label."""
         return count_labels(self.path, self._own.columns, self.label_map)
+
+    def check(self, model):
+        """Nothing is known of what a model has to do with a table."""
 
     def read(self, labels):
         """Rows of these labels, dialogues, and what is left out."""
@@ -134,6 +139,19 @@ class _Corpus:
         """How many there are of each label."""
         rows, _ = self._read
         return Counter(row.utterance.emotion for row in rows.values())
+
+    def check(self, model):
+        """Refuses folds whose test set a run's model has trained on."""
+        results = Path(model).parent / RESULTS_FILE
+        if not results.exists():
+            return
+        trained = json.loads(results.read_bytes())
+        folds = [run.hparams["fold"] for run in self._runs]
+        if trained["corpus"] == self.name and folds != [trained["fold"]]:
+            raise ConfigurationError(
+                f"{model} has trained on what other folds of {self} test: give "
+                f"--fold {trained['fold']}."
+            )
 
     def read(self, labels):
         """Rows of these labels, dialogues, and what is left out."""

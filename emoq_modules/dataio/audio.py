@@ -126,7 +126,7 @@ def _opened(path):
             raise AudioError(f"{path} is truncated: its header says more")
         if not frames and find_spec("av") is not None:
             # A pipe's WAV may say that no data follows.
-            yield SAMPLE_RATE, None, _decoded_blocks(path, "It has 0 samples.")
+            yield SAMPLE_RATE, None, _unannounced_blocks(path)
             return
         if frames > sys.maxsize // 2:  # FLAC from a pipe
             frames = None
@@ -348,6 +348,14 @@ def _decoded_blocks(path, reason):
         raise AudioError(
             f"{path} cannot be read as audio. {reason} With FFmpeg: {error}"
         ) from error
+
+
+def _unannounced_blocks(path):
+    """What FFmpeg finds where a header promises nothing."""
+    try:
+        yield from _decoded_blocks(path, "")
+    except AudioError as error:
+        raise AudioError(f"{path} has 0 samples") from error
 
 
 def _is_cut_off(path):

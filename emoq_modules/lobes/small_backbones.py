@@ -207,13 +207,14 @@ def _save(folder, make_model, seed, tokenizer):
         torch.manual_seed(seed)
         model = make_model()
     folder = Path(folder)
-    # Whole or not there: a start that is stopped has the next build it anew.
+    # Never half of a file, even for a rank that loads it at this moment.
     partial = folder.with_name(f".{folder.name}.{os.getpid()}.partial")
     try:
         model.save_pretrained(partial)
         tokenizer.save_pretrained(partial)
-        shutil.rmtree(folder, ignore_errors=True)
-        os.replace(partial, folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        for file in partial.iterdir():
+            os.replace(file, folder / file.name)
     except SafetensorError as error:
         raise BackboneError(
             f"{folder} cannot be written ({error}): is the disk full?"

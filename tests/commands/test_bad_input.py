@@ -256,7 +256,7 @@ REFUSED = [
             ("context_turns", "-1", "a whole number, 0 or more"),
             ("context_turns", "1.5", "a whole number"),
             ("context_turns", "True", "a whole number"),
-            ("lr", "-1", "a number above 0"),
+            ("lr", "-1", "a number, 0 or more"),
             ("lr_lora", "-1", "a number, 0 or more"),
             ("max_grad_norm", "-1.0", "a number above 0"),
             ("warmup_ratio", "5", "a number, 0 or more and 1 at most"),

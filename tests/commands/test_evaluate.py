@@ -97,6 +97,14 @@ def test_a_corpus_has_the_numbers_of_its_run(
     assert read_predictions(tmp_path / "out").ids == valid.ids
 
 
+def test_a_model_is_not_measured_on_what_it_has_trained_on(evaluate_corpus):
+    status, _, messages = evaluate_corpus(
+        *("--preset", "tests/tiny.yaml", "--folds", "[1, 2]"),
+    )
+    assert status == 2 and "has trained on what other folds" in messages
+    assert "give --fold 1" in messages
+
+
 def test_a_corpus_may_have_words_of_its_own(evaluate_corpus, tmp_path):
     labels = ["--labels", "[angry, happy, sad]"]
     status, _, messages = evaluate_corpus(
