@@ -18,6 +18,8 @@ from emoq_modules.commands.options import (
 )
 from emoq_modules.errors import ConfigurationError
 
+# What encoders hear at once; that of dataio.recordings takes seconds to import.
+_SHORTEST_S = 0.025
 _LOOPBACK = ("127.0.0.1", "localhost", "::1")
 _DESCRIPTION = """\
 Serves a web page on which speech is uploaded or recorded, and which shows the
@@ -66,6 +68,11 @@ class ServeSettings:
                     raise ConfigurationError(
                         f"--{name} is {value}; a confidence is from 0 to 1."
                     )
+            elif name == "window_s" and not _SHORTEST_S <= value < float("inf"):
+                raise ConfigurationError(
+                    f"--window_s is {value}; it has to be {_SHORTEST_S} s at "
+                    "least."
+                )
             elif not 0 < value < float("inf"):
                 raise ConfigurationError(
                     f"--{name} is {value}; it has to be above 0."
@@ -113,7 +120,7 @@ def _serve(own):
 
     recognizer = load_recognizer(own)
     stop = threading.Event()
-    for number in (signal.SIGINT, signal.SIGTERM):
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, lambda *_: stop.set())
     with serving(recognizer, settings, own.host, own.port) as url:
         print(f"The page is at {url} until Ctrl-C.", flush=True)

@@ -34,6 +34,7 @@ SETTINGS = ServeSettings(
     max_mb=0.5, max_seconds=4, max_concurrent=2, window_s=1, hop_s=0.5
 )
 TEXT = "no, <b>leave</b> me alone"
+SIGNALS = signal.SIGINT, signal.SIGTERM, signal.SIGHUP
 NASTY = "<img src=x onerror=alert(1)>.wav"
 
 
@@ -446,13 +447,13 @@ def test_page_shows_the_card_of_the_model(page, recognizer_folder):
 @pytest.fixture
 def signals():
     """Signals mean afterwards what they meant before."""
-    before = {n: signal.getsignal(n) for n in (signal.SIGINT, signal.SIGTERM)}
+    before = {n: signal.getsignal(n) for n in SIGNALS}
     yield
     for number, handler in before.items():
         signal.signal(number, handler)
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("number", SIGNALS)
 def test_command_serves_until_it_is_stopped(
     recognizer_folder, folder, capsys, signals, number
 ):
@@ -492,6 +493,7 @@ def test_command_serves_until_it_is_stopped(
         (["--abstain_below", "2"], "a confidence is from 0 to 1"),
         (["--max_seconds", "0"], "--max_seconds is 0.0; it has to be above 0"),
         (["--max_mb", "nan"], "--max_mb is nan"),
+        (["--window_s", "0.01"], "--window_s is 0.01; it has to be 0.025 s"),
         (["--port", "99999"], "port 99999"),
         (["--host", "192.0.2.1"], "192.0.2.1"),
     ],
