@@ -28,9 +28,10 @@ setup(
     install_requires=[
         # Lower bounds are what the tests have been run with. torch and
         # torchaudio come in pairs: torchaudio's wheel is built against one
-        # torch release, and SpeechBrain imports torchaudio.
-        "torch>=2.11,<2.12",
-        "torchaudio>=2.11,<2.12",  # resampling
+        # torch release, and SpeechBrain imports torchaudio. 2.11.1 of the one
+        # does not load beside 2.11.0 of the other, which pip would choose.
+        "torch==2.11.0",
+        "torchaudio==2.11.0",  # resampling
         # Training loop, data pipeline, checkpoints, metrics, filter banks.
         "speechbrain>=1.1.2,<1.2",
         # Experiments as YAML; HyperPyYAML needs ruamel below 0.19.
