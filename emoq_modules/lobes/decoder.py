@@ -132,6 +132,8 @@ class SoftPromptDecoder(nn.Module):
             words=words,
             **(chat_template_options or {}),
         )
+        if check:
+            self.prompt.check()
         llm = load_llm(source, revision, getattr(torch, dtype), quantization)
         embed, output = llm.get_input_embeddings(), llm.get_output_embeddings()
         tokens, rows = len(self.prompt.tokenizer), len(embed.weight)

@@ -179,6 +179,17 @@ class TokenizedPrompt:
             self.label_ids
         ) and all(len(word) == 1 for word in self.label_ids)
 
+    def check(self):
+        """Refuses a chat template that begins an answer otherwise.
+
+        Raises
+        ------
+        ValueError
+            As of ``Chat.check_answer``.
+        """
+        template = self.template
+        self._chat.check_answer(self._system, template.user, template.answer)
+
     def encode(self, text=None, speaker=None, context=()):
         """Tokenizes the prompt of one utterance.
 

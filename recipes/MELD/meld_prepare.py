@@ -270,7 +270,9 @@ def _utterances(store, rows, labels, left_out):
             skipped["its sound is in a later split"].append(key)
         else:
             dialogue, turn = _place(key)
-            season, episode = int(row["Season"]), int(row["Episode"])
+            season, episode = (
+                int(float(row[key])) for key in ("Season", "Episode")
+            )
             splits[SPLITS[key.split("/")[0]]].append(
                 Utterance(
                     id=key.replace("/", "_"),

@@ -200,7 +200,7 @@ def test_a_chat_template_keeps_the_prompt_and_begins_the_answer_or_is_refused(
     prompt = PromptTemplate("Name the emotion: {labels}.", template().user)
     prompt.answer = answer
     if says is None:
-        prompt.bind(tokenizer, LABELS)
+        prompt.bind(tokenizer, LABELS).check()
     else:
         with pytest.raises(ValueError, match=says):
-            prompt.bind(tokenizer, LABELS)
+            prompt.bind(tokenizer, LABELS).check()
