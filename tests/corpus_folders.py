@@ -1,6 +1,7 @@
 """The true folder layouts of the corpora, in small, for the tests."""
 
 import errno
+import functools
 import importlib.util
 import io
 import json
@@ -15,8 +16,9 @@ ROOT = Path(__file__).resolve().parents[1]
 SHARED_DATA = ROOT.parent / "shared" / "data"
 
 
+@functools.cache
 def load_recipe(path):
-    """A recipe's prepare module, by its path under ``recipes/``."""
+    """A recipe's prepare module, one of each, by its path in ``recipes``."""
     path = ROOT / "recipes" / path
     spec = importlib.util.spec_from_file_location(path.stem, path)
     module = importlib.util.module_from_spec(spec)
