@@ -27,8 +27,8 @@ examples:
   emoq evaluate --model RUN/recognizer --table test.csv
   emoq evaluate --model RUN/recognizer --table test.csv --data_folder wavs/ \\
       --columns "path=file_id, emotion=emo" --label_map "joy=happy, rage=angry"
-  emoq evaluate --model RUN/recognizer --preset recipes/EMODB/emodb4.yaml \\
-      --data_folder /data/emodb --label_map "joy=happy"
+  emoq evaluate --model RUN/recognizer --preset recipes/MELD/meld7.yaml \\
+      --data_folder /data/MELD.Raw --label_map "joy=happy, sadness=sad"
       a corpus, as its recipe prepares it: the test sets of all its folds
   emoq evaluate --model A/recognizer --model B/recognizer --table a.csv \\
       --table b.csv
@@ -93,8 +93,8 @@ def add_evaluate(commands):
     command.add_argument(
         "--split",
         metavar="NAME",
-        help="only rows of this split of the table; of "
-        "a corpus train, valid or test (test)",
+        help="only rows of this split of the table; of a corpus train, valid "
+        "or test (test)",
     )
     command.add_argument(
         "--out",
@@ -115,9 +115,6 @@ def _evaluate(own):
         raise ConfigurationError(f"--out {out} is a file: name a folder.")
     sources = find_sources(own)
     several = len(own.model) * len(sources) > 1
-    for model in own.model:
-        for source in sources:
-            source.check(model)
     for number, model in enumerate(own.model, start=1):
         recognizer = load_recognizer(own, model)
         found.append([])

@@ -27,7 +27,10 @@ def find_sources(own):
     if own.columns and own.preset:
         raise ConfigurationError("--columns is for --table.")
     if own.preset:
-        return [_Corpus(own)]
+        corpus = _Corpus(own)
+        for model in own.model:
+            corpus.check(model)
+        return [corpus]
     return [_Table(path, own) for path in own.table]
 
 
@@ -44,9 +47,6 @@ class _Table:
     def count_labels(self):
         """How many there are of each label."""
         return count_labels(self.path, self._own.columns, self.label_map)
-
-    def check(self, model):
-        """Nothing is known of what a model has to do with a table."""
 
     def read(self, labels):
         """Rows of these labels, dialogues, and what is left out."""

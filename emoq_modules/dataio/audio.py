@@ -253,7 +253,7 @@ def decode_sound(clip):
                     for samples in mixer.mix(frame):
                         kept += len(samples)
                         yield samples
-    except AudioError:
+    except (AudioError, MemoryError):
         raise
     # FFmpeg, and what binds it to Python, raise errors of many kinds.
     except Exception as error:

@@ -14,7 +14,6 @@ from hyperpyyaml import resolve_references
 
 from emoq_modules.errors import UnsafeYAMLError
 
-_PARSERS = ruamel.yaml.events, yaml.events
 _STANDARD = {
     f"tag:yaml.org,2002:{kind}"
     for kind in ("bool", "float", "int", "map", "null", "seq", "str")
@@ -45,11 +44,12 @@ _NAMES = {
 # !applyref calls functions while references are resolved, !include reads other
 # files; neither is here.
 _REFERENCES = {"!copy", "!ref", "!PLACEHOLDER"}
-# HyperPyYAML reads a scalar in parentheses as a tuple, with PyYAML's loader
-# that executes tags inside it.
+# So many nodes, with those that aliases stand for, no trained system has.
 _MOST_NODES = 10_000
+# HyperPyYAML computes what stands in references, as of 9**9**9.
 _POWER = re.compile(r"<[^>]*>[\s)]*\*\*|\*\*[\s(]*<")
 # Events of either parser.
+_PARSERS = ruamel.yaml.events, yaml.events
 _STARTS, _ENDS, _ALIASES = (
     tuple(
         getattr(parser, f"{kind}Event") for parser in _PARSERS for kind in kinds
@@ -60,6 +60,8 @@ _STARTS, _ENDS, _ALIASES = (
         ("Alias",),
     )
 )
+# HyperPyYAML reads a scalar in parentheses as a tuple, with PyYAML's loader
+# that executes tags inside it.
 _TUPLE = re.compile(r"\s*\(.*\)\s*", re.DOTALL)
 
 

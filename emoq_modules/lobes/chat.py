@@ -84,8 +84,8 @@ class Chat:
         """
         return self._around_an_answer("a", "b")[1].strip()
 
-    def check(self, system, user, answer):
-        """Refuses a template that loses a line, or begins an answer otherwise.
+    def check(self, system, user, answer, begins=False):
+        """Refuses a template that loses a line, or opens a thought.
 
         Arguments
         ---------
@@ -95,6 +95,8 @@ class Chat:
             The user's turn.
         answer : str
             What the assistant's turn is to begin with.
+        begins : bool
+            Whether it has to begin as the template has it.
 
         Raises
         ------
@@ -113,40 +115,20 @@ class Chat:
                 )
             end = place + len(line)
         before = self._around_an_answer(system, user)[0].rstrip()
-        opened = re.search(r"<(\w+)>\s*$", found[max(end, len(before)) :])
-        if opened and f"</{opened[1]}>" not in answer:
-            raise ValueError(
-                "The chat template of the LLM's tokenizer begins the "
-                f"assistant's turn with {opened[0].strip()!r}: switch that off "
-                "by chat_template_options, or end it in the prompt's answer."
-            )
-
-    def check_answer(self, system, user, answer):
-        """Refuses a template that begins an answer otherwise.
-
-        Arguments
-        ---------
-        system : str
-            The system turn.
-        user : str
-            The user's turn.
-        answer : str
-            What the assistant's turn is to begin with.
-
-        Raises
-        ------
-        ValueError
-            If the template does not fit.
-        """
-        found = self.render(system, user)
-        before = self._around_an_answer(system, user)[0].rstrip()
-        if not f"{found}{answer}".startswith(before):
+        if begins and not f"{found}{answer}".startswith(before):
             lacks = before.removeprefix(found)
             raise ValueError(
                 "The chat template of the LLM's tokenizer has "
                 f"{lacks[-80:]!r} before what the assistant says, and the "
                 "prompt has not: let chat_template_options write it (such as "
                 "enable_thinking: False), or begin the prompt's answer with it."
+            )
+        opened = re.search(r"<(\w+)>\s*$", found[max(end, len(before)) :])
+        if opened and f"</{opened[1]}>" not in answer:
+            raise ValueError(
+                "The chat template of the LLM's tokenizer begins the "
+                f"assistant's turn with {opened[0].strip()!r}: switch that off "
+                "by chat_template_options, or end it in the prompt's answer."
             )
 
     def _around_an_answer(self, system, user):

@@ -141,8 +141,8 @@ class TokenizedPrompt:
     ------
     ValueError
         If an emotion word occurs twice or is no label's, the chat template
-        loses a line or has something else before the answer, or the tokenizer
-        is not one of the library ``tokenizers`` or names no end of a turn.
+        loses a line or opens a thought, or the tokenizer is not one of the
+        library ``tokenizers`` or names no end of a turn.
     """
 
     def __init__(
@@ -185,10 +185,12 @@ class TokenizedPrompt:
         Raises
         ------
         ValueError
-            As of ``Chat.check_answer``.
+            As of ``Chat.check``.
         """
         template = self.template
-        self._chat.check_answer(self._system, template.user, template.answer)
+        self._chat.check(
+            self._system, template.user, template.answer, begins=True
+        )
 
     def encode(self, text=None, speaker=None, context=()):
         """Tokenizes the prompt of one utterance.

@@ -4,11 +4,12 @@ They are checked when a run is planned, before anything is read or trained: a
 value that cannot be meant would else train to its end, or stop hours later.
 """
 
-from itertools import chain
+import math
 
 from transformers import SchedulerType
 
 from emoq_modules.errors import ConfigurationError
+from emoq_modules.evaluation.metrics import MEASURES
 
 # Text that is taken as it is written on a command line, whatever it would be in
 # YAML; of the others null is none.
@@ -20,8 +21,6 @@ LITERAL_OR_NULL = frozenset(
     "feature_store fusion_weights text_encoder llm llm_tokenizer".split()
 )
 
-_WEIGHTINGS = "all_one max_one mean_one sum_one effective_number".split()
-
 
 def _whole(low):
     return (
@@ -30,25 +29,17 @@ def _whole(low):
     )
 
 
-def _number(low, high=float("inf")):
-    """From ``low`` on, and at most, or where it is endless below, ``high``."""
-    most = f" and {high:g} at most" if high < float("inf") else ""
-    return (
-        lambda value: (
-            type(value) in (int, float) and low <= value <= min(high, 1e30)
-        ),
-        f"a number, {low:g} or more{most}",
-    )
+def _number(interval):
+    """Any in an interval, such as ``[0, 1)``, which leaves 1 out."""
+    low, high = map(float, interval[1:-1].split(","))
+    ends = {low} if interval[0] == "[" else set()
+    ends |= {high} if interval[-1] == "]" else set()
 
+    def fits(value):
+        is_number = type(value) in (int, float) and math.isfinite(value)
+        return is_number and (low < value < high or value in ends)
 
-def _above(low, below=float("inf")):
-    most = f" and below {below:g}" if below < float("inf") else ""
-    return (
-        lambda value: (
-            type(value) in (int, float) and low < value < min(below, 1e30)
-        ),
-        f"a number above {low:g}{most}",
-    )
+    return fits, f"a number in {interval}"
 
 
 def _one_of(*words):
@@ -63,6 +54,7 @@ def _or_null(rule):
 _FLAG = lambda value: type(value) is bool, "True or False"
 _TEXT = lambda value: isinstance(value, str) and value.strip(), "text"
 _PRECISION = _one_of("fp32", "bf16", "fp16")
+_WEIGHTINGS = "all_one max_one mean_one sum_one effective_number".split()
 
 # A rule, and the keys that it is for.
 _RULES = (
@@ -73,29 +65,24 @@ _RULES = (
     (_whole(1), "patience grad_accumulation_factor class_group lora_rank"),
     (_whole(1), "max_text_tokens max_context_tokens"),
     (_or_null(_whole(1)), "embedding_dim"),
-    (_number(0), "gamma balance weight_decay ckpt_interval_minutes"),
-    (_number(0), "lr lr_fusion lr_head lr_projector lr_scale lr_lora"),
-    (_number(0, 1), "text_dropout audio_dropout warmup_ratio"),
-    (_or_null(_number(0, 0.99)), "fusion_dropout"),
-    (_number(0, 0.99), "lora_dropout"),
-    (_above(0), "temperature max_grad_norm lora_alpha word_weight"),
-    (_above(0), "max_utterance_s"),
+    (_number("[0, inf)"), "gamma balance weight_decay ckpt_interval_minutes"),
+    (_number("[0, inf)"), "lr lr_fusion lr_head lr_projector lr_scale lr_lora"),
+    (_number("[0, 1]"), "text_dropout audio_dropout warmup_ratio"),
+    (_number("[0, 1)"), "lora_dropout class_weights_beta"),
+    (_or_null(_number("[0, 1)")), "fusion_dropout"),
+    (_number("(0, inf)"), "temperature max_grad_norm lora_alpha word_weight"),
+    (_number("(0, inf)"), "max_utterance_s"),
     (_FLAG, "without_clips frame_norm contrast_across_ranks all_queries"),
     (_FLAG, "gradient_checkpointing check_llm shard_llm speaker_in_prompt"),
     (_PRECISION, "audio_precision precision eval_precision"),
     (_one_of("fp16", "fp32"), "store_precision"),
     (_one_of(*_WEIGHTINGS), "class_weighting"),
-    (_number(0, 0.999999), "class_weights_beta"),
     (_one_of("float32", "bfloat16", "float16"), "llm_dtype"),
     (_or_null(_one_of("nf4")), "llm_quantization"),
-    (_one_of("UA", "WA", "WF1", "loss", "last"), "selection_metric"),
+    (_one_of(*MEASURES, "loss", "last"), "selection_metric"),
     (_one_of(*(kind.value for kind in SchedulerType)), "scheduler"),
 )
-_RULE_OF = dict(
-    chain.from_iterable(
-        ((key, rule) for key in keys.split()) for rule, keys in _RULES
-    )
-)
+_RULE_OF = {key: rule for rule, keys in _RULES for key in keys.split()}
 
 
 def check_ranges(hparams):

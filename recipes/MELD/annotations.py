@@ -67,6 +67,22 @@ def annotated_times(row):
     return start, end
 
 
+def find_episode(row):
+    """Season and episode of an utterance; pandas may write ``8.0`` for 8."""
+    numbers = [row["Season"], row["Episode"]]
+    try:
+        season, episode = map(float, numbers)
+        if season % 1 or episode % 1:
+            raise ValueError
+    except ValueError:
+        raise CorpusError(
+            f"Dialogue {row['Dialogue_ID']}, utterance {row['Utterance_ID']} "
+            f"has the Season and Episode {numbers}, which are no numbers of "
+            "them: compare the CSV file with the published one."
+        ) from None
+    return int(season), int(episode)
+
+
 def _seconds(time):
     """Seconds of ``00:16:16,059``, or of a number of them."""
     *larger, seconds = time.replace(",", ".").split(":")

@@ -38,6 +38,7 @@ sys.path.append(str(Path(__file__).parents[2]))  # run alone, it is not there
 from recipes.MELD.annotations import (  # noqa: E402
     LABELS,
     annotated_times,
+    find_episode,
     find_repeats,
     read_annotations,
     repair,
@@ -270,9 +271,7 @@ def _utterances(store, rows, labels, left_out):
             skipped["its sound is in a later split"].append(key)
         else:
             dialogue, turn = _place(key)
-            season, episode = (
-                int(float(row[key])) for key in ("Season", "Episode")
-            )
+            season, episode = find_episode(row)
             splits[SPLITS[key.split("/")[0]]].append(
                 Utterance(
                     id=key.replace("/", "_"),

@@ -18,6 +18,7 @@ import soundfile
 
 import train
 from emoq_modules.commands import cli
+from emoq_modules.commands.options import exit_status
 from emoq_modules.dataio.files import describe, read_contents, write_contents
 from tests.conftest import flip_a_byte
 
@@ -256,11 +257,11 @@ REFUSED = [
             ("context_turns", "-1", "a whole number, 0 or more"),
             ("context_turns", "1.5", "a whole number"),
             ("context_turns", "True", "a whole number"),
-            ("lr", "-1", "a number, 0 or more"),
-            ("lr_lora", "-1", "a number, 0 or more"),
-            ("max_grad_norm", "-1.0", "a number above 0"),
-            ("warmup_ratio", "5", "a number, 0 or more and 1 at most"),
-            ("weight_decay", "-1", "a number, 0 or more"),
+            ("lr", "-1", r"a number in \[0, inf\)"),
+            ("lr_lora", "-1", r"a number in \[0, inf\)"),
+            ("max_grad_norm", "-1.0", r"a number in \(0, inf\)"),
+            ("warmup_ratio", "5", r"a number in \[0, 1\]"),
+            ("weight_decay", "-1", r"a number in \[0, inf\)"),
             ("batch_size", "0", "a whole number, 1 or more"),
             ("grad_accumulation_factor", "0", "a whole number, 1 or more"),
             ("num_queries", "-1", "a whole number, 0 or more"),
@@ -268,6 +269,7 @@ REFUSED = [
             ("scheduler", "cosin", "one of linear, cosine"),
             ("check_llm", "maybe", "something like True"),
             ("class_weighting", "max", "one of all_one, max_one"),
+            ("fusion_dropout", "1", r"a number in \[0, 1\); or null"),
         )
     ),
     (
@@ -479,3 +481,13 @@ def test_who_stops_a_run_is_told_how_it_goes_on(monkeypatch, capsys):
     monkeypatch.setattr(cli, "_run", lambda *_: stopped(None))
     assert cli.main(["serve"]) == 130
     assert capsys.readouterr().err == "\nstopped\n"  # it would begin anew
+
+
+def test_a_data_loader_that_died_is_told(capsys):
+    def died(arguments):
+        raise RuntimeError(
+            "DataLoader worker (pid 7) is killed by signal: Killed."
+        )
+
+    assert exit_status(died, []) == 2
+    assert "Killed. For want of memory, perhaps" in capsys.readouterr().err

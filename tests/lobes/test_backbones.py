@@ -10,7 +10,7 @@ import torch
 from safetensors import SafetensorError
 from transformers import AutoModel, PreTrainedModel
 
-from emoq_modules.errors import BackboneError
+from emoq_modules.errors import BackboneError, CheckpointError
 from emoq_modules.lobes import backbones
 from emoq_modules.lobes.backbones import (
     fingerprint,
@@ -18,6 +18,7 @@ from emoq_modules.lobes.backbones import (
     local_folder,
 )
 from emoq_modules.lobes.small_backbones import build_llm
+from emoq_modules.lobes.weights import save_trainable
 from tests.corpus_folders import snapshot
 from tests.fake_hub import COMMIT, Hub
 
@@ -164,3 +165,8 @@ def test_a_backbone_that_cannot_be_written_whole_is_not_there(
         build_llm(folder, ["Oh no!"], ["sad"], seed=2)
     assert snapshot(folder) == kept
     assert [path.name for path in tmp_path.iterdir()] == ["llm"]
+
+
+def test_weights_that_cannot_be_written_are_named(tmp_path):
+    with pytest.raises(CheckpointError, match="no/a.safetensors cannot be wri"):
+        save_trainable(torch.nn.Linear(2, 2), tmp_path / "no/a.safetensors")

@@ -6,6 +6,7 @@ import pytest
 
 from emoq_modules.errors import CorpusError
 from emoq_modules.training.configuration import plan_runs
+from recipes.MELD.annotations import annotated_times, find_episode
 from tests.corpus_folders import (
     SHARED_DATA,
     all_rows,
@@ -143,3 +144,16 @@ def test_of_meld_a_scene_is_in_training_and_test(tmp_path, caplog, without):
     assert left["train"] & gone == (set() if without else gone)
     sizes = [len(rows) for rows in left.values()]
     assert sizes == [9989 - len(gone) * without, 1109, 2610]
+
+
+def test_times_may_be_seconds_and_numbers_as_pandas_writes_them():
+    row = {"StartTime": "00:01:02,5", "EndTime": "63.25"}
+    assert annotated_times(row) == (62.5, 63.25)
+    assert find_episode({"Season": "8.0", "Episode": "21"}) == (8, 21)
+
+
+@pytest.mark.parametrize("season", ["", "eight", "8.5", "nan"])
+def test_a_season_that_is_no_number_is_named(season):
+    row = {"Dialogue_ID": "3", "Utterance_ID": "1"}
+    with pytest.raises(CorpusError, match="Dialogue 3, utterance 1 has the Se"):
+        find_episode(row | {"Season": season, "Episode": "1"})

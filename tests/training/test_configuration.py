@@ -7,6 +7,8 @@ import torch
 from ruamel.yaml import YAML
 
 from emoq_modules.errors import ConfigurationError
+from emoq_modules.lobes.losses import inverse_frequency_weights
+from emoq_modules.training import ranges
 from emoq_modules.training.configuration import (
     StageRun,
     change,
@@ -313,3 +315,8 @@ def test_a_value_may_have_an_equals_sign(words):
 def test_labels_that_are_no_words_are_refused(experiment, labels, message):
     with pytest.raises(ConfigurationError, match=message):
         merge_presets(experiment, (), f"data_folder: x\nlabels: {labels}")
+
+
+def test_each_class_weighting_that_is_let_through_is_one():
+    for scheme in ranges._WEIGHTINGS:
+        inverse_frequency_weights([0, 1], num_classes=2, scheme=scheme)
