@@ -29,7 +29,6 @@ SAMPLE_RATE = 16000
 _RATES_HZ = (1000, 768_000)
 # All usual rates have this many Hz in common with 16 kHz: 11,025 has 25.
 _COMMON_STEP = 25
-_BLOCK_S = 1
 _DECODED_PIECES = 16
 # Some writers put a few bytes too many into a header; that is harmless.
 _SLACK = 64

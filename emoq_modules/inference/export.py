@@ -94,11 +94,7 @@ def export_recognizer(
     """
     run = _find_run(results_folder)
     out = _check_out(out)
-    results_file = run / RESULTS_FILE
-    try:
-        results = json.loads(results_file.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ExportError(f"{results_file} is damaged ({error}).") from None
+    results = _read_results(run)
     calibration = _calibrate(run)
     tree = _read_tree(run / RECOGNIZER_FOLDER, calibration.temperature)
     parts = _parts(tree)
@@ -145,13 +141,10 @@ def read_card(folder):
         return ModelCard.load(card).text
     if not (run / RESULTS_FILE).exists():
         return None
-    results = json.loads((run / RESULTS_FILE).read_text(encoding="utf-8"))
     tree = _read_tree(Path(folder), 1.0)
-    note = "emoq export does that, and writes this card"
+    note = Calibration(note="emoq export does that, and writes this card")
     prompt = _prompt_text(tree["decoder"]["prompt"])
-    return model_card(
-        results, Calibration(note=note), _parts(tree), prompt
-    ).text
+    return model_card(_read_results(run), note, _parts(tree), prompt).text
 
 
 def _find_run(results_folder):
@@ -219,6 +212,14 @@ def _taking_the_place_of(out):
         shutil.rmtree(earlier, ignore_errors=True)
     finally:
         shutil.rmtree(new, ignore_errors=True)
+
+
+def _read_results(run):
+    file = run / RESULTS_FILE
+    try:
+        return json.loads(file.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ExportError(f"{file} is damaged ({error}).") from None
 
 
 def _calibrate(run):
