@@ -1,5 +1,6 @@
 """What several test files share."""
 
+import logging
 import multiprocessing
 import os
 import socket
@@ -10,6 +11,7 @@ import pytest
 import torch
 import torch.distributed as dist
 from huggingface_hub import constants
+from speechbrain.utils.logger import TqdmCompatibleStreamHandler
 
 import train
 from emoq_modules.lobes.small_backbones import build_llm, build_text_encoder
@@ -41,6 +43,15 @@ def no_description_of_the_environment():
         place = "speechbrain.utils.logger.get_environment_description"
         patch.setattr(place, str)
         yield
+
+
+@pytest.fixture(autouse=True)
+def console_of_this_test():
+    """A run logs to the streams of its own test, which are then closed."""
+    yield
+    for handler in list(logging.root.handlers):
+        if isinstance(handler, TqdmCompatibleStreamHandler):
+            logging.root.removeHandler(handler)
 
 
 @pytest.fixture(scope="session")
