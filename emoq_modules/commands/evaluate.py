@@ -162,13 +162,14 @@ def _measure(recognizer, source, own, out, model):
             "transcribes them.",
             file=sys.stderr,
         )
-    stats, faults = _recognize(recognizer, rows, dialogues, labels, own)
-    temperature = recognizer.hparams.temperature
+    stats, faults, temperatures = _recognize(
+        recognizer, rows, dialogues, labels, own
+    )
     posteriors = torch.stack(stats.posteriors).numpy()
     systems = {"as given": posteriors}
-    if temperature != 1:
-        scaled = apply_temperature(posteriors, temperature)
-        systems[f"T = {temperature:.2f}"] = scaled
+    if any(temperatures):
+        scaled = [value or 1.0 for value in temperatures]
+        systems["calibrated"] = apply_temperature(posteriors, scaled)
     info = {"corpus": source.name, "fold": None, "stage": None, "seed": None}
     info |= {
         "model": str(model),
@@ -217,19 +218,23 @@ def _compare(own, tables, found, out):
 
 
 def _recognize(recognizer, rows, dialogues, labels, own):
-    """``EmotionStats`` of the rows, and what could not be recognized."""
+    """``EmotionStats`` of the rows, faults, and the temperature for each.
+
+    The posteriors are those of a run's test: as they are in training.
+    """
     import torch
     from tqdm import tqdm
 
     from emoq_modules.commands.evaluate_inputs import as_recording
+    from emoq_modules.evaluation.calibration import temperature_for
     from emoq_modules.evaluation.metrics import EmotionStats
 
-    stats, faults = EmotionStats(labels), []
+    stats, faults, temperatures = EmotionStats(labels), [], []
     turns = recognizer.hparams.context_turns
     recordings = (as_recording(row, turns and dialogues) for row in rows)
     try:
         found = recognizer.recognize(
-            recordings, own.batch_size, max_seconds=None
+            recordings, own.batch_size, max_seconds=None, calibrate=False
         )
     except ValueError as error:
         raise ConfigurationError(str(error)) from error
@@ -239,6 +244,8 @@ def _recognize(recognizer, rows, dialogues, labels, own):
         if answer.error or not answer.posteriors:
             faults.append(f"{said.id}: {answer.error or 'it is silent'}")
             continue
+        fitted = recognizer.hparams.temperature
+        temperatures.append(temperature_for(fitted, answer.text))
         posteriors = torch.tensor([[answer.posteriors[x] for x in labels]])
         if len(labels) < len(answer.posteriors):
             posteriors /= posteriors.sum()
@@ -253,7 +260,7 @@ def _recognize(recognizer, rows, dialogues, labels, own):
         )
     if not stats.ids:
         raise AudioError(f"Nothing could be recognized: {faults[0]}")
-    return stats, faults
+    return stats, faults, temperatures
 
 
 def _told(stats, info):

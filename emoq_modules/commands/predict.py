@@ -59,7 +59,8 @@ def add_predict(commands):
         "--transcripts",
         metavar="CSV",
         help="what is said in each: columns path (or id, the file's name "
-        "without its ending), text and, if you like, speaker",
+        "without its ending), text and, if you like, speaker; or a manifest "
+        "of a run",
     )
     add_recognition_options(command)
     command.add_argument("--speaker", help="who speaks, in all recordings")

@@ -7,7 +7,7 @@ import unicodedata
 from collections import defaultdict
 from pathlib import Path
 
-from emoq_modules.dataio.tables import read_table
+from emoq_modules.dataio.tables import make_table, read_table
 from emoq_modules.errors import ConfigurationError
 
 # What is taken for audio in a folder; a file that is named may be anything.
@@ -40,11 +40,11 @@ def find_recordings(sources):
 
 
 class Transcripts:
-    """What is said in recordings, from a table.
+    """What is said in recordings, from a table, or a manifest of a run.
 
-    It has a path (or id), a text and, where the speakers are known, a speaker,
-    in columns as of ``Table.find_columns``. A recording is looked for by its
-    path, as it is given, in full or from the folder of this file, by its
+    A table has a path (or id), a text and, where the speakers are known, a
+    speaker, in columns as of ``Table.find_columns``. A recording is looked for
+    by its path, as it is given, in full or from the folder of this file, by its
     file's name, whatever folder the table has it in, and by that without its
     ending; ``missing`` are those asked for that have no row. ConfigurationError
     if the file lacks a column, or has two rows of a recording that differ.
@@ -52,7 +52,7 @@ class Transcripts:
 
     def __init__(self, file):
         self.file, self.missing, self._rows = file, [], {}
-        table = read_table(file)
+        table = _as_table(file)
         columns = table.find_columns(("path", "text", "speaker"))
         if not {"path", "text"} <= columns.keys():
             raise ConfigurationError(
@@ -91,6 +91,19 @@ class Transcripts:
             f"{len(self.missing)} of the recordings have no row in "
             f"{self.file}: {', '.join(self.missing[:3])}{dots}"
         )
+
+
+def _as_table(file):
+    if Path(file).suffix != ".json":
+        return read_table(file)
+    # It opens audio, too, and with it torch, which takes seconds.
+    from emoq_modules.dataio.manifest_reader import parse_manifest
+
+    rows = parse_manifest(file).values()
+    return make_table(
+        file,
+        ({"path": x.wav, "text": x.text, "speaker": x.speaker} for x in rows),
+    )
 
 
 def _same(path):

@@ -20,6 +20,7 @@ from emoq_modules.errors import ConfigurationError
 
 # What encoders hear at once; that of dataio.recordings takes seconds to import.
 _SHORTEST_S = 0.025
+_UPLOADS_KEPT = 40  # of the largest size; with more there, none is taken
 _LOOPBACK = ("127.0.0.1", "localhost", "::1")
 _DESCRIPTION = """\
 Serves a web page on which speech is uploaded or recorded, and which shows the
@@ -149,18 +150,26 @@ def serving(recognizer, settings, host="127.0.0.1", port=7860, kept_s=300.0):
     """Serves a recognizer's page while the context lasts; yields its address.
 
     Uploads lie in a folder of its own, for this user alone; each goes after
-    ``kept_s`` seconds, and the folder with the server. OSError if the port is
+    ``kept_s`` seconds, and the folder with the server. Before they fill the
+    disk, others are refused. OSError if the port is
     taken.
     """
+    from starlette.middleware import Middleware
+
+    from emoq_modules.commands.serve_limits import Limits
     from emoq_modules.commands.serve_page import CSS, THEME, build_page
 
-    with _upload_folder(kept_s):
+    with _upload_folder(kept_s) as folder:
+        max_kept = int(_UPLOADS_KEPT * settings.max_mb * 1e6)
+        limits = Middleware(Limits, folder=folder, max_kept=max_kept)
         page = build_page(recognizer, settings, kept_s)
         try:
             _, url, _ = page.launch(
                 server_name=f"[{host}]" if ":" in host else host,
                 server_port=port,
                 max_file_size=int(settings.max_mb * 1e6),
+                app_kwargs={"middleware": [limits]},
+                show_error=True,  # else it is null for programs
                 # Else 34 KB stay in memory of each of the last 10,000 requests.
                 state_session_capacity=50,
                 theme=THEME,
@@ -203,7 +212,7 @@ def _upload_folder(kept_s):
         os.environ[name] = folder
         threading.Thread(target=sweep, daemon=True).start()
         try:
-            yield
+            yield folder
         finally:
             stop.set()
             del os.environ[name]

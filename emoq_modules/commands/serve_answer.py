@@ -15,6 +15,7 @@ from emoq_modules.errors import (
     CorpusError,
     UploadError,
 )
+from emoq_modules.evaluation.calibration import temperature_for
 
 # About twice what is said in a minute of fast speech, and what a name takes.
 _MAX_TEXT = 2000
@@ -31,7 +32,8 @@ def answer(recognizer, settings, path, text="", speaker=""):
     (seconds), ``posteriors``, ``label``, ``confidence`` and ``abstained`` of
     the recording, as of ``Recognition``; ``windows``, a list of the same for
     its time line, by the voice alone, empty if the recording is no longer than
-    one; and ``prompt``, what the LLM was asked, with the voice's place in it.
+    one; ``calibrated``, whether the posteriors are, for what was asked; and
+    ``prompt``, what the LLM was asked, with the voice's place in it.
     UploadError if there is no recording, if it is no audio, damaged, empty or
     too long, or if the transcript or the name is too long.
     """
@@ -60,6 +62,10 @@ def answer(recognizer, settings, path, text="", speaker=""):
     return {
         **_plain(whole),
         "windows": [*map(_plain, windows)],
+        "calibrated": temperature_for(
+            recognizer.hparams.temperature, whole.text
+        )
+        is not None,
         "prompt": recognizer.prompt_text(whole.text, speaker or None),
     }
 

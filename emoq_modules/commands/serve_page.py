@@ -179,15 +179,11 @@ def _as_file(content):
 
 
 def _outputs(hparams):
-    is_calibrated = hparams.temperature != 1
     note = gr.Markdown(
         "Upload a recording, or record one, and press **Recognize**.",
         elem_id="note",
     )
-    verdict = gr.Label(
-        label=f"Posteriors{', before calibration' * is_calibrated}",
-        elem_id="verdict",
-    )
+    verdict = gr.Label(label="Posteriors", elem_id="verdict")
     prompt = gr.Textbox(
         label="Prompt, as the model sees it",
         interactive=False,
@@ -220,7 +216,7 @@ def _shown(found, hparams):
     if not found["posteriors"]:
         note = "**No answer**: the recording is silent."
         return note, None, found["prompt"], gr.LinePlot(visible=False)
-    how = "not calibrated" if hparams.temperature == 1 else "calibrated"
+    how = "calibrated" if found["calibrated"] else "not calibrated"
     note = f"Confidence {100 * found['confidence']:.0f} %, {how}."
     if found["abstained"]:
         note = f"**No answer**: the model is not sure enough. {note}"

@@ -27,6 +27,8 @@ from emoq_modules.errors import AudioError
 # The window of a filter bank, and what HuBERT makes one frame of: of less no
 # encoder has heard anything.
 SHORTEST_S = 0.025
+# A part of a time line, unless another length is asked for.
+WINDOW_S = 4.0
 # What is below, in dB of full scale, is silence: there is nothing to recognize.
 SILENCE_DBFS = -60.0
 

@@ -6,12 +6,15 @@ neural networks". Confidences and calibration errors are between 0 and 1, as
 posteriors are.
 """
 
-from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
 from scipy.optimize import minimize_scalar
 from scipy.special import log_softmax, softmax
+
+# A system may be told what was said, or not, or be asked about a window of a
+# time line. It is not as sure of itself each time, nor as often right.
+TOLD, UNTOLD, WINDOW = WAYS = ("transcript", "no_transcript", "window")
 
 _TEMPERATURES = (0.05, 20.0)  # beyond these posteriors are one-hot or uniform
 # A posterior of 0 was too small for a float32: it was below this.
@@ -26,14 +29,12 @@ class Reliability(NamedTuple):
     count: np.ndarray
 
 
-@dataclass(frozen=True)
-class Calibration:
-    """How a system's confidence is corrected."""
+class Calibration(NamedTuple):
+    """How a system's confidence is corrected, and what that changes."""
 
-    temperature: float = 1.0  # what logits are divided by
-    utterances: int = 0  # of the validation set that it was fitted on
+    temperatures: dict = {}  # by the way of asking: what logits are divided by
     errors: tuple | None = None  # calibration errors on test, before and after
-    note: str = ""  # why it was not fitted
+    note: str = ""  # why nothing was fitted
 
 
 def reliability(posteriors, targets, bins=15):
@@ -93,34 +94,70 @@ def fit_temperature(posteriors, targets):
 def apply_temperature(posteriors, temperature):
     """Posteriors ``(N, C)`` with all logits divided by a positive temperature.
 
-    The prediction stays the same. A posterior of exactly 0 counts as the
-    smallest that a float32 holds.
+    It may be one for each of the N. The prediction stays the same. A posterior
+    of exactly 0 counts as the smallest that a float32 holds.
     """
-    if not 0 < temperature < np.inf:
+    temperature = np.asarray(temperature, dtype=float)
+    if not ((temperature > 0) & (temperature < np.inf)).all():
         raise ValueError(
             f"the temperature is {temperature}; it has to be a positive number"
         )
-    return softmax(_logits(_probabilities(posteriors)) / temperature, axis=1)
+    logits = _logits(_probabilities(posteriors))
+    return softmax(logits / temperature.reshape(-1, 1), axis=1)
 
 
-def calibrate(valid, test):
-    """Fits a system's temperature on its validation set, and on nothing else.
+def fit_temperatures(valid):
+    """The temperature of each way of asking; 1 where all is recognized.
 
-    Takes ``EmotionStats``. Where all of the validation set is recognized, the
-    temperature stays 1.
+    Takes the ``EmotionStats`` of the validation set by the way it was asked,
+    one of ``WAYS``. A window is asked about as an utterance without transcript
+    is, where none of them was longer than one.
     """
-    if valid.predictions == valid.targets:
+    if UNTOLD in valid:
+        valid = {WINDOW: valid[UNTOLD], **valid}
+    return {
+        way: fit_temperature(stats.posteriors, stats.targets)
+        if stats.predictions != stats.targets
+        else 1.0
+        for way, stats in ((way, valid[way]) for way in WAYS if way in valid)
+    }
+
+
+def temperature_for(fitted, text, is_window=False):
+    """The temperature for what is asked with this text, None if there is none.
+
+    ``fitted`` is as of ``fit_temperatures``, or what an earlier version fitted
+    to all ways of asking.
+    """
+    if isinstance(fitted, dict):
+        way = TOLD if text else WINDOW if is_window else UNTOLD
+        fitted = fitted.get(way, 1)
+    return None if fitted == 1 else fitted
+
+
+def calibrate(temperatures, test):
+    """What the temperatures of a system are worth on its test set.
+
+    Takes what ``fit_temperatures`` gave for the validation set, None where it
+    was never asked, and the ``EmotionStats`` of the test set.
+    """
+    if temperatures is None:
         return Calibration(
-            note=f"all {len(valid.ids)} validation utterances are recognized, "
-            "which makes any confidence look too low"
+            note="a version of EmoQ trained it that did not; train.py with "
+            "--test_only does"
         )
-    temperature = fit_temperature(valid.posteriors, valid.targets)
-    scaled = apply_temperature(test.posteriors, temperature)
+    if set(temperatures.values()) == {1.0}:
+        return Calibration(
+            note="all validation utterances are recognized, which makes any "
+            "confidence look too low"
+        )
+    own = temperatures.get(TOLD, temperatures.get(UNTOLD))
+    scaled = apply_temperature(test.posteriors, own)
     errors = tuple(
         expected_calibration_error(posteriors, test.targets)
         for posteriors in (test.posteriors, scaled)
     )
-    return Calibration(temperature, len(valid.ids), errors)
+    return Calibration(temperatures, errors)
 
 
 def _logits(probabilities):

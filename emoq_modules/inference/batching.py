@@ -11,7 +11,6 @@ from itertools import islice
 import torch
 
 from emoq_modules.dataio.audio import SAMPLE_RATE
-from emoq_modules.evaluation.calibration import apply_temperature
 
 # How far ahead recordings are read, to batch those of similar length: as long
 # as they are fewer than so many batches, and than so much sound (38 MB).
@@ -34,12 +33,12 @@ class Recognition:
     text : str
         What was said, as it was given or transcribed.
     posteriors : dict
-        Emotion word -> probability, as in training; empty after an error, and
-        of a part without sound.
+        Emotion word -> probability, calibrated; empty after an error, and of a
+        part without sound.
     label : str | None
         The most likely emotion; None if it abstained, or after an error.
     confidence : float | None
-        How often such an answer is right: the highest posterior, calibrated.
+        How often such an answer is right: the highest posterior.
     abstained : bool
         Whether the confidence is below what was asked for, or a part of a
         timeline is without sound (it then has no posteriors either).
@@ -70,7 +69,7 @@ class Segment:
 
     ``start`` and ``end`` are in seconds, ``samples`` at 16 kHz, ``(T,)``. They
     are None where there is nothing to recognize: ``fault`` says why, or is None
-    of a part without sound.
+    of a part without sound. ``is_window`` tells a part of a time line.
     """
 
     recording: object
@@ -78,6 +77,7 @@ class Segment:
     end: float | None = None
     samples: torch.Tensor | None = None
     fault: str | None = None
+    is_window: bool = False
 
     def answer(self, **values):
         """The ``Recognition`` of this segment, with these values."""
@@ -90,16 +90,17 @@ class Segment:
         )
 
 
-def calibrated(posteriors, temperature):
-    """The confidence in each answer: the highest posterior, calibrated.
+def calibrated(posteriors, temperatures):
+    """Posteriors ``(B, C)``, the logits of each row divided by a temperature.
 
-    From posteriors ``(B, C)`` to ``(B,)``, float32, on the same device. The
-    temperature is that of ``apply_temperature``; 1 changes nothing.
+    As ``apply_temperature`` does it, in float32 and where they are. A row at 1
+    stays as it is, and so does what is not a number.
     """
-    if temperature == 1:
-        return posteriors.amax(dim=1)
-    scaled = apply_temperature(posteriors.float().cpu().numpy(), temperature)
-    return torch.from_numpy(scaled).float().amax(dim=1).to(posteriors.device)
+    temperatures = torch.tensor(temperatures)[:, None].to(posteriors)
+    smallest = torch.finfo(posteriors.dtype).tiny
+    logits = posteriors.clamp_min(smallest).log()
+    scaled = (logits / temperatures).softmax(dim=1)
+    return torch.where(temperatures == 1, posteriors, scaled)
 
 
 @dataclass
@@ -107,14 +108,13 @@ class Recognizing:
     """How segments become recognitions.
 
     ``classify`` gives posteriors ``(B, C)`` of B segments with samples, of
-    which ``batch_size`` are recognized together at most. A confidence, at this
-    ``temperature``, that is below ``abstain_below`` is no answer.
+    which ``batch_size`` are recognized together at most. A confidence that is
+    below ``abstain_below`` is no answer.
     """
 
     classify: Callable
     labels: list
     batch_size: int
-    temperature: float
     abstain_below: float
 
     def __post_init__(self):
@@ -194,7 +194,7 @@ class Recognizing:
                 error=f"{segment.recording.path} gives no probabilities: its "
                 "samples are far outside of -1 to 1, perhaps"
             )
-        confidence = calibrated(posteriors[None], self.temperature).item()
+        confidence = posteriors.max().item()
         abstained = confidence < self.abstain_below
         return segment.answer(
             posteriors=dict(zip(self.labels, posteriors.tolist(), strict=True)),

@@ -27,12 +27,8 @@ from emoq_modules.dataio.files import (
     write_contents,
 )
 from emoq_modules.errors import ExportError, UnsafeYAMLError
-from emoq_modules.evaluation.calibration import Calibration, calibrate
-from emoq_modules.evaluation.results import (
-    RESULTS_FILE,
-    VALID_PREDICTIONS_FILE,
-    read_predictions,
-)
+from emoq_modules.evaluation.calibration import calibrate
+from emoq_modules.evaluation.results import RESULTS_FILE, read_predictions
 from emoq_modules.inference.model_card import is_hub_name, model_card
 from emoq_modules.inference.portable import bare, merge, take_along, take_llm
 from emoq_modules.inference.recognizer import EmotionRecognizer
@@ -95,8 +91,8 @@ def export_recognizer(
     run = _find_run(results_folder)
     out = _check_out(out)
     results = _read_results(run)
-    calibration = _calibrate(run)
-    tree = _read_tree(run / RECOGNIZER_FOLDER, calibration.temperature)
+    tree = _read_tree(run / RECOGNIZER_FOLDER)
+    calibration = _calibration(run, tree)
     parts = _parts(tree)
     prompt = _prompt_text(tree["decoder"]["prompt"])
     with _taking_the_place_of(out) as folder:
@@ -141,10 +137,10 @@ def read_card(folder):
         return ModelCard.load(card).text
     if not (run / RESULTS_FILE).exists():
         return None
-    tree = _read_tree(Path(folder), 1.0)
-    note = Calibration(note="emoq export does that, and writes this card")
+    tree = _read_tree(Path(folder))
+    found = _calibration(run, tree)
     prompt = _prompt_text(tree["decoder"]["prompt"])
-    return model_card(_read_results(run), note, _parts(tree), prompt).text
+    return model_card(_read_results(run), found, _parts(tree), prompt).text
 
 
 def _find_run(results_folder):
@@ -222,19 +218,15 @@ def _read_results(run):
         raise ExportError(f"{file} is damaged ({error}).") from None
 
 
-def _calibrate(run):
+def _calibration(run, tree):
     """How a run's confidence is corrected, with a warning if it is not."""
-    path = run / VALID_PREDICTIONS_FILE
-    if path.exists():
-        found = calibrate(read_predictions(path), read_predictions(run))
-    else:
-        found = Calibration(note=f"there is no {path.name} in {run.name}")
+    found = calibrate(tree.get("temperature"), read_predictions(run))
     if found.note:
         logger.warning(f"The confidence is not calibrated: {found.note}.")
     return found
 
 
-def _read_tree(source, temperature):
+def _read_tree(source):
     """The YAML of a run's recognizer as that of an export, with its paths."""
     settings = resolve_references(
         (source / SETTINGS_FILE).read_text(encoding="utf-8"),
@@ -249,7 +241,6 @@ def _read_tree(source, temperature):
     return {
         "format_version": FORMAT_VERSION,
         "labels": tree.pop("labels"),
-        "temperature": temperature,
         **tree,
     }
 

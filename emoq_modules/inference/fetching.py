@@ -110,11 +110,15 @@ def check_values(modules, hparams):
     labels = hparams["labels"]
     if not isinstance(labels, list) or len(labels) < 2:
         raise SourceError(f"labels is {labels!r}, in a trained system.")
-    for key, low, high in (("temperature", 1e-6, 1e6), ("abstain_below", 0, 1)):
-        value = hparams[key]
+    fitted = hparams["temperature"]
+    # Earlier versions fitted one to all ways of asking.
+    fitted = fitted if isinstance(fitted, dict) else {"temperature": fitted}
+    values = [(name, value, 1e-6, 1e6) for name, value in fitted.items()]
+    values.append(("abstain_below", hparams["abstain_below"], 0, 1))
+    for name, value, low, high in values:
         if type(value) not in (int, float) or not low <= value <= high:
             raise SourceError(
-                f"{key} is {value!r} in a trained system; it has to be a "
+                f"{name} is {value!r} in a trained system; it has to be a "
                 f"number from {low:g} to {high:g}."
             )
     encoder, fusion = modules.get("encoder"), modules.get("fusion")

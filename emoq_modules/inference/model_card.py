@@ -3,6 +3,7 @@
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 from markupsafe import Markup
 
+from emoq_modules.evaluation.calibration import TOLD, UNTOLD, WINDOW
 from emoq_modules.evaluation.metrics import MEASURES
 from emoq_modules.evaluation.pages import render
 
@@ -27,6 +28,11 @@ _CORPORA = {
         "syllables, no people",
         None,
     ),
+}
+_ASKED = {
+    TOLD: "with a transcript",
+    UNTOLD: "without a transcript",
+    WINDOW: "a window of a time line, without a transcript",
 }
 # The hub's names for WA, UA and WF1.
 _METRICS = {"WA": "accuracy", "UA": "recall", "WF1": "f1"}
@@ -102,6 +108,11 @@ def model_card(
             ],
         ),
         calibration=calibration,
+        temperatures=[
+            [told, f"{calibration.temperatures[way]:.3f}"]
+            for way, told in _ASKED.items()
+            if way in calibration.temperatures
+        ],
         license=license,
         parts=parts,
         merged=merged,

@@ -12,6 +12,7 @@ from emoq_modules.dataio.datasets import TextInputs
 from emoq_modules.dataio.recordings import (
     SHORTEST_S,
     SILENCE_DBFS,
+    WINDOW_S,
     Recording,
     as_recording,
     as_recordings,
@@ -22,6 +23,7 @@ from emoq_modules.dataio.recordings import (
     sliding_windows,
 )
 from emoq_modules.errors import AudioError
+from emoq_modules.evaluation.calibration import temperature_for
 from emoq_modules.inference.asr import load_transcriber, with_texts
 from emoq_modules.inference.batching import Recognizing, Segment, calibrated
 from emoq_modules.inference.fetching import (
@@ -54,7 +56,7 @@ class EmotionRecognizer(Pretrained):
 
     def __init__(self, modules, hparams, asr=None, asr_language=None, **kwargs):
         # A system that has not been calibrated is taken at its word.
-        defaults = {"temperature": 1.0, "abstain_below": 0.0}
+        defaults = {"temperature": {}, "abstain_below": 0.0}
         hparams = {**defaults, "eval_precision": "fp32", **hparams}
         check_values(modules, hparams)
         super().__init__(modules, hparams, **kwargs)
@@ -151,12 +153,11 @@ class EmotionRecognizer(Pretrained):
         Returns
         -------
         posteriors : torch.Tensor
-            ``(B, C)``, in the order of ``hparams.labels``.
+            Calibrated, ``(B, C)``, in the order of ``hparams.labels``.
         score : torch.Tensor
-            The confidence in each, ``(B,)``: the highest posterior, calibrated
-            by ``hparams.temperature``.
+            The confidence in each, ``(B,)``: the highest posterior.
         index : torch.Tensor
-            The class that has the highest posterior, ``(B,)``.
+            The class that has it, ``(B,)``.
         label : list of str
             The emotion word of that class.
 
@@ -179,14 +180,13 @@ class EmotionRecognizer(Pretrained):
             contexts or [()] * number,
             strict=True,
         )
-        posteriors = self._posteriors(
+        posteriors = self._calibrated(
             [
                 Segment(Recording(None, *words), samples=wav[:count])
                 for wav, count, *words in rows
             ]
         )
-        score = calibrated(posteriors, self.hparams.temperature)
-        index = posteriors.argmax(dim=-1)
+        score, index = posteriors.max(dim=-1)
         label = [self.hparams.labels[i] for i in index.tolist()]
         return posteriors, score, index, label
 
@@ -229,6 +229,7 @@ class EmotionRecognizer(Pretrained):
         asr=None,
         abstain_below=None,
         max_seconds=60.0,
+        calibrate=True,
     ):
         """Recognizes the emotion in any number of recordings.
 
@@ -250,6 +251,9 @@ class EmotionRecognizer(Pretrained):
             ``hparams.abstain_below``.
         max_seconds : float
             Longer recordings are not recognized.
+        calibrate : bool
+            Whether posteriors are calibrated; without, they are those that a
+            run's test gives.
 
         Returns
         -------
@@ -274,12 +278,13 @@ class EmotionRecognizer(Pretrained):
         segments = (
             self._read(item, max_seconds) for item in as_recordings(recordings)
         )
-        return self._stream(segments, batch_size, asr, abstain_below)
+        classify = self._calibrated if calibrate else self._posteriors
+        return self._stream(segments, batch_size, asr, abstain_below, classify)
 
     def timeline(
         self,
         path,
-        window_s=4.0,
+        window_s=WINDOW_S,
         hop_s=2.0,
         speaker=None,
         vad=None,
@@ -341,10 +346,17 @@ class EmotionRecognizer(Pretrained):
                 raise ValueError("A VAD reads the file: give its path alone.")
             spans = speech_spans(vad, recording.path, self.device)
         segments = (
-            Segment(recording, start, end, heard(samples, silence_dbfs), fault)
+            Segment(
+                *(recording, start, end, heard(samples, silence_dbfs), fault),
+                is_window=True,
+            )
             for start, end, samples, fault in iter_segments(recording, spans)
         )
-        return list(self._stream(segments, batch_size, asr, abstain_below))
+        return list(
+            self._stream(
+                segments, batch_size, asr, abstain_below, self._calibrated
+            )
+        )
 
     def prompt_text(self, text=None, speaker=None, context=None):
         """The prompt as the LLM sees it, with ``<AUDIO>`` for the voice.
@@ -354,7 +366,7 @@ class EmotionRecognizer(Pretrained):
         parts = self._prompt_ids(Recording(None, text, speaker, context or ()))
         return self.mods.decoder.prompt.as_text(parts)
 
-    def _stream(self, segments, batch_size, asr, abstain_below):
+    def _stream(self, segments, batch_size, asr, abstain_below, classify):
         """Recognitions of segments, those without a text transcribed first."""
         asr = self.asr if asr is None else load_transcriber(asr, self.device)
         if asr is not None:
@@ -362,11 +374,7 @@ class EmotionRecognizer(Pretrained):
         if abstain_below is None:
             abstain_below = self.hparams.abstain_below
         return Recognizing(
-            self._posteriors,
-            self.hparams.labels,
-            batch_size,
-            self.hparams.temperature,
-            abstain_below,
+            classify, self.hparams.labels, batch_size, abstain_below
         ).stream(segments)
 
     def _read(self, recording, max_seconds):
@@ -378,8 +386,15 @@ class EmotionRecognizer(Pretrained):
         seconds = len(samples) / SAMPLE_RATE
         return Segment(recording, 0.0, seconds, heard(samples))
 
-    def _posteriors(self, segments):
+    def _calibrated(self, segments):
         """Posteriors of segments with samples, ``(B, C)``."""
+        asked = ((x.recording.text, x.is_window) for x in segments)
+        fitted = self.hparams.temperature
+        temperatures = [temperature_for(fitted, *how) or 1.0 for how in asked]
+        return calibrated(self._posteriors(segments), temperatures)
+
+    def _posteriors(self, segments):
+        """The same as they are in training."""
         batch = PaddedBatch(
             [
                 {

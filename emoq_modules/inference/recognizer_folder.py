@@ -30,7 +30,8 @@ logger = get_logger(__name__)
 RECOGNIZER_FOLDER = "recognizer"  # in stage 2's output folder
 SETTINGS_FILE = "hyperparams.yaml"
 # The key format_version of an export; what later ones hold is unknown. From 2
-# on its list of files has checksums.
+# on its list of files has checksums, and its temperature is one for each way of
+# asking.
 FORMAT_VERSION = 2
 
 # What of a training configuration recognition needs.
@@ -86,16 +87,18 @@ class Weights:
     hook: str = "emoq_modules.lobes.weights.load_trainable"
 
 
-def save_recognizer(folder, resolved, hparams):
+def save_recognizer(folder, resolved, hparams, temperatures):
     """Writes what ``EmotionRecognizer`` needs of a trained stage 2.
 
-    That is the composed configuration and its objects' trained weights. Where a
+    That is the composed configuration, its objects' trained weights, and the
+    temperatures that ``fit_temperatures`` gives. Where a
     frozen part was given as a configuration, its weights are random and in no
     file: nothing is written then, and a warning says so.
     """
     folder = Path(folder)
     training = YAML().load(resolved)
     tree = {key: training[key] for key in _KEYS}
+    tree["temperature"] = temperatures
     tree["decoder"].pop("check", None)  # it was, before training
     for key in ("text_encoder", "llm", "llm_tokenizer"):
         # A backbone built on the spot is there now, and not built again.

@@ -32,6 +32,12 @@ from emoq_modules.dataio.files import (
 )
 from emoq_modules.dataio.manifest import read_notes
 from emoq_modules.errors import CheckpointError, ConfigurationError
+from emoq_modules.evaluation.calibration import (
+    TOLD,
+    UNTOLD,
+    WAYS,
+    fit_temperatures,
+)
 from emoq_modules.evaluation.embeddings import to_plane
 from emoq_modules.evaluation.plots import as_png, plot_map
 from emoq_modules.evaluation.results import (
@@ -183,15 +189,18 @@ def run_stage(run, run_opts=None, check=None):
         valid_loader_kwargs=dict(hparams["eval_loader"]),
     )
     measured = {}
-    for split in ("valid", "test"):
+    for split in ("valid", *(way for way in WAYS if way in datasets), "test"):
         brain.evaluate(
             datasets[split],
             split=split,
             progressbar=progressbar,
             test_loader_kwargs=dict(hparams["eval_loader"]),
         )
-        brain.stats.locate(manifests[split])
+        brain.stats.locate(manifests["test" if split == "test" else "valid"])
         measured[split] = brain.stats
+    told = any(row.text for row in manifests["valid"].values())
+    asked = {TOLD if told else UNTOLD: measured["valid"]}
+    asked |= {way: measured[way] for way in WAYS if way in measured}
     # Those of the test set, which is measured last.
     embeddings = brain.tested_embeddings
     history = hparams["history"]
@@ -208,6 +217,7 @@ def run_stage(run, run_opts=None, check=None):
             hparams,
             brain.loaded_epoch,
             measured,
+            asked,
             torch.stack(embeddings) if embeddings else None,
             costs,
             partial(_listen, hparams, datasets["test"]),
@@ -269,12 +279,17 @@ def _make_brain(hparams, run_opts):
 
 
 def _write_results(
-    run, hparams, best_epoch, measured, embeddings, costs, listen
+    run, hparams, best_epoch, measured, asked, embeddings, costs, listen
 ):
     folder = run.folder
     if hparams["stage"] == 2:
         # Before the results, which tell that the run is done.
-        save_recognizer(folder / RECOGNIZER_FOLDER, run.hparams_yaml, hparams)
+        save_recognizer(
+            folder / RECOGNIZER_FOLDER,
+            run.hparams_yaml,
+            hparams,
+            fit_temperatures(asked),
+        )
     described = ["corpus", "variant", "fold", "stage", "seed"]
     if run.weights:
         described.append("fusion_weights")

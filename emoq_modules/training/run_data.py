@@ -1,5 +1,7 @@
 """The data of a run: its manifests, the frames of its audio, its data sets."""
 
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 from speechbrain.utils.distributed import ddp_barrier, run_on_main
@@ -11,7 +13,9 @@ from emoq_modules.dataio.feature_extraction import extract_features
 from emoq_modules.dataio.feature_store import FeatureStore
 from emoq_modules.dataio.manifest import DIALOGUES_FILE, SPLITS, name_few
 from emoq_modules.dataio.manifest_reader import read_dialogues, read_manifest
+from emoq_modules.dataio.recordings import WINDOW_S
 from emoq_modules.errors import ConfigurationError, CorpusError
+from emoq_modules.evaluation.calibration import UNTOLD, WINDOW
 from emoq_modules.training.distributed import own_rank, world_size
 
 
@@ -83,7 +87,9 @@ def _read_dialogues(hparams, manifests):
 def make_datasets(hparams, manifests, device, progressbar=True, dialogues=None):
     """The data set of each split; frames that the store lacks are computed.
 
-    Settings of the audio that do not go together are a ``ConfigurationError``.
+    In stage 2 the validation set is there in the other ways, too, in which a
+    recognizer is asked (``WAYS``), where they differ. Settings of the audio
+    that do not go together are a ``ConfigurationError``.
     """
     of_prompt = {}
     if hparams["stage"] == 2:
@@ -92,16 +98,34 @@ def make_datasets(hparams, manifests, device, progressbar=True, dialogues=None):
             "speaker_in_prompt": hparams["speaker_in_prompt"],
             "context_turns": hparams["context_turns"],
         }
-    return build_datasets(
-        manifests,
-        hparams["labels"],
-        _audio_source(hparams, manifests, device, progressbar),
-        TextInputs(
-            hparams["text_tokenizer"], hparams["max_text_tokens"], **of_prompt
-        ),
-        dialogues,
-        untold=hparams.get("text_dropout", 0) > 0,
+    source = _audio_source(hparams, manifests, device, progressbar)
+    inputs = TextInputs(
+        hparams["text_tokenizer"], hparams["max_text_tokens"], **of_prompt
     )
+    build = partial(build_datasets, labels=hparams["labels"], inputs=inputs)
+    untold = hparams.get("text_dropout", 0) > 0
+    datasets = build(
+        manifests, audio=source, dialogues=dialogues, untold=untold
+    )
+    if hparams["stage"] == 2 and source is not None:
+        valid = manifests["valid"]
+        rows = {key: replace(row, text="") for key, row in valid.items()}
+        seconds = {row.wav: row.duration for row in rows.values()}
+        middle = partial(_middle, source, seconds)
+        if any(row.text for row in valid.values()):
+            datasets |= build({UNTOLD: rows}, audio=source, dialogues=dialogues)
+        if max(seconds.values()) > WINDOW_S:
+            datasets |= build({WINDOW: rows}, audio=middle)
+    return datasets
+
+
+def _middle(source, seconds, path):
+    """Of an utterance's frames or samples those of a window in its middle."""
+    audio = source(path)
+    share = min(1, WINDOW_S / seconds[path])
+    length = max(1, round(share * len(audio)))
+    first = (len(audio) - length) // 2
+    return audio[first : first + length]
 
 
 def _check_width(encoder, dim, layers):

@@ -155,7 +155,23 @@ def test_texts_come_from_the_option_or_a_file(
     options += ["--text", "great yes", "--speaker", "Ross"]
     _, output, _ = predict(folder / "a.wav", *options)
     row = json.loads(output)
-    assert row["posteriors"] == pytest.approx(rows[0]["posteriors"])
+    assert row["posteriors"] == pytest.approx(rows[0]["posteriors"], abs=1e-5)
+
+
+def test_a_manifest_of_a_run_gives_the_words_of_its_recordings(
+    predict, tiny_results
+):
+    manifest = tiny_results / "tiny/manifests/fold1/test.json"
+    rows = json.loads(manifest.read_text())
+    wavs = [
+        row["wav"].format(data_root=tiny_results / "data")
+        for row in rows.values()
+    ]
+    options = "--transcripts", manifest, "--format", "jsonl"
+    status, output, messages = predict(*wavs, *options)
+    assert status == 0 and "no row" not in messages
+    found = [json.loads(line)["text"] for line in output.splitlines()]
+    assert found == [row["text"] for row in rows.values()]
 
 
 def test_transcripts_are_found_by_path_name_or_id(tmp_path):

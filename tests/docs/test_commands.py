@@ -6,6 +6,7 @@ own.
 
 import re
 import runpy
+import shutil
 import subprocess
 import sys
 from types import SimpleNamespace
@@ -175,6 +176,9 @@ def folder(tiny_results, tmp_path_factory):
     for name in ("hello.wav", "other.flac", "calls/a.wav"):
         write(folder / name, sound)
     write(folder / "results/demo/corpus/demo-v1/s10d00/s10d00t00.wav", sound)
+    manifest = folder / "results/demo/manifests/fold1/test.json"
+    manifest.parent.mkdir(parents=True)
+    shutil.copy(tiny_results / "tiny/manifests/fold1/test.json", manifest)
     write(folder / "interview.mp4", wav_bytes(5))
     write(folder / "words.csv", "path,text\ncalls/a.wav,great he said\n")
     with pytest.MonkeyPatch.context() as patches:

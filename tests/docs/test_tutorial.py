@@ -9,6 +9,7 @@ from io import StringIO
 import matplotlib
 import pytest
 from IPython.core.interactiveshell import InteractiveShell
+from ruamel.yaml import YAML
 from traitlets.config import Config
 
 from emoq_modules.dataio.audio import audio_duration
@@ -73,7 +74,10 @@ def percentages(line):
 
 def test_it_prints_the_posteriors_of_the_run(shown, tiny_results, row):
     stats = read_predictions(tiny_results / RUN)
-    expected = stats.posteriors[stats.ids.index(row["id"])]
+    settings = tiny_results / RUN / "recognizer/hyperparams.yaml"
+    fitted = YAML().load(settings)["temperature"]["transcript"]
+    given = stats.posteriors[stats.ids.index(row["id"])]
+    expected = (given.log() / fitted).softmax(dim=0)
     _, *lines = shown["classify"]["stdout"].splitlines()
     assert [line.split()[0] for line in lines] == LABELS
     shares = [percentages(line)[0] for line in lines]

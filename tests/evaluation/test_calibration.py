@@ -14,8 +14,10 @@ from emoq_modules.evaluation.calibration import (
     apply_temperature,
     expected_calibration_error,
     fit_temperature,
+    fit_temperatures,
     reliability,
 )
+from emoq_modules.evaluation.metrics import EmotionStats
 
 
 def calibrated_case(seed=0, n=4000, classes=4):
@@ -146,3 +148,31 @@ def test_what_cannot_be_calibrated_is_refused(posteriors, targets, says):
 def test_what_is_no_temperature_is_refused(temperature):
     with pytest.raises(ValueError, match="it has to be a positive number"):
         apply_temperature([[1.0, 0.0]], temperature)
+
+
+def asked(seed, right=False):
+    """A validation set of which not all, or all, is recognized."""
+    posteriors = softmax(np.random.default_rng(seed).normal(size=(50, 2)), 1)
+    targets = posteriors.argmax(axis=1)
+    if not right:
+        targets[::4] = 1 - targets[::4]
+    stats = EmotionStats(["sad", "happy"])
+    ids = [str(number) for number in range(50)]
+    stats.append(ids, torch.tensor(posteriors), torch.tensor(targets), ids)
+    return stats
+
+
+def test_each_way_of_asking_has_a_temperature_of_its_own():
+    ways = {"transcript": asked(0), "no_transcript": asked(1)}
+    own = {
+        way: fit_temperature(stats.posteriors, stats.targets)
+        for way, stats in ways.items()
+    }
+    assert own["transcript"] != own["no_transcript"]
+    # No utterance was longer than a window.
+    same = {"window": own["no_transcript"]}
+    assert fit_temperatures(ways) == own | same
+    found = fit_temperatures(ways | {"window": asked(2)})
+    assert found["window"] not in own.values()
+    right = fit_temperatures({"transcript": asked(0, right=True)})
+    assert right == {"transcript": 1.0}

@@ -25,7 +25,10 @@ from emoq_modules.errors import (
     SourceError,
     UnsafeYAMLError,
 )
-from emoq_modules.evaluation.calibration import fit_temperature
+from emoq_modules.evaluation.calibration import (
+    apply_temperature,
+    fit_temperature,
+)
 from emoq_modules.evaluation.results import read_predictions
 from emoq_modules.inference import export as export_module
 from emoq_modules.inference.export import export_recognizer
@@ -62,7 +65,9 @@ def merged(run, tmp_path_factory):
 
 def assert_gives_the_predictions(recognizer, rows, run):
     stats = read_predictions(run)
-    for name, expected in zip(stats.ids, stats.posteriors, strict=True):
+    fitted = recognizer.hparams.temperature["transcript"]
+    scaled = torch.from_numpy(apply_temperature(stats.posteriors, fitted))
+    for name, expected in zip(stats.ids, scaled.float(), strict=True):
         row = rows[name]
         item = row["wav"], row["text"], row["speaker"]
         posteriors = recognizer.classify_file(*item)[0][0]
@@ -216,33 +221,41 @@ def test_merged_export_is_loaded_where_there_is_no_peft(merged, exported):
 
 def test_temperature_labels_and_prompt_are_those_of_the_run(run, exported):
     valid = read_predictions(run / "valid_predictions.csv")
-    expected = fit_temperature(
-        torch.stack(valid.posteriors).numpy(), valid.targets
-    )
     hparams = EmotionRecognizer.from_hparams(exported).hparams
-    assert hparams.temperature == pytest.approx(expected)
-    assert hparams.temperature != 1
+    assert hparams.temperature["transcript"] == pytest.approx(
+        fit_temperature(valid.posteriors, valid.targets)
+    )
+    its_own = EmotionRecognizer.from_hparams(run / "recognizer").hparams
+    assert its_own.temperature == hparams.temperature
     assert hparams.labels == LABELS
     assert (exported / "labels.txt").read_text().split() == LABELS
     assert "Voice: <AUDIO>" in (exported / "prompt.txt").read_text()
 
 
-@pytest.mark.parametrize("why", ["missing", "flawless"])
-def test_what_cannot_be_calibrated_gets_1_and_a_warning(
-    why, run, tmp_path, caplog
+@pytest.mark.parametrize(
+    ("fitted", "why"),
+    [
+        ("", "a version of EmoQ trained it that did not"),
+        (
+            "temperature: {transcript: 1.0}\n",
+            "all validation utterances are recognized",
+        ),
+    ],
+)
+def test_what_was_not_calibrated_is_said_to_be(
+    fitted, why, run, tmp_path, caplog
 ):
     copy = shutil.copytree(run, tmp_path / "run")
-    path = copy / "valid_predictions.csv"
-    if why == "missing":
-        path.unlink()
-    else:
-        path.write_text(
-            "id,label,prediction,dialogue,angry,happy,sad\n"
-            "a,angry,angry,d,0.9,0.05,0.05\n"
-        )
+    settings = copy / "recognizer/hyperparams.yaml"
+    text, count = re.subn(
+        r"temperature:\n(  .*\n)+", fitted, settings.read_text()
+    )
+    assert count == 1
+    settings.write_text(text)
     out = export_recognizer(copy, tmp_path / "export")
-    assert YAML().load(out / "hyperparams.yaml")["temperature"] == 1
-    assert "not calibrated" in caplog.text
+    found = YAML().load(out / "hyperparams.yaml").get("temperature", {})
+    assert set(found.values()) <= {1.0}
+    assert f"not calibrated: {why}" in caplog.text
     assert "Not calibrated" in (out / "README.md").read_text()
 
 

@@ -29,7 +29,7 @@ PARTS = {
     "LLM": "Qwen/Qwen2.5-0.5B-Instruct",
 }
 PROMPT = "User:\nTranscript: {text}\nVoice: <AUDIO>"
-FITTED = Calibration(1.75, 30, (0.21, 0.08))
+FITTED = Calibration({"transcript": 1.75, "window": 3.0}, (0.21, 0.08))
 
 
 def card_of(calibration=FITTED, **changes):
@@ -72,11 +72,13 @@ def test_card_tells_what_was_measured_of_what():
 
 def test_card_says_how_confidence_was_calibrated():
     text = card_of()
-    assert "temperature 1.750" in text and "30 validation utterances" in text
-    assert "0.210, and 0.080 at this temperature" in text
-    text = card_of(Calibration(1.0, note="there is no file"))
+    assert "| with a transcript | 1.750 |" in text
+    assert "| a window of a time line, without a transcript | 3.000 |" in text
+    assert "| without a transcript |" not in text
+    assert "0.210 before, and 0.080 after" in text
+    text = card_of(Calibration(note="there is no file"))
     assert "Not calibrated: there is no file." in text
-    assert "temperature 1" not in text
+    assert "temperature |" not in text
 
 
 def test_unknown_corpus_has_no_language_and_its_name_is_no_markup():

@@ -5,6 +5,7 @@ import json
 
 import numpy as np
 import torch
+from ruamel.yaml import YAML
 
 import train
 from emoq_modules.commands.cli import main
@@ -43,10 +44,13 @@ def test_an_export_predicts_what_the_training_run_measured(
     printed = [json.loads(line) for line in printed if line.startswith("{")]
     measured = read_predictions(results / FOLD)
     assert measured.ids == list(rows) and len(rows) == 81
+    settings = (export / "hyperparams.yaml").read_text(encoding="utf-8")
+    fitted = YAML().load(settings)["temperature"]["transcript"]
     found = torch.tensor(
         [[row["posteriors"][key] for key in measured.labels] for row in printed]
     )
+    given = torch.stack(measured.posteriors).to(found)
     # Otherwise those of another utterance would do too.
-    assert np.ptp(found[:, 0]) > 0.01
-    expected = torch.stack(measured.posteriors).to(found)
+    assert np.ptp(given[:, 0]) > 0.01
+    expected = (given.log() / fitted).softmax(dim=1)
     torch.testing.assert_close(found, expected, atol=1e-4, rtol=0)

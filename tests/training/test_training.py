@@ -11,9 +11,13 @@ import torch
 from safetensors.torch import load_file
 
 import train
+from emoq_modules import EmotionRecognizer
+from emoq_modules.dataio.audio import read_audio
+from emoq_modules.dataio.manifest_reader import read_manifest
+from emoq_modules.evaluation.calibration import WAYS, fit_temperature
 from emoq_modules.evaluation.embeddings import read_embeddings
 from emoq_modules.evaluation.results import read_predictions
-from emoq_modules.training import stages
+from emoq_modules.training import run_data, stages
 from emoq_modules.training.checkpoints import TrainableCheckpointer
 from tests.conftest import fork
 from tests.corpus_folders import snapshot
@@ -74,6 +78,39 @@ def test_run_leaves_all_its_results(tiny_results):
         valid = read_predictions(folder / "valid_predictions.csv")
         assert valid.summarize("UA") == results["valid"]["UA"]
         assert valid.dialogues == 6 * ["valid dialogue"]
+
+
+def test_a_recognizer_is_calibrated_for_each_way_of_asking(
+    tmp_path, tiny_results, monkeypatch
+):
+    monkeypatch.setattr(run_data, "WINDOW_S", 0.2)
+    options = "--feature_store", "null"
+    train.main(arguments(tmp_path, STAGE2, *stage_1_of(tiny_results), *options))
+    source = tmp_path / RUN / "stage2/recognizer"
+    recognizer = EmotionRecognizer.from_hparams(source)
+    fitted, recognizer.hparams.temperature = recognizer.hparams.temperature, 1
+    manifest = tmp_path / "tiny/manifests/fold1/valid.json"
+    labels = recognizer.hparams.labels
+    rows = read_manifest(manifest, labels, tmp_path / "data").values()
+    assert all(row.text for row in rows)
+    targets = [labels.index(row.emotion) for row in rows]
+    given = {way: [] for way in WAYS}
+    for row in rows:
+        samples = read_audio(row.wav)
+        start = (len(samples) - 3200) // 2
+        for way, text, heard in zip(
+            WAYS,
+            (row.text, "", ""),
+            (samples, samples, samples[start : start + 3200]),
+            strict=True,
+        ):
+            found, *_ = recognizer.classify_batch(
+                heard[None], texts=[text], speakers=[row.speaker]
+            )
+            given[way].append(found[0].numpy())
+    expected = {way: fit_temperature(given[way], targets) for way in WAYS}
+    assert fitted == pytest.approx(expected, rel=1e-2)
+    assert len({round(value, 2) for value in expected.values()}) == 3
 
 
 def test_stage_1_learns(tiny_results):
