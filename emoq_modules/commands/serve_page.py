@@ -139,7 +139,8 @@ def _inputs(hparams, settings, kept_s):
     _never_fetched(recording)
     gr.Markdown(
         f"At most {settings.max_seconds:g} s and {settings.max_mb:g} MB. It "
-        f"is removed from the server within {kept_s / 60:g} minutes.",
+        f"is removed from the server within {kept_s / 60:g} minutes. A video "
+        "goes under *Several recordings*.",
         elem_id="limits",
     )
     text = gr.Textbox(
@@ -205,7 +206,7 @@ def _timeline(labels):
         },
         y_lim=[0, 1],
         y_axis_format=".0%",
-        title="Over time, by the voice without the transcript",
+        title="Over time, by the voice alone",
         visible=False,
         elem_id="over-time",
     )

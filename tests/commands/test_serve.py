@@ -400,6 +400,17 @@ def test_page_shows_posteriors_prompt_and_time_line(page, recognizer, tmp_path):
     assert hosts == {urlsplit(page.url).netloc}
 
 
+def test_page_fits_a_phone(page, tmp_path):
+    page.set_viewport_size({"width": 320, "height": 640})
+    ask(page, recording(tmp_path / "long.wav", 2.2))
+    page.locator("#over-time svg").wait_for()
+    beyond = """[...document.querySelectorAll("body *")].filter(
+        x => x.checkVisibility() && x.getBoundingClientRect().right > 320
+    ).map(x => x.outerHTML.slice(0, 80))"""
+    assert page.evaluate(beyond) == []
+    assert page.evaluate("document.documentElement.scrollWidth") == 320
+
+
 def test_page_says_what_is_wrong_with_a_file(page, tmp_path):
     path = tmp_path / NASTY
     path.write_text("not audio")
