@@ -39,6 +39,7 @@ _FREE_TO_CHANGE = {
     "num_workers",
     "shard_llm",
     "ckpt_interval_minutes",
+    "max_utterance_s",  # refuses data, and changes none
     "feature_store",
     "logger",  # of version 0.1
     "train_logger",
