@@ -119,14 +119,28 @@ def repair(text):
 
     Some copies of the CSV files hold bytes of Windows-1252 as control
     characters (``\\x92`` for an apostrophe), some UTF-8 read as
-    Windows-1252.
+    Windows-1252. Each letter is looked at by itself: what is no UTF-8 was
+    meant as it is.
     """
-    text = re.sub(
-        "[\x80-\x9f]",
-        lambda c: c[0].encode("latin-1").decode("cp1252", errors="replace"),
-        text,
-    )
-    if "\u00e2\u20ac" in text:
-        with contextlib.suppress(UnicodeError):
-            text = text.encode("cp1252").decode("utf-8")
-    return " ".join(text.split())
+    text = re.sub("[\x80-\x9f]", lambda found: _as_1252(ord(found[0])), text)
+    return " ".join(_MISREAD.sub(_as_utf8, text).split())
+
+
+def _as_1252(byte):
+    # Windows gives the five bytes that it has no letter for back as they are.
+    with contextlib.suppress(UnicodeDecodeError):
+        return bytes([byte]).decode("cp1252")
+    return chr(byte)
+
+
+_ENDS = f"[{re.escape(''.join(map(_as_1252, range(0x80, 0xC0))))}]"
+# What UTF-8 makes of one letter of western Europe, or a picture, each byte read
+# as a letter of Windows-1252. Others, such as "é…”", are more often what they are.
+_MISREAD = re.compile(f"[ÂÃÅ]{_ENDS}|â{_ENDS}{{2}}|ð{_ENDS}{{3}}")
+_BYTES = {_as_1252(byte): byte for byte in range(256)}
+
+
+def _as_utf8(found):
+    with contextlib.suppress(UnicodeDecodeError):
+        return bytes(_BYTES[letter] for letter in found[0]).decode("utf-8")
+    return found[0]

@@ -19,6 +19,7 @@ from emoq_modules.dataio import clips as clips_module
 from emoq_modules.dataio.clips import extract_audio, parallel_map
 from emoq_modules.dataio.prepare import read_dialogues, read_manifest
 from emoq_modules.errors import AudioError, CorpusError
+from recipes.MELD.annotations import repair
 from tests.corpus_folders import (
     ROOT,
     SHARED_DATA,
@@ -240,6 +241,18 @@ def test_texts_are_repaired(raw, tmp_path, encode):
         "It’s me…",
         "You’re late",
     ]
+
+
+@pytest.mark.parametrize(
+    ("text", "meant"),
+    [
+        ("Youâ€™re a cafÃ©, “ok”", "You’re a café, “ok”"),  # one part is right
+        ("â€\x9d â\x80\x99 ðŸ˜€", "” ’ 😀"),
+        ("fiancé…” CAFÉ» Müller", "fiancé…” CAFÉ» Müller"),
+    ],
+)
+def test_what_was_misread_is_mended_and_nothing_else(text, meant):
+    assert repair(text) == meant
 
 
 def test_the_audio_is_16_khz_mono_and_the_sound_of_the_clip(raw, tmp_path):
