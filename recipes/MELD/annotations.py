@@ -135,7 +135,7 @@ def _as_1252(byte):
 
 _ENDS = f"[{re.escape(''.join(map(_as_1252, range(0x80, 0xC0))))}]"
 # What UTF-8 makes of one letter of western Europe, or a picture, each byte read
-# as a letter of Windows-1252. Others, such as "é…”", are more often what they are.
+# as a letter of Windows-1252. Others, such as "é…”", are mostly what they are.
 _MISREAD = re.compile(f"[ÂÃÅ]{_ENDS}|â{_ENDS}{{2}}|ð{_ENDS}{{3}}")
 _BYTES = {_as_1252(byte): byte for byte in range(256)}
 
