@@ -139,12 +139,21 @@ def _trainable(module):
 def _read(path):
     """The tensors of a file, by name."""
     try:
-        return load_file(path)
+        weights = load_file(path)
     except (SafetensorError, OSError) as error:
         raise CheckpointError(
             f"{path} cannot be read ({error}). Restore the file, or delete it: "
             "the same command then makes it again from what was before it."
         ) from error
+    for name, tensor in weights.items():
+        # Else each recording that it hears would be blamed.
+        if not tensor.isfinite().all():
+            raise CheckpointError(
+                f"{path} holds values that are no finite numbers, in {name}: "
+                "restore the file, or train again, at a lower learning rate "
+                "perhaps."
+            )
+    return weights
 
 
 def _fill(tensors, weights, path):

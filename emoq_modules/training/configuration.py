@@ -273,6 +273,10 @@ def _check_labels(labels):
             )
     if len(set(labels)) < len(labels):
         raise ConfigurationError(f"A label is there twice in {list(labels)}.")
+    if len(labels) == 1:
+        raise ConfigurationError(
+            f"The only label is {labels[0]!r}: it takes two to tell apart."
+        )
 
 
 def _resolve(experiment, tree, **values):

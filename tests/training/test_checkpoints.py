@@ -267,6 +267,15 @@ def test_weights_that_cannot_be_read_say_what_to_do(tmp_path):
         load_trainable(nn.Linear(2, 2), path)
 
 
+def test_weights_that_are_no_numbers_are_named(tmp_path):
+    path, layer = tmp_path / "weights.safetensors", nn.Linear(2, 2)
+    with torch.no_grad():
+        layer.bias[1] = torch.nan
+    save_trainable(layer, path)
+    with pytest.raises(CheckpointError, match="no finite numbers, in bias"):
+        load_trainable(nn.Linear(2, 2), path)
+
+
 def test_what_a_kill_left_unfinished_is_ignored_and_removed(run):
     run.step()
     run.save()

@@ -310,6 +310,7 @@ def test_a_value_may_have_an_equals_sign(words):
         ("[null, sad]", "The label None is no text"),
         ("[1, sad]", r'The label 1 is no text: put it in quotes, as in \["1"'),
         ("[sad, sad]", "A label is there twice"),
+        ("[sad]", "The only label is 'sad'"),
     ],
 )
 def test_labels_that_are_no_words_are_refused(experiment, labels, message):
