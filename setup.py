@@ -75,7 +75,9 @@ setup(
         "qlora": ["bitsandbytes>=0.50"],
         # The page of `emoq serve`, which stands on much of Gradio: a major
         # release may break it.
-        "serve": ["gradio>=6.31,<7"],
+        # With uvloop it outlives more connections than files may be open;
+        # asyncio's own loop fills the log with tracebacks, gigabytes an hour.
+        "serve": ["gradio>=6.31,<7", "uvloop>=0.23; sys_platform != 'win32'"],
         # Tab completes the commands and options of `emoq`.
         "completion": ["argcomplete>=3.7"],
         # The reference that `make api` builds, of all modules: the page's

@@ -25,7 +25,7 @@ from emoq_modules.training.configuration import plan_runs, read_options
 from emoq_modules.training.describe import describe
 from emoq_modules.training.distributed import init_ranks
 from emoq_modules.training.experiment import run_folds
-from emoq_modules.training.preview import preview
+from emoq_modules.training.preview import log_once, preview
 
 
 def main(arguments=None):
@@ -69,6 +69,8 @@ def main(arguments=None):
     if own.describe:
         print(describe(own.experiment, own.preset, options))
         return
+    if own.dry_run:
+        log_once()
     runs = plan_runs(
         own.experiment, own.preset, options, own.fold, run_opts["debug"]
     )

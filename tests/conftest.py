@@ -50,7 +50,10 @@ def console_of_this_test():
     """A run logs to the streams of its own test, which are then closed."""
     yield
     for handler in list(logging.root.handlers):
-        if isinstance(handler, TqdmCompatibleStreamHandler):
+        if type(handler) in (
+            logging.StreamHandler,
+            TqdmCompatibleStreamHandler,
+        ):
             logging.root.removeHandler(handler)
 
 

@@ -115,12 +115,20 @@ def _evaluate(own):
         raise ConfigurationError(f"--out {out} is a file: name a folder.")
     sources = find_sources(own)
     several = len(own.model) * len(sources) > 1
+    folders = {
+        (number, source.name): out / f"{number}-{source.name}"
+        if several
+        else out
+        for number, _ in enumerate(own.model, start=1)
+        for source in sources
+    }
+    _check(own, sources, folders)
     for number, model in enumerate(own.model, start=1):
         recognizer = load_recognizer(own, model)
         found.append([])
         for source in sources:
             name = source.name
-            folder = out / f"{number}-{name}" if several else out
+            folder = folders[number, name]
             if several:
                 print(f"{model} on {source}\n")
             stats, info = _measure(recognizer, source, own, folder, model)
@@ -134,6 +142,27 @@ def _evaluate(own):
     if several:
         _compare(own, [source.name for source in sources], found, out)
     return 1 if failed else 0
+
+
+def _check(own, sources, folders):
+    """What can be known before the first of several is measured."""
+    from emoq_modules.inference.fetching import open_source
+    from emoq_modules.inference.recognizer_folder import SETTINGS_FILE
+
+    for folder in folders.values():
+        if (folder / SETTINGS_FILE).exists():
+            raise ConfigurationError(
+                f"--out {folder} is the folder of a run, whose results would "
+                "be overwritten: name another."
+            )
+    if len(folders) < len(own.model) * len(sources):
+        raise ConfigurationError(
+            f"Two tables are called {sources[0].name}: rename one."
+        )
+    for source in sources:
+        source.count_labels()
+    for model in own.model[1:]:
+        open_source(model, SETTINGS_FILE, trust_source=own.trust_source)
 
 
 def _measure(recognizer, source, own, out, model):

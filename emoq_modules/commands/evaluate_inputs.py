@@ -1,6 +1,7 @@
 """What ``emoq evaluate`` measures on: a table, or a corpus as prepared."""
 
 import json
+import os
 import sys
 from collections import Counter
 from dataclasses import replace
@@ -12,7 +13,13 @@ from emoq_modules.dataio.labeled import Labeled, count_labels, read_labeled
 from emoq_modules.dataio.manifest import DIALOGUES_FILE, SPLITS
 from emoq_modules.dataio.manifest_reader import read_dialogues, read_manifest
 from emoq_modules.dataio.recordings import Recording
-from emoq_modules.dataio.tables import parse_pairs
+from emoq_modules.dataio.splits import SPLITS as SPLIT_NAMES
+from emoq_modules.dataio.tables import (
+    columns_for,
+    open_listing,
+    parse_pairs,
+    read_table,
+)
 from emoq_modules.errors import ConfigurationError
 from emoq_modules.evaluation.results import RESULTS_FILE
 
@@ -31,42 +38,103 @@ def find_sources(own):
         for model in own.model:
             corpus.check(model)
         return [corpus]
-    return [_Table(path, own) for path in own.table]
+    # All are read before anything is measured.
+    tables = [[*map(read_table, _paths(word))] for word in own.table]
+    every = [table for several in tables for table in several]
+    given, label_map = parse_pairs(own.columns), parse_pairs(own.label_map)
+    sources = []
+    for several in tables:
+        columns = {}
+        for table in several:
+            columns |= columns_for(table, every, given)
+        sources.append(_Table(open_listing(several, columns), own))
+    known = set().union(*(source.labels for source in sources))
+    strange = label_map.keys() - known
+    if strange:
+        raise ConfigurationError(
+            f"--label_map names {', '.join(sorted(strange))}, which is no "
+            f"label of {', '.join(own.table)}; there are "
+            f"{', '.join(sorted(known))}."
+        )
+    for source in sources:
+        source.label_map = {
+            word: becomes
+            for word, becomes in label_map.items()
+            if word in source.labels
+        }
+    return sources
+
+
+def _paths(word):
+    """A table, or several with commas between, that are measured as one."""
+    parts = [part.strip() for part in word.split(",") if part.strip()]
+    return [word] if Path(word).exists() else parts or [word]
 
 
 class _Table:
-    """Labeled recordings of a table."""
+    """Labeled recordings of a table, or of several."""
 
-    def __init__(self, path, own):
-        self.path, self.name, self._own = path, Path(path).stem, own
-        self.label_map = parse_pairs(own.label_map)
+    def __init__(self, listing, own):
+        if own.split:
+            listing = _of_split(listing, own.split)
+        self._listing, self._own = listing, own
+        self.labels = {row["emotion"] for row in listing.rows} - {""}
+        self.label_map = {}
+
+    @property
+    def name(self):
+        """That of its file, or of its files."""
+        names = (Path(path).stem for path in str(self).split(", "))
+        return "+".join(names)
 
     def __str__(self):
-        return self.path
+        return self._listing.name
 
     def count_labels(self):
         """How many there are of each label."""
-        return count_labels(self.path, self._own.columns, self.label_map)
+        return count_labels(self._listing, None, self.label_map)
 
     def read(self, labels):
         """Rows of these labels, dialogues, and what is left out."""
-        own = self._own
-        folder = own.data_folder or Path(self.path).parent
+        folder = self._own.data_folder
+        if folder is None:
+            folder = os.path.commonpath(self._listing.folders)
         rows, dialogues, skipped = read_labeled(
-            self.path, folder, labels, own.columns, self.label_map
+            self._listing, folder or ".", labels, None, self.label_map
         )
-        if own.split:
-            splits = dict.fromkeys(row.split for row in rows)
-            wanted = own.split.casefold()
-            rows = [row for row in rows if row.split.casefold() == wanted]
-            if not rows:
-                raise ConfigurationError(
-                    f"{self} has no row of the split {own.split!r} to "
-                    f"recognize; its splits are {', '.join(map(repr, splits))}."
-                )
         if not rows:
             raise ConfigurationError(f"{self} has no row to recognize.")
         return rows, dialogues, skipped
+
+
+def _of_split(listing, split):
+    """The rows of a split, by whatever of its names the table calls it."""
+    words = next(
+        (x for x in map(str.split, SPLIT_NAMES.values()) if split in x), [split]
+    )
+    wanted = {word.casefold() for word in [split, *words]}
+    kept = [
+        n
+        for n, row in enumerate(listing.rows)
+        if row["split"].casefold() in wanted
+    ]
+    if not kept:
+        splits = dict.fromkeys(row["split"] for row in listing.rows)
+        raise ConfigurationError(
+            f"{listing.name} has no row of the split {split!r}; "
+            + (
+                f"its splits are {', '.join(map(repr, splits))}."
+                if any(splits)
+                else "it has no column of splits."
+            )
+        )
+    return replace(
+        listing,
+        **{
+            name: [getattr(listing, name)[n] for n in kept]
+            for name in ("rows", "places", "folders")
+        },
+    )
 
 
 class _Corpus:

@@ -149,7 +149,10 @@ def read_labeled(tables, data_folder, labels, columns=None, label_map=None):
         emotion = label_map.get(row.emotion, row.emotion)
         seconds = recordings.get(row.path)
         if isinstance(seconds, float):
-            earlier = seen.setdefault(name, (row.number, emotion))
+            # Through links: one recording is one, whatever its names.
+            file = os.path.realpath(os.path.join(data_folder, row.path))
+            part = file, row.start, row.end
+            earlier = seen.setdefault(part, (row.number, emotion))
             if earlier[0] != row.number:
                 what = repr(emotion)
                 if earlier[1] != emotion:
@@ -226,25 +229,20 @@ def _find_recordings(rows, data_folder, folders):
     Paths become relative to the data folder, ends of parts known. ``folders``
     are those of the rows' tables.
     """
-    found = {}
+    found, places = {}, {}
     for row in tqdm(rows, "recordings", disable=None):
         if not row.path:
             continue
-        path, whole = row.path, _locate(data_folder, data_folder, row.path)
-        if whole is None:
-            row.fault(f"{path} is outside of {data_folder}")
+        asked = row.path, folders[row.number]
+        if asked not in places:
+            places[asked] = _place(data_folder, *asked)
+        if isinstance(places[asked], AudioError):
+            row.fault(str(places[asked]))
             continue
-        if not (data_folder / whole).is_file():
-            beside = _locate(data_folder, folders[row.number], row.path)
-            if beside is None or not (data_folder / beside).is_file():
-                row.fault(f"there is no file {path} in {data_folder}")
-                continue
-            whole = beside
-        row.path = Path(whole).as_posix()
-        file = data_folder / row.path
+        row.path = places[asked]
         if row.path not in found:
             try:
-                found[row.path] = audio_duration(file)
+                found[row.path] = audio_duration(data_folder / row.path)
             except AudioError as error:
                 found[row.path] = error
         seconds = found[row.path]
@@ -253,17 +251,24 @@ def _find_recordings(rows, data_folder, folders):
     return found
 
 
-def _locate(data_folder, base, path):
-    """What lies at a path from ``base``, relative to the data folder.
+def _place(data_folder, path, beside):
+    """Where a recording is, relative to the data folder, or an AudioError.
 
-    Through links if need be; None outside.
+    The path is from there, or from ``beside``, the folder of the table.
     """
-    for full in (os.path.abspath, os.path.realpath):
-        folder = full(data_folder)
-        whole = full(os.path.join(base, path))
-        if os.path.commonpath([whole, folder]) == folder:
-            return os.path.relpath(whole, folder)
-    return None
+    inside = False
+    for base in (data_folder, beside):
+        # Through links if need be.
+        for full in (os.path.abspath, os.path.realpath):
+            folder, whole = full(data_folder), full(os.path.join(base, path))
+            if whole.startswith(os.path.join(folder, "")):
+                inside = True
+                if os.path.isfile(whole):
+                    return Path(os.path.relpath(whole, folder)).as_posix()
+                break
+    if inside:
+        return AudioError(f"there is no file {path} in {data_folder}")
+    return AudioError(f"{path} is outside of {data_folder}")
 
 
 def _check_part(row, seconds):
@@ -302,11 +307,14 @@ def _check_turns(rows, places):
 def _name_rows(rows):
     """An id for each row: its file's name, as far as that is its alone."""
     paths = {row.path for row in rows}
-    alone = len({Path(path).stem for path in paths}) == len(paths)
+    bare = {path: os.path.splitext(path)[0] for path in paths}
+    alone = len({os.path.basename(x) for x in bare.values()}) == len(paths)
+    if len(set(bare.values())) < len(paths):  # a.wav beside a.flac
+        bare = {path: path for path in paths}
     names = []
     for row in rows:
-        name = os.path.splitext(row.path)[0]
-        name = Path(name).name if alone else name
+        name = bare[row.path]
+        name = os.path.basename(name) if alone else name
         if row.is_part:
             times = (
                 f"{x or 0.0:.6f}".rstrip("0") for x in (row.start, row.end)

@@ -153,8 +153,7 @@ def draw_fold(rows, groups, fold, folds, seed, notes):
         raise CorpusError(
             f"{folds} folds need as many groups that share no speaker, "
             f"dialogue, session or recording, and the table has {len(names)}: "
-            "take fewer --folds, or have a column not looked at, as by "
-            "--columns session= for the session."
+            + _advice(rows, len(names))
         )
     if not any(said.speaker or said.session for said in utterances):
         notes.append(
@@ -183,6 +182,24 @@ def draw_fold(rows, groups, fold, folds, seed, notes):
         "valid": [],
         "test": [utterances[n] for n in np.flatnonzero(tested)],
     }
+
+
+def _advice(rows, groups):
+    """How there may be as many groups as folds."""
+    if len({row.recording for row in rows}) == 1:
+        return "all rows are of one recording: cut it into files."
+    found = {
+        "speaker": any(row.utterance.speaker for row in rows),
+        "session": any(row.utterance.session for row in rows),
+        "dialogue": any(
+            row.utterance.dialogue != row.utterance.id for row in rows
+        ),
+    }
+    columns = [f"--columns {name}=" for name in found if found[name]]
+    advice = ["take fewer --folds"] * (groups > 1)
+    if columns:
+        advice.append(f"have a column not looked at ({', '.join(columns)})")
+    return f"{', or '.join(advice) or 'it takes more recordings'}."
 
 
 def own_splits(rows, notes):

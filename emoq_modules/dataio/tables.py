@@ -5,6 +5,7 @@ such as a row of more cells than the header or a quote that is never closed, is
 named with its line. Values stay text.
 """
 
+import codecs
 import csv
 import hashlib
 import io
@@ -39,6 +40,7 @@ USUAL_NAMES = {
 }
 _NEEDED = ("path", "emotion")
 _SEPARATORS = ",;\t|"
+_UTF_16 = codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE
 _PARQUET = b"PAR1"
 _ZIP = b"PK\x03\x04"  # what a file of Excel begins with
 
@@ -152,17 +154,7 @@ def open_listing(tables, columns=None):
     corpora = _tell_apart(paths) if len(tables) > 1 else [""]
     rows, places = [], []
     for table, corpus in zip(tables, corpora, strict=True):
-        # Of several tables one may lack what another has by a strange name.
-        others = [x for x in tables if x is not table]
-        found = _columns_of(
-            table,
-            {
-                name: column
-                for name, column in given.items()
-                if table.called(column)
-                or not any(x.called(column) for x in others)
-            },
-        )
+        found = _columns_of(table, columns_for(table, tables, given))
         for line, row in zip(table.lines, table.rows, strict=True):
             cells = {
                 name: row[found[name]].strip() if name in found else ""
@@ -181,6 +173,19 @@ def open_listing(tables, columns=None):
     return Listing(
         ", ".join(map(str, paths)), rows, places, list(chain(*folders))
     )
+
+
+def columns_for(table, tables, given):
+    """Those of the ``given`` columns that are meant for one of the tables.
+
+    Of several one may lack what another has by a strange name.
+    """
+    others = [x for x in tables if x is not table]
+    return {
+        name: column
+        for name, column in given.items()
+        if table.called(column) or not any(x.called(column) for x in others)
+    }
 
 
 def _columns_of(table, given):
@@ -302,6 +307,7 @@ def _bare(name):
 
 def _csv_cells(path, content):
     """Line and cells of the header and of each row that is not empty."""
+    _check_encoding(path, content)
     text = decode(content)
     if "\0" in text:
         raise CorpusError(
@@ -329,6 +335,22 @@ def _csv_cells(path, content):
             "that is not closed, or not doubled?"
         ) from None
     return cells
+
+
+def _check_encoding(path, content):
+    """Refuses a table of which some lines are in UTF-8, and others not."""
+    told, strange = None, None
+    for number, line in enumerate(content.split(b"\n"), start=1):
+        try:
+            if not line.decode("utf-8").isascii():
+                told = told or number
+        except UnicodeDecodeError:
+            strange = strange or number
+        if told and strange and not content.startswith(_UTF_16):
+            raise CorpusError(
+                f"{path} is in two encodings: line {told} is in UTF-8, and "
+                f"line {strange} is not. Save it in UTF-8."
+            )
 
 
 def _parquet_cells(path, content):

@@ -60,6 +60,7 @@ from emoq_modules.inference.recognizer_folder import (
 from emoq_modules.lobes.weights import save_trainable
 from emoq_modules.training.run_data import make_datasets, read_corpus
 from emoq_modules.training.run_folder import (
+    check_corpus,
     check_settings,
     claimed,
     enter_folder,
@@ -169,6 +170,7 @@ def run_stage(run, run_opts=None, check=None):
     # Data first: what is wrong there shows before models take their time.
     enter_folder(run)
     manifests, dialogues = read_corpus(run.hparams)
+    check_corpus(run, manifests, dialogues)
     if check:
         run_on_main(check)
     hparams = _load_in_turn(run)

@@ -1,5 +1,6 @@
 """What a run would train on: its corpus, and some of its prompts."""
 
+import logging
 from collections import Counter
 
 import soundfile
@@ -9,6 +10,19 @@ from emoq_modules.lobes.backbones import load_tokenizer
 from emoq_modules.training.run_data import read_corpus
 
 _ROWS = 5
+
+
+def log_once():
+    """Shows what preparation logs, and what several steps say once."""
+    told = set()
+
+    def is_new(record):
+        message = record.getMessage()
+        return not (message in told or told.add(message))
+
+    logging.basicConfig(level="INFO", format="%(message)s")
+    for handler in logging.root.handlers:
+        handler.addFilter(is_new)
 
 
 def preview(run):

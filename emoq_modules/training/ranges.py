@@ -72,6 +72,7 @@ _RULES = (
     (_or_null(_number("[0, 1)")), "fusion_dropout"),
     (_number("(0, inf)"), "temperature max_grad_norm lora_alpha word_weight"),
     (_number("(0, inf)"), "max_utterance_s"),
+    (_whole(1), "min_utterances"),
     (_FLAG, "without_clips frame_norm contrast_across_ranks all_queries"),
     (_FLAG, "gradient_checkpointing check_llm shard_llm speaker_in_prompt"),
     (_PRECISION, "audio_precision precision eval_precision"),

@@ -1,10 +1,13 @@
 """The folder of a run: one run, of one set of settings, by one process."""
 
 import fcntl
+import hashlib
+import json
 import os
 import re
 import socket
 import sys
+from collections.abc import Mapping
 from contextlib import ExitStack, contextmanager
 from datetime import datetime
 from io import StringIO
@@ -27,6 +30,7 @@ logger = get_logger(__name__)
 
 # The settings of the stage 1 that a run of stage 2 has started from.
 STAGE_1_FILE = "stage1.yaml"
+_CORPUS_FILE = "corpus.json"  # digests of what a run trains and tests on
 _LOCK_FILE = ".lock"
 # Descriptors of the locks that whoever started this process holds for it.
 LOCKS_VARIABLE = "EMOQ_LOCKS"
@@ -156,6 +160,47 @@ def check_settings(run):
                 f"{run.folder} holds a run that started from a stage 1 with "
                 f"other settings: {changed}. {advice}"
             )
+
+
+def check_corpus(run, manifests, dialogues=None):
+    """Refuses a corpus that has changed since a run, or its stage 1, began.
+
+    Else it would go on with other utterances than it was trained on, and test
+    what it has trained on. Where files lie is no part of the corpus.
+    """
+    corpus = {split: _digest(rows) for split, rows in manifests.items()}
+    if dialogues is not None:
+        corpus["dialogues"] = _digest(dialogues)
+    folders = [run.folder] if _holds_a_run(run) else []
+    if run.has_own_stage_1 and run.weights.exists():
+        folders.append(run.weights.parent)
+    for folder in folders:
+        file = folder / _CORPUS_FILE
+        # Earlier versions kept none.
+        kept = json.loads(file.read_bytes()) if file.exists() else corpus
+        changed = [x for x in corpus if x in kept and kept[x] != corpus[x]]
+        if changed:
+            raise ConfigurationError(
+                f"The corpus has changed since the run in {folder} began "
+                f"({', '.join(changed)} of {run.hparams['manifest_folder']}): "
+                "restore it, or choose another --variant or --results_folder "
+                "to train anew."
+            )
+    if if_main_process():
+        text = json.dumps(corpus, indent=2)
+        write_atomically(run.folder / _CORPUS_FILE, text.encode())
+    ddp_barrier()
+
+
+def _digest(rows):
+    """That of utterances by their id, or of turns, whatever their files."""
+    digest = hashlib.sha256()
+    for name, row in rows.items():
+        if isinstance(row, Mapping):
+            row = {key: row[key] for key in row if key != "wav"}
+        line = json.dumps([name, row], ensure_ascii=False)
+        digest.update(f"{line}\n".encode())
+    return digest.hexdigest()
 
 
 def _holds_a_run(run):

@@ -2,6 +2,7 @@
 
 import csv
 import json
+from pathlib import Path
 
 import pytest
 import torch
@@ -224,8 +225,52 @@ def test_one_split_of_a_table(evaluate, tmp_path):
 
     evaluate(change, "--split", "Test")
     assert len(read_predictions(tmp_path / "out").ids) == 5
+    evaluate(change, "--split", "validation")  # which it calls dev
+    assert len(read_predictions(tmp_path / "out").ids) == 4
     status, _, messages = evaluate(change, "--split", "tests")
     assert status == 2 and "its splits are 'dev', 'test'" in messages
+
+
+def test_tables_with_words_of_their_own_are_measured_together_and_apart(
+    evaluate, tmp_path
+):
+    evaluate()
+    other = tmp_path / "other.csv"
+    text = (tmp_path / "test set.csv").read_text()
+    other.write_text(
+        text.replace(",happy,", ",joy,").replace("test0", "./test0")
+    )
+    options = "--table", str(other), "--label_map", "joy=happy"
+    status, output, _ = evaluate(dict, *options)
+    assert status == 0
+    first, second = (
+        read_predictions(tmp_path / f"out/1-{name}")
+        for name in ("test set", "other")
+    )
+    assert first.summarize() == second.summarize()
+    both = f"{tmp_path / 'test set.csv'},{other}"
+    status, output, messages = evaluate(
+        dict, *("--label_map", "joy=happy", "--table", both)
+    )
+    # The same recordings twice are not two sets of recordings.
+    assert status == 2 and "too" in messages
+
+
+def test_nothing_is_measured_before_all_is_known_to_be_there(
+    evaluate, recognizer_folder, tmp_path
+):
+    run = Path(recognizer_folder).parent
+    before = (run / "results.json").read_bytes()
+    for options, message in (
+        (["--table", "missing.csv"], "missing.csv cannot be read"),
+        (["--model", "no model"], "no model"),
+        (["--label_map", "joi=happy"], "names joi, which is no label of"),
+        (["--out", str(run)], "is the folder of a run"),
+    ):
+        status, _, messages = evaluate(dict, *options)
+        assert status == 2 and message in messages
+    assert not (tmp_path / "out").exists()
+    assert (run / "results.json").read_bytes() == before
 
 
 def test_it_draws_and_tells_how_sure_it_is(evaluate, tmp_path):

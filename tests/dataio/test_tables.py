@@ -55,6 +55,7 @@ def test_values_stay_text(read):
         ('path,text\na,b\nc,"d\ne,f\n', "no CSV from line 3 on"),
         ('path,text\na,"b" c\n', "no CSV from line 2 on"),
         (b"path,text\na\0b,c\n", "is no text"),
+        (b"path,text\na,\xc3\xbc\nb,\xfc\n", "line 2 is in UTF-8, and line 3"),
         (b"PK\x03\x04xl/workbook", "a file of Excel"),
         (b"PAR1 cut off", "Parquet|damaged"),
     ],

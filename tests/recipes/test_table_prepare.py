@@ -17,6 +17,7 @@ from tests.corpus_folders import (
     SHARED_DATA,
     all_rows,
     load_recipe,
+    read_splits,
     wav_bytes,
     write,
 )
@@ -107,6 +108,31 @@ def test_all_faults_are_told_at_once(prepare_calls, calls, tmp_path):
     assert not (tmp_path / "save").exists()
 
 
+def test_paths_may_be_from_the_tables_own_folder(prepare_calls, calls):
+    (calls / "lists").mkdir()
+    text = (calls / "labels.csv").read_text()
+    table = calls / "lists/labels.csv"
+    table.write_text(text.replace("d0/", "../d0/"))
+    expected = prepare_calls()
+    prepared = recipe.prepare_table(
+        *(calls, calls.parent / "other", table), min_utterances=2, folds=3
+    )
+    assert prepared is None
+    assert read_splits(calls.parent / "other") == expected
+
+
+def test_two_files_of_one_name_but_for_its_end_are_two(prepare_calls, calls):
+    path = calls / "d0/a0.wav"
+    path.with_suffix(".flac").write_bytes(path.read_bytes())
+
+    def change(row):
+        path = row["path"].replace("d0/a1.wav", "d0/a0.flac")
+        return row | {"path": path}
+
+    rows = [name for split in prepare_calls(change).values() for name in split]
+    assert {"d0/a0.wav", "d0/a0.flac"} <= set(rows) and len(rows) == 48
+
+
 def test_a_damaged_recording_is_left_out_and_named(
     prepare_calls, calls, caplog
 ):
@@ -190,17 +216,24 @@ def test_a_recording_by_two_names_is_one(prepare_calls, calls):
     for path in list(calls.glob("d[0-5]/a0.wav")):
         path.with_name("link.wav").symlink_to(path)
 
-    def change(row):
+    def change(row, end):
+        row = {k: row[k] for k in ("path", "emotion")} | {"end": ""}
         if row["path"].endswith("a1.wav"):
             row["path"] = row["path"].replace("a1", "link")
-        return {k: row[k] for k in ("path", "emotion")}
+            row["end"] = end * ("link" in row["path"])
+        return row
 
-    splits = prepare_calls(change, validate_on="dialogues")
+    splits = prepare_calls(
+        lambda row: change(row, "0.05"), validate_on="dialogues"
+    )
     for split in splits.values():
-        names = {row["wav"] for row in split.values()}
-        assert all(
-            x.replace("link", "a0") in names for x in names if "link" in x
-        )
+        # A part of it, by the link, is where it is.
+        for name in split:
+            if "link" in name:
+                assert name.split("@")[0].replace("link", "a0") in split
+    assert any("link" in name for name in splits["train"])
+    with pytest.raises(CorpusError, match="d0/link is as 'anger' and 'joy' in"):
+        prepare_calls(lambda row: change(row, ""))
     twice = "d0/../d0/a0.wav"
     with pytest.raises(CorpusError, match="line 3: d0/a0 is as 'anger' and"):
         prepare_calls(

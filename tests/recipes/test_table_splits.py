@@ -1,10 +1,13 @@
 """What is in training is not in test: the splits of a table."""
 
 import csv
+import itertools
 import json
 from collections import Counter
 
+import numpy as np
 import pytest
+import soundfile
 
 from emoq_modules.errors import CorpusError
 from tests.corpus_folders import (
@@ -58,8 +61,28 @@ def test_what_two_share_with_a_third_stays_together(prepare_calls):
 
 
 def test_too_few_groups_are_named(prepare_calls):
-    with pytest.raises(CorpusError, match="7 folds need .* the table has 6"):
+    with pytest.raises(CorpusError, match="7 folds need .* has 6: ") as told:
         prepare_calls(folds=7)
+    advice = "take fewer --folds, or have a column not looked at (--columns "
+    assert f"{advice}speaker=, --columns dialogue=)." in str(told.value)
+
+
+def test_one_recording_is_no_corpus(prepare_calls, calls):
+    long = np.concatenate([0.1 * np.sin(np.arange(1600))] * 48)
+    soundfile.write(calls / "long.wav", long, 16000)
+
+    def change(row):
+        place = next(counted) / 10
+        return {
+            "path": "long.wav",
+            "emotion": row["emotion"],
+            "start": f"{place:.1f}",
+            "end": f"{place + 0.1:.1f}",
+        }
+
+    counted = itertools.count()
+    with pytest.raises(CorpusError, match="of one recording: cut it into"):
+        prepare_calls(change)
 
 
 def test_without_speakers_folds_are_drawn_with_a_warning(prepare_calls, caplog):

@@ -13,7 +13,7 @@ import train
 from benchmarks import choose
 from emoq_modules.commands.cli import main
 from emoq_modules.errors import BusyError, ConfigurationError
-from emoq_modules.training import stages
+from emoq_modules.training import experiment, stages
 from emoq_modules.training.run_folder import claimed
 from tests.conftest import fork
 from tests.corpus_folders import snapshot
@@ -147,6 +147,32 @@ def refused(capfd, *command):
     """The last line of a command that is refused."""
     assert train.run(arguments(*command)) == 2
     return capfd.readouterr().err.splitlines()[-1]
+
+
+@pytest.mark.parametrize("stage", [1, 2])
+def test_a_run_does_not_go_on_with_another_corpus(
+    results, stage, capfd, monkeypatch
+):
+    """Else it would test what it has trained on, and call it a result."""
+    stages = results / RUN
+    if stage == 1:  # from which a new stage 2 would start
+        shutil.rmtree(stages / "stage2")
+    train.main(arguments(results, f"hparams/emoq_stage{stage}.yaml"))
+    read = experiment.read_corpus
+
+    def changed(hparams):
+        manifests, dialogues = read(hparams)
+        row = next(iter(manifests["test"].values()))
+        row.emotion = {"sad": "happy"}.get(row.emotion, "sad")
+        return manifests, dialogues
+
+    monkeypatch.setattr(experiment, "read_corpus", changed)
+    names = ("results.json", "predictions.csv")
+    before = [(stages / f"stage{stage}" / x).read_bytes() for x in names]
+    told = refused(capfd, results)
+    assert f"since the run in {stages}/stage{stage} began (test of" in told
+    after = [(stages / f"stage{stage}" / x).read_bytes() for x in names]
+    assert after == before
 
 
 @pytest.mark.parametrize("left", ["all", "stage 1", "its weights"])
