@@ -20,9 +20,10 @@ def log_once():
         message = record.getMessage()
         return not (message in told or told.add(message))
 
-    logging.basicConfig(level="INFO", format="%(message)s")
-    for handler in logging.root.handlers:
-        handler.addFilter(is_new)
+    handler = logging.StreamHandler()
+    handler.addFilter(is_new)
+    logging.root.addHandler(handler)
+    logging.root.setLevel(logging.INFO)
 
 
 def preview(run):
