@@ -296,7 +296,9 @@ def _resolve(experiment, tree, **values):
 def _chosen_folds(folds, tree):
     """The folds that ``--fold`` means."""
     known = tree["folds"]
-    if isinstance(known, int):  # so many of them
+    if type(known) is int:  # so many of them
+        if known < 1:
+            raise ConfigurationError(f"folds is {known}; 1 is the least.")
         known = range(1, known + 1)
     known = list(map(str, known))
     if folds is None:
