@@ -21,6 +21,7 @@ import tempfile
 import time
 from contextlib import contextmanager
 from pathlib import Path
+from textwrap import shorten
 
 import torch
 
@@ -181,9 +182,11 @@ def fill(folder, expected):
             print("| not tried | no tmpfs can be made here | |")
             return
         fine = status == 0 and left == expected
-        named = first[0] == 0 or "No space left" in first[1]
+        full = "No space left", "disk is full", "disk full"
+        named = first[0] == 0 or any(words in first[1] for words in full)
+        named &= "traceback" not in first[1]
         said = first[1] if first[0] else "has room enough"
-        said = said.replace(str(folder), "…")
+        said = shorten(said.replace(str(folder), "…"), 100, placeholder=" …")
         end = "same bytes" if fine else told
         print(f"| {size / 1e6:.1f} MB | {said} | {end} |", flush=True)
         if not (fine and named):

@@ -6,6 +6,7 @@ alone.
 
 import contextlib
 import hashlib
+import io
 import json
 import logging
 from collections import defaultdict
@@ -17,7 +18,7 @@ from speechbrain.utils.distributed import infer_device
 from tqdm import tqdm
 
 from emoq_modules.dataio.audio import SAMPLE_RATE, read_audio
-from emoq_modules.dataio.files import put_in_place
+from emoq_modules.dataio.files import write_atomically
 from emoq_modules.dataio.labeled import count_labels, read_labeled
 from emoq_modules.dataio.prepare import (
     check_choice,
@@ -305,15 +306,12 @@ def _cut(rows, folder):
             if samples is None:
                 samples = read_audio(recording)
             path.parent.mkdir(parents=True, exist_ok=True)
-            partial = path.with_suffix(".partial")
             span = (round(x * SAMPLE_RATE) for x in (row.start, row.end))
-            soundfile.write(
-                partial,
-                samples[slice(*span)].numpy(),
-                SAMPLE_RATE,
-                format="WAV",
-            )
-            put_in_place(partial, path)
+            # Of a full disk libsndfile says nothing.
+            sound = io.BytesIO()
+            part = samples[slice(*span)].numpy()
+            soundfile.write(sound, part, SAMPLE_RATE, format="WAV")
+            write_atomically(path, sound.getvalue())
 
 
 if __name__ == "__main__":
