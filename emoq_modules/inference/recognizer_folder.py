@@ -100,11 +100,14 @@ def save_recognizer(folder, resolved, hparams, temperatures):
     tree = {key: training[key] for key in _KEYS}
     tree["temperature"] = temperatures
     tree["decoder"].pop("check", None)  # it was, before training
+    backbones = []
     for key in ("text_encoder", "llm", "llm_tokenizer"):
         # A backbone built on the spot is there now, and not built again.
         if training[key] != hparams[key]:
             # Named from here, so that the run may be moved.
             built = os.path.relpath(hparams[key], folder)
+            names = (path.name for path in Path(hparams[key]).iterdir())
+            backbones += [f"{built}/{name}" for name in sorted(names)]
             _replace(tree, training[key], RefTag(f"<pretrained_path>/{built}"))
     # Counted once: elsewhere the source may have another name.
     _replace(tree, training.get("audio_layers"), hparams.get("audio_layers"))
@@ -131,6 +134,7 @@ def save_recognizer(folder, resolved, hparams, temperatures):
     text = settings_text(tree, folder, weights)
     write_atomically(folder / SETTINGS_FILE, text.encode())
     files = [*(part.file for part in weights), SETTINGS_FILE]
+    files += dict.fromkeys(backbones)
     write_contents(folder, {name: describe(folder / name) for name in files})
 
 

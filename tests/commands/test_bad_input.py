@@ -216,7 +216,15 @@ REFUSED = [
     ),
     (
         "unknown label in a preset",
-        [STAGE1, *TINY, *EMODB, "--data_folder", ".", "--labels", "[glum]"],
+        [
+            STAGE1,
+            *TINY,
+            *EMODB,
+            "--data_folder",
+            ".",
+            "--labels",
+            "[glum, sad]",
+        ],
         r"label is 'glum'; it must be one of angry, bored",
     ),
     (

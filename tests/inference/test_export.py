@@ -400,10 +400,15 @@ def test_a_yaml_that_was_edited_or_damaged_gives_a_warning(export, caplog):
     assert says in caplog.text
 
 
-def test_a_flipped_byte_in_the_recognizer_of_a_run_is_named(run, tmp_path):
+@pytest.mark.parametrize(
+    "name", ["fusion.safetensors", "../backbones/llm/model.safetensors"]
+)
+def test_a_flipped_byte_in_the_recognizer_of_a_run_is_named(
+    run, tmp_path, name
+):
     folder = shutil.copytree(run, tmp_path / "run") / "recognizer"
-    flip_a_byte(folder / "fusion.safetensors")
-    says = "fusion.safetensors is damaged .*start the run again"
+    flip_a_byte(folder / name)
+    says = f"{name} is damaged .*start the run again"
     with pytest.raises(SourceError, match=says):
         EmotionRecognizer.from_hparams(folder)
     (folder / "contents.json").unlink()  # as by an earlier version
