@@ -90,6 +90,7 @@ setup(
             "bitsandbytes>=0.50",
             "furo>=2024.8.6",
             "gradio>=6.31,<7",
+            "uvloop>=0.23; sys_platform != 'win32'",
             "sphinx>=8.1.3",
             "pyarrow>=18",
             # The tutorial is run. IPython 9 needs Python 3.11.

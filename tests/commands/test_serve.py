@@ -7,6 +7,7 @@ import csv
 import io
 import json
 import os
+import resource
 import shutil
 import signal
 import socket
@@ -343,6 +344,25 @@ def test_nothing_of_an_upload_stays_longer_than_is_said(recognizer, folder):
         assert "not here any more" in call(url, path)
         upload(url, "y.wav", b"anything")
     assert not own.exists()
+
+
+def test_more_connections_than_files_may_be_open_wait(url, caplog):
+    asked, limit = urlsplit(url), resource.RLIMIT_NOFILE
+    before, connections = resource.getrlimit(limit), []
+    opened = len(os.listdir("/proc/self/fd"))
+    resource.setrlimit(limit, (opened + 20, before[1]))
+    try:
+        with suppress(OSError):  # both ends are in this process
+            for _ in range(40):
+                address = asked.hostname, asked.port
+                connections.append(socket.create_connection(address, 1))
+        time.sleep(0.5)
+    finally:
+        resource.setrlimit(limit, before)
+        for connection in connections:
+            connection.close()
+    assert connections and not [x for x in caplog.records if x.exc_info]
+    assert httpx.get(url).status_code == 200
 
 
 def test_page_is_for_this_machine_alone(url):
