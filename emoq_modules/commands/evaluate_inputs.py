@@ -109,10 +109,9 @@ class _Table:
 
 def _of_split(listing, split):
     """The rows of a split, by whatever of its names the table calls it."""
-    words = next(
-        (x for x in map(str.split, SPLIT_NAMES.values()) if split in x), [split]
-    )
-    wanted = {word.casefold() for word in [split, *words]}
+    wanted = {split.casefold()}
+    for names in map(str.split, SPLIT_NAMES.values()):
+        wanted |= set(names) if wanted & set(names) else set()
     kept = [
         n
         for n, row in enumerate(listing.rows)

@@ -176,8 +176,14 @@ def check_corpus(run, manifests, dialogues=None):
         folders.append(run.weights.parent)
     for folder in folders:
         file = folder / _CORPUS_FILE
-        # Earlier versions kept none.
-        kept = json.loads(file.read_bytes()) if file.exists() else corpus
+        try:
+            # Earlier versions kept none.
+            kept = json.loads(file.read_bytes()) if file.exists() else corpus
+        except ValueError as error:
+            raise ConfigurationError(
+                f"{file} is damaged ({error}): delete it, if the corpus is the "
+                "one that the run began with."
+            ) from error
         changed = [x for x in corpus if x in kept and kept[x] != corpus[x]]
         if changed:
             raise ConfigurationError(

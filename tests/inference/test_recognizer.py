@@ -484,7 +484,7 @@ def test_folder_that_holds_no_recognizer_is_said(run, tmp_path):
         (r"labels: (&\w+ )?\[.*\]", r"labels: \1[]", "labels is"),
         (r"temperature:", "temperature: 0\nx:", "temperature is 0 in a "),
         (r"transcript: [\d.]+", "transcript: warm", "transcript is 'warm'"),
-        (r"num_queries: \d+", "num_queries: 5", ""),
+        (r"num_queries: \d+", "num_queries: 5", "another model"),
     ],
 )
 def test_a_folder_with_a_changed_value_is_named(

@@ -175,6 +175,11 @@ def test_a_run_does_not_go_on_with_another_corpus(
     assert after == before
 
 
+def test_a_damaged_list_of_the_corpus_is_named(results, capfd):
+    (results / RUN / "stage2/corpus.json").write_text('{"train": "12')
+    assert "stage2/corpus.json is damaged" in refused(capfd, results)
+
+
 @pytest.mark.parametrize("left", ["all", "stage 1", "its weights"])
 def test_a_stage_1_of_other_settings_is_not_started_from(
     results, presets, left, capfd
