@@ -5,6 +5,7 @@ recording is never on two sides.
 """
 
 import hashlib
+import warnings
 from collections import Counter, defaultdict
 
 import numpy as np
@@ -90,16 +91,21 @@ def split_by_dialogue(utterances, fraction, seed, groups=None):
     )
 
 
-def check_rest(utterances, groups, validate_on):
-    """Whether there is something to train on, and to validate on beside it."""
+def check_rest(utterances, groups, validate_on, finer):
+    """Whether there is something to train on, and to validate on beside it.
+
+    ``finer`` are the groups that ``--validate_on dialogues`` would have.
+    """
     found = {groups[said.id] for said in utterances}
     if len(found) < 2:
-        advice = ": give --validate_on dialogues" * (validate_on == "groups")
+        advice = "mark some rows as valid in a column of splits"
+        if len({finer[said.id] for said in utterances}) > 1:
+            advice = "give --validate_on dialogues"
         raise CorpusError(
             f"What is not tested, {len(utterances)} utterances, is of "
             f"{len(found)} of the {validate_on} that share no speaker, "
             "dialogue, session or recording: one has to train, and another to "
-            f"validate{advice}."
+            f"validate: {advice}."
         )
 
 
@@ -174,8 +180,11 @@ def draw_fold(rows, groups, fold, folds, seed, notes):
         single = len(names) == len(of)
         kind = StratifiedKFold if single else StratifiedGroupKFold
         splitter = kind(folds, shuffle=True, random_state=seed)
-        drawn = splitter.split(of, labels, None if single else of)
-        chosen = list(drawn)[fold - 1][1]
+        with warnings.catch_warnings():
+            # Of labels that are rarer than folds, which are as wished.
+            warnings.simplefilter("ignore", UserWarning)
+            drawn = list(splitter.split(of, labels, None if single else of))
+        chosen = drawn[fold - 1][1]
         tested = np.isin(np.arange(len(of)), chosen)
     return {
         "train": [utterances[n] for n in np.flatnonzero(~tested)],

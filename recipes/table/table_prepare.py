@@ -196,9 +196,10 @@ def prepare_table(
     else:
         splits = draw_fold(rows, groups, fold, folds, seed, notes)
     if not splits["valid"]:
+        finer = find_groups(rows, ("dialogue", "recording"))
         if validate_on == "dialogues":
-            groups = find_groups(rows, ("dialogue", "recording"))
-        check_rest(splits["train"], groups, validate_on)
+            groups = finer
+        check_rest(splits["train"], groups, validate_on, finer)
         splits["train"], splits["valid"] = split_by_dialogue(
             splits["train"], VALID_FRACTION, seed, groups
         )

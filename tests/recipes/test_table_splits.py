@@ -85,11 +85,43 @@ def test_one_recording_is_no_corpus(prepare_calls, calls):
         prepare_calls(change)
 
 
+@pytest.mark.parametrize(
+    ("dialogue", "advice"),
+    [
+        ("{dialogue}", "give --validate_on dialogues."),
+        ("d0", "mark some rows as valid in a column of splits."),
+    ],
+)
+def test_where_nothing_can_validate_it_is_said_what_would(
+    prepare_calls, dialogue, advice
+):
+    def change(row):
+        split = "test" if row["speaker"] == "a0" else "train"
+        name = "b" + dialogue if split == "train" else "a"
+        row = row | {"speaker": split, "split": split, "turn": None}
+        return row | {"dialogue": name.format(**row)}
+
+    with pytest.raises(CorpusError, match="one has to train") as told:
+        prepare_calls(change)
+    assert str(told.value).endswith(advice)
+
+
 def test_without_speakers_folds_are_drawn_with_a_warning(prepare_calls, caplog):
     splits = prepare_calls(set_columns(speaker=None, dialogue=None, turn=None))
     assert "The table names no speakers" in caplog.text
     counts = Counter(row["emotion"] for row in splits["test"].values())
     assert counts == {"joy": 8, "anger": 8}
+
+
+@pytest.mark.filterwarnings("error")
+def test_a_label_rarer_than_folds_is_split_without_a_warning(prepare_calls):
+    def change(row):
+        emotion = "awe" if row["path"] == "d0/a0.wav" else row["emotion"]
+        return {"path": row["path"], "emotion": emotion}
+
+    splits = prepare_calls(change, min_utterances=1)
+    labels = [row["emotion"] for s in splits.values() for row in s.values()]
+    assert labels.count("awe") == 1
 
 
 def test_validation_may_share_speakers(prepare_calls):
