@@ -7,6 +7,7 @@ and what ends before it was to end is named as truncated.
 
 import math
 import os
+import stat
 import sys
 from contextlib import contextmanager
 from importlib.util import find_spec
@@ -200,11 +201,19 @@ def audio_duration(path):
 
 def _existing(path):
     path = Path(path)
-    if path.is_dir():
+    try:
+        status = path.stat()
+    except (FileNotFoundError, NotADirectoryError, ValueError) as error:
+        raise AudioError(f"there is no file {path}") from error
+    except OSError as error:
+        raise AudioError(f"{path} cannot be read: {error.strerror}") from error
+    if not os.access(path, os.R_OK):
+        raise AudioError(f"{path} cannot be read: Permission denied")
+    if stat.S_ISDIR(status.st_mode):
         raise AudioError(f"{path} is a folder in which no recording is found")
-    if not path.is_file():
-        raise AudioError(f"there is no file {path}")
-    if not path.stat().st_size:
+    if not stat.S_ISREG(status.st_mode):
+        raise AudioError(f"{path} is a pipe or a device, and no file")
+    if not status.st_size:
         raise AudioError(f"{path} is an empty file")
     return path
 

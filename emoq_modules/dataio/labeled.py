@@ -6,6 +6,7 @@ anything is made of them.
 
 import logging
 import os
+import stat
 from collections import Counter, defaultdict
 from dataclasses import dataclass
 from pathlib import Path
@@ -263,12 +264,21 @@ def _place(data_folder, path, beside):
             folder, whole = full(data_folder), full(os.path.join(base, path))
             if whole.startswith(os.path.join(folder, "")):
                 inside = True
-                if os.path.isfile(whole):
+                if _is_file(whole):
                     return Path(os.path.relpath(whole, folder)).as_posix()
                 break
     if inside:
         return AudioError(f"there is no file {path} in {data_folder}")
     return AudioError(f"{path} is outside of {data_folder}")
+
+
+def _is_file(path):
+    try:
+        return stat.S_ISREG(os.stat(path).st_mode)
+    except PermissionError:  # reading it will say so
+        return True
+    except (OSError, ValueError):
+        return False
 
 
 def _check_part(row, seconds):

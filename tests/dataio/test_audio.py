@@ -1,6 +1,7 @@
 """Audio is read in any format, and what is wrong with a file is said."""
 
 import io
+import os
 from pathlib import Path
 
 import numpy as np
@@ -163,6 +164,20 @@ def test_what_is_wrong_with_a_file_is_said(tmp_path):
     for name, message in faulty(tmp_path).items():
         with pytest.raises(AudioError, match=message):
             read_audio(tmp_path / name, 3.0, SHORTEST_S)
+
+
+def test_what_may_not_be_read_is_not_called_missing(tmp_path, monkeypatch):
+    path = write_noise(tmp_path / "shut.wav")
+    monkeypatch.setattr(audio.os, "access", lambda *_: False)
+    for refused in (path, tmp_path):
+        with pytest.raises(AudioError, match="cannot be read: Permission"):
+            read_audio(refused)
+    with pytest.raises(AudioError, match="cannot be read: File name too long"):
+        read_audio("a" * 300)
+    monkeypatch.undo()
+    os.mkfifo(tmp_path / "pipe.wav")
+    with pytest.raises(AudioError, match=r"pipe.wav is a pipe or a device"):
+        read_audio(tmp_path / "pipe.wav")
 
 
 def test_file_that_names_others_is_not_followed(tmp_path, monkeypatch):
