@@ -2,7 +2,8 @@
 
     python -m benchmarks.choose hparams/emoq_stage1.yaml \\
         --preset hparams/presets/cpu.yaml \\
-        --preset recipes/EMODB/emodb4_tuning.yaml --data_folder /data/emodb \\
+        --preset recipes/EMODB/emodb4.yaml \\
+        --preset recipes/EMODB/tuning.yaml --data_folder /data/emodb \\
         --fold all --setting "lr: 0.0003" --setting "lr: 0.001"
 
 A setting is YAML of an experiment's keys; other options are those of train.py.

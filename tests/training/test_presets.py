@@ -26,6 +26,8 @@ PRESETS = sorted(
     if path.parent.name != "table"  # test_table_prepare.py has them
 )
 MELD = "recipes/MELD/meld7.yaml"
+# What a preset comes after.
+AFTER = {"recipes/EMODB/tuning.yaml": ["recipes/EMODB/emodb7.yaml"]}
 # Of corpora whose speakers have codes in the place of names; IEMOCAP's first.
 CODED = [p for p in PRESETS if p.startswith("recipes/IEMOCAP/")]
 CODED += [p for p in PRESETS if p.startswith("recipes/EMODB/")]
@@ -35,6 +37,7 @@ TABLE_4 = [row for row in read_table(4)["rows"] if row["run"]]
 @cache
 def composed(experiment, *presets, **options):
     options = change("data_folder: /data", **options)
+    presets = [p for name in presets for p in (*AFTER.get(name, []), name)]
     return StageRun(merge_presets(experiment, presets, options))
 
 
