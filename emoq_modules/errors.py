@@ -22,7 +22,14 @@ class BusyError(EmoQError, RuntimeError):
 
 
 class CheckpointError(EmoQError, RuntimeError):
-    """A checkpoint is missing, damaged or another model's."""
+    """A checkpoint is missing, damaged or another model's.
+
+    ``fault`` is the message without what can be done about it in training.
+    """
+
+    def __init__(self, fault, advice=""):
+        super().__init__(f"{fault}{advice}")
+        self.fault = fault
 
 
 class ConfigurationError(EmoQError, ValueError):

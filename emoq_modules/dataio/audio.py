@@ -21,6 +21,7 @@ from scipy.signal import resample_poly
 from speechbrain.utils.logger import get_logger
 from torchaudio.functional import resample
 
+from emoq_modules.dataio.headers import has_length, is_cut_off
 from emoq_modules.errors import AudioError
 
 logger = get_logger(__name__)
@@ -31,17 +32,16 @@ _RATES_HZ = (1000, 768_000)
 # All usual rates have this many Hz in common with 16 kHz: 11,025 has 25.
 _COMMON_STEP = 25
 _DECODED_PIECES = 16
-# Some writers put a few bytes too many into a header; that is harmless.
-_SLACK = 64
-# Magic of a file, where its header tells the size of what follows, and in
-# which order of bytes. Those that write to a pipe cannot know the size, and put
-# 0, the largest number or about half of it: so sox, espeak, arecord and FFmpeg.
-_SIZES = {b"RIFF": (4, "little"), b"FORM": (4, "big"), b".snd": (8, "big")}
-_UNKNOWN_FROM = 0x7FFF_F000
+# Of these libsndfile reads the first of streams that follow each other, and of
+# MP3 as much as it guesses from the first frame.
+_JOINED = "MP3", "OGG"
+# Integers of 32 bits, written as floats; what is larger is no sound.
+_LOUDEST = 2.0**31
 # Less is not missed: decoders differ in what they take for silence at the end.
 _MISSED_S = 0.1
 # Channels whose mean has less of their power cancel: one is of opposite phase.
-_CANCELED = 1e-3
+# They do so until it has the second share.
+_CANCELED, _MIXED = 1e-3, 0.1
 
 
 def read_audio(path, max_seconds=None, min_seconds=0.0):
@@ -110,7 +110,9 @@ def _opened(path):
     # A headerless .raw is asked for its rate and format by a TypeError.
     except (soundfile.SoundFileRuntimeError, TypeError) as error:
         reason = getattr(error, "error_string", "It has no header.")
-        yield SAMPLE_RATE, None, _decoded_blocks(path, reason)
+        if "does not exist" in reason:  # as it says of what is no MP3
+            reason = "Format not recognised."
+        yield SAMPLE_RATE, None, _decoded_blocks(path, f"{reason} ")
         return
     # Where it can, soundfile seeks after each read, and libsndfile's mp3
     # decoder does not find its place again: clicks, and other samples.
@@ -122,13 +124,20 @@ def _opened(path):
                 f"{path} says that it has {rate} samples a second; "
                 "sound has {} to {}".format(*_RATES_HZ)
             )
-        if _is_cut_off(path):
+        if is_cut_off(path):
             raise AudioError(f"{path} is truncated: its header says more")
-        if not frames and find_spec("av") is not None:
-            # A pipe's WAV may say that no data follows.
-            yield SAMPLE_RATE, None, _unannounced_blocks(path)
-            return
-        if frames > sys.maxsize // 2:  # FLAC from a pipe
+        if audio.format == "MP3" and not has_length(path):
+            frames = None  # a guess
+        if find_spec("av") is not None:
+            if audio.format in _JOINED:
+                least = (frames or 0) / rate
+                yield SAMPLE_RATE, None, _decoded_blocks(path, "", least)
+                return
+            if not frames:
+                # A pipe's WAV may say that no data follows.
+                yield SAMPLE_RATE, None, _unannounced_blocks(path)
+                return
+        if frames and frames > sys.maxsize // 2:  # FLAC from a pipe
             frames = None
         yield rate, frames, _blocks(audio, frames, path)
 
@@ -156,6 +165,11 @@ def checked_samples(samples, rate, path, min_seconds=0.0):
     if not torch.isfinite(samples).all():
         raise AudioError(
             f"{path} holds samples that are not finite numbers; leave it out"
+        )
+    if samples.abs().max() > _LOUDEST:
+        raise AudioError(
+            f"{path} holds samples of up to {samples.abs().max():.1g}, and "
+            "sound is from -1 to 1; leave it out"
         )
     return to_model_rate(samples, rate)
 
@@ -241,7 +255,7 @@ def decode_sound(clip):
         with clip.open("rb") as file:
             yield from decode_sound(file)
         return
-    kept = 0
+    kept, announced = 0, 0.0
     mixer = _Mixer()
     # A clip is one file: FFmpeg is not to follow what a playlist names. Titles
     # in whatever encoding are nothing that is heard.
@@ -250,6 +264,10 @@ def decode_sound(clip):
         with av.open(clip, options=options, metadata_errors="ignore") as media:
             if not media.streams.audio:
                 raise AudioError("the clip has no sound track")
+            # Of sound alone; beside a picture it is that of the longer one.
+            if media.format.name.startswith("matroska") and media.duration:
+                is_alone = len(media.streams) == 1
+                announced = is_alone * media.duration / av.time_base
             for packet in media.demux(media.streams.audio[0]):
                 try:
                     frames = packet.decode()
@@ -269,6 +287,7 @@ def decode_sound(clip):
         raise AudioError(f"the clip is corrupt: {reason}") from error
     if not kept:
         raise AudioError("the clip's sound track is empty or does not decode")
+    _check_whole("the clip", kept / SAMPLE_RATE, announced)
 
 
 class _Mixer:
@@ -276,6 +295,7 @@ class _Mixer:
 
     def __init__(self):
         self._kind, self._mono, self._stereo = None, None, None
+        self._downmix = _Downmix()
 
     def mix(self, frame):
         """Pieces ``(n,)``, int16; of None those that are left."""
@@ -304,27 +324,38 @@ class _Mixer:
             return
         both = [p.to_ndarray() for p in self._stereo.resample(frame)]
         for mixed, channels in zip(mono, both, strict=True):
-            yield _louder(channels.astype(np.float32), mixed)
+            yield self._downmix(channels.astype(np.float32), mixed)
 
 
-def _louder(channels, mixed):
-    """What channels ``(C, n)`` are mixed to, or the loudest if they cancel."""
-    powers = (channels**2).mean(axis=1)
-    power = (mixed.astype(np.float32) ** 2).mean()
-    if power < _CANCELED * powers.max():
-        return channels[powers.argmax()].astype(mixed.dtype)
-    return mixed
+class _Downmix:
+    """What channels ``(C, n)`` are mixed to; one of them where they cancel."""
+
+    def __init__(self):
+        self._channel, self._cancel = None, False
+
+    def __call__(self, channels, mixed):
+        powers = (channels**2).mean(axis=1)
+        power = (mixed.astype(np.float32) ** 2).mean()
+        # From block to block neither the channel nor its phase is to change.
+        share = _MIXED if self._cancel else _CANCELED
+        self._cancel = bool(power < share * powers.max())
+        if not self._cancel:
+            return mixed
+        if self._channel is None:
+            self._channel = powers.argmax()
+        return channels[self._channel].astype(mixed.dtype)
 
 
 def _blocks(audio, frames, path):
     """What libsndfile reads, mono; ``frames`` is how much there should be."""
     rate, found = audio.samplerate, 0
+    downmix = _Downmix()
     try:
         while len(block := audio.read(rate, "float32", always_2d=True)):
             found += len(block)
             mixed = torch.from_numpy(block).mean(dim=1)
             if block.shape[1] > 1:
-                mixed = torch.from_numpy(_louder(block.T, mixed.numpy()))
+                mixed = torch.from_numpy(downmix(block.T, mixed.numpy()))
             yield mixed
     except soundfile.SoundFileRuntimeError as error:
         reason = getattr(error, "error_string", error)
@@ -332,30 +363,37 @@ def _blocks(audio, frames, path):
             f"{path} is damaged or truncated after {found / rate:.2f} s "
             f"({reason})"
         ) from error
-    if frames is not None and found < frames - _MISSED_S * rate:
+    _check_whole(path, found / rate, (frames or 0) / rate)
+
+
+def _check_whole(path, seconds, announced):
+    if seconds < announced - _MISSED_S:
         raise AudioError(
-            f"{path} is truncated: its header says {frames / rate:.2f} s, and "
-            f"it holds {found / rate:.2f} s"
+            f"{path} is truncated: its header says {announced:.2f} s, and it "
+            f"holds {seconds:.2f} s"
         )
 
 
-def _decoded_blocks(path, reason):
-    """What FFmpeg makes of a file that libsndfile does not read."""
+def _decoded_blocks(path, reason, announced=0.0):
+    """What FFmpeg makes of a file that libsndfile does not read in full."""
     if find_spec("av") is None:
         raise AudioError(
-            f"{path} cannot be read as audio. {reason} With PyAV (pip install "
+            f"{path} cannot be read as audio. {reason}With PyAV (pip install "
             "'av>=13') the sound of mp4, m4a, webm and the like can be."
         )
+    found = 0
     pieces = (piece for piece in decode_sound(path) if piece is not None)
     try:
         # A piece is of some milliseconds.
         while some := list(islice(pieces, _DECODED_PIECES)):
             samples = np.concatenate(some).astype(np.float32) / 2**15
+            found += len(samples)
             yield torch.from_numpy(samples)
     except AudioError as error:
         raise AudioError(
-            f"{path} cannot be read as audio. {reason} With FFmpeg: {error}"
+            f"{path} cannot be read as audio. {reason}With FFmpeg: {error}"
         ) from error
+    _check_whole(path, found / SAMPLE_RATE, announced)
 
 
 def _unannounced_blocks(path):
@@ -364,18 +402,3 @@ def _unannounced_blocks(path):
         yield from _decoded_blocks(path, "")
     except AudioError as error:
         raise AudioError(f"{path} has 0 samples") from error
-
-
-def _is_cut_off(path):
-    """Whether a header tells a size that the file does not have."""
-    with path.open("rb") as file:
-        head = file.read(16)
-    place, order = _SIZES.get(head[:4], (None, None))
-    if place is None:
-        return False
-    declared = int.from_bytes(head[place : place + 4], order)
-    if head[:4] == b".snd":
-        declared += int.from_bytes(head[4:8], order)  # the header's own
-    if declared >= _UNKNOWN_FROM:
-        return False
-    return path.stat().st_size + _SLACK < declared + 8

@@ -38,7 +38,7 @@ def find_faults(folder, checksums=True):
     except FileNotFoundError:
         yield CONTENTS_FILE, f"{CONTENTS_FILE} is missing"
         return
-    except (ValueError, KeyError, AttributeError):
+    except (ValueError, KeyError, AttributeError, RecursionError):
         yield CONTENTS_FILE, f"{CONTENTS_FILE} is damaged"
         return
     for name, told in contents.items():
@@ -54,7 +54,10 @@ def find_faults(folder, checksums=True):
 
 def read_contents(folder):
     """Reads a folder's list of files: what ``describe`` tells, by name."""
-    return json.loads((folder / CONTENTS_FILE).read_text())
+    file = folder / CONTENTS_FILE
+    if not file.is_file():  # of a pipe nothing would ever come
+        raise FileNotFoundError(file)
+    return json.loads(file.read_text())
 
 
 def write_contents(folder, contents):

@@ -195,17 +195,20 @@ def sliding_windows(window_s, hop_s):
         raise ValueError(
             f"window_s is {window_s}; it has to be {SHORTEST_S} s at least."
         )
-    if not 1 / SAMPLE_RATE <= hop_s < float("inf"):
-        raise ValueError(f"hop_s is {hop_s}; it has to be above 0 s.")
+    if not SHORTEST_S <= hop_s < float("inf"):
+        raise ValueError(
+            f"hop_s is {hop_s}; it has to be {SHORTEST_S} s at least."
+        )
     return ((n * hop_s, n * hop_s + window_s) for n in count())
 
 
 def rms_dbfs(samples):
     """The root mean square of samples ``(T,)`` in [-1, 1], in dB of full scale.
 
-    0 of a square wave that fills the scale; -200 of silence.
+    0 of a square wave that fills the scale; -200 of silence. An offset that all
+    samples have is nothing that is heard.
     """
-    power = samples.double().square().mean().item()
+    power = samples.double().var(correction=0).item()
     return round(10 * math.log10(max(power, 1e-20)), 6)
 
 

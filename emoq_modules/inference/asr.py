@@ -102,7 +102,12 @@ def _load(source, device, language):
     # Half precision, in which many are stored, is slow on a CPU or not there.
     dtype = torch.float32 if torch.device(device).type == "cpu" else "auto"
     try:
-        loaded = pipeline(_TASK, model=folder, device=device, dtype=dtype)
+        loaded = pipeline(
+            *(_TASK, folder),
+            device=device,
+            dtype=dtype,
+            trust_remote_code=False,
+        )
     except (ValueError, OSError, KeyError) as error:
         raise BackboneError(
             f"The model in {source} is none that transcribes, or lacks a part "

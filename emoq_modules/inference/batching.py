@@ -11,6 +11,7 @@ from itertools import islice
 import torch
 
 from emoq_modules.dataio.audio import SAMPLE_RATE
+from emoq_modules.errors import SourceError
 
 # How far ahead recordings are read, to batch those of similar length: as long
 # as they are fewer than so many batches, and than so much sound (38 MB).
@@ -173,6 +174,8 @@ class Recognizing:
     def _recognize(self, segments):
         try:
             posteriors = self.classify(segments)
+        except SourceError:
+            raise
         except (torch.OutOfMemoryError, ValueError) as error:
             # One of them is what an encoder cannot bear, or all are too much.
             if len(segments) == 1:

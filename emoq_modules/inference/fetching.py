@@ -20,7 +20,7 @@ from speechbrain.utils.fetching import (
 from speechbrain.utils.logger import get_logger
 
 from emoq_modules.dataio.files import CONTENTS_FILE, find_faults
-from emoq_modules.errors import EmoQError, SourceError
+from emoq_modules.errors import CheckpointError, EmoQError, SourceError
 from emoq_modules.inference.recognizer_folder import (
     FORMAT_VERSION,
     RECOGNIZER_FOLDER,
@@ -30,6 +30,10 @@ from emoq_modules.inference.safe_yaml import check_yaml
 from emoq_modules.lobes.backbones import download
 
 logger = get_logger(__name__)
+
+DAMAGED = "have its files been changed since it was written?"
+# Of a YAML; those of trained systems have some thousand bytes.
+_MOST_BYTES = 2**20
 
 # Nothing else of a repository on the hub is fetched: no code and no pickles.
 _PATTERNS = ("*.yaml", "*.json", "*.safetensors", "*.txt", "*.model", "*.jinja")
@@ -60,6 +64,11 @@ def open_source(
     if isinstance(source, Path):
         source = str(source)
     kind, place = guess_source(source)
+    if kind == FetchFrom.URI and savedir is None:
+        raise SourceError(
+            f"{source} is a web address: give the name on the Hugging Face hub "
+            "alone, such as user/emoq, or savedir, a folder to keep it in."
+        )
     is_on_hub = kind == FetchFrom.HUGGING_FACE
     if is_on_hub:
         kind = FetchFrom.LOCAL
@@ -70,15 +79,18 @@ def open_source(
     path = fetch(
         hparams_file, place, savedir, None, local_strategy, fetch_config
     )
-    text = path.read_text(encoding="utf-8")
-    is_export = "format_version" in _read(text, path)
-    if kind == FetchFrom.LOCAL:
-        _check_whole(Path(place), is_export, is_on_hub)
-    if isinstance(overrides, str):
-        overrides = YAML().load(overrides)
-    overrides = {"pretrained_path": str(place), **(overrides or {})}
-    if not trust_source:
-        check_yaml(text, overrides, origin=path)
+    if path.stat().st_size > _MOST_BYTES:
+        raise SourceError(f"{path} is too large to be that of a trained system")
+    with damaged_named(path.parent):
+        text = path.read_text(encoding="utf-8")
+        is_export = "format_version" in _read(text, path)
+        if kind == FetchFrom.LOCAL:
+            _check_whole(Path(place), is_export, is_on_hub)
+        if isinstance(overrides, str):
+            overrides = YAML().load(overrides)
+        overrides = {"pretrained_path": str(place), **(overrides or {})}
+        if not trust_source:
+            check_yaml(text, overrides, origin=path)
     # What was checked is executed, even if a web address answers otherwise now.
     folder = place if kind == FetchFrom.LOCAL else path.parent
     return str(folder), overrides
@@ -89,6 +101,8 @@ def damaged_named(folder):
     """Whatever a folder's values raise becomes one line about the folder."""
     try:
         yield
+    except CheckpointError as error:
+        raise SourceError(f"{error.fault}: {DAMAGED}") from error
     except EmoQError:
         raise
     except ImportError as error:
@@ -100,8 +114,7 @@ def damaged_named(folder):
         reason = str(error).strip().splitlines() or ["it does not say why"]
         raise SourceError(
             f"The trained system in {folder} cannot be built "
-            f"({type(error).__name__}: {reason[0][:200]}): have its files been "
-            "changed since it was written?"
+            f"({type(error).__name__}: {reason[0][:200]}): {DAMAGED}"
         ) from error
 
 
@@ -115,6 +128,8 @@ def check_values(modules, hparams):
     fitted = fitted if isinstance(fitted, dict) else {"temperature": fitted}
     values = [(name, value, 1e-6, 1e6) for name, value in fitted.items()]
     values.append(("abstain_below", hparams["abstain_below"], 0, 1))
+    values.append(("max_text_tokens", hparams["max_text_tokens"], 1, 1e6))
+    values.append(("context_turns", hparams.get("context_turns", 0), 0, 1e6))
     for name, value, low, high in values:
         if type(value) not in (int, float) or not low <= value <= high:
             raise SourceError(
@@ -181,7 +196,11 @@ def _check_whole(folder, is_export, is_on_hub):
     Its YAML may have been edited by hand, which gives a warning.
     """
     if not is_export and not (folder / CONTENTS_FILE).exists():
-        return  # stage 2's own, of an earlier version
+        logger.warning(
+            f"{folder} has no {CONTENTS_FILE}, as if an earlier version had "
+            "written it: whether its files are whole is not known."
+        )
+        return
     advice = "start the run again, which writes it anew from its checkpoint"
     if is_on_hub:
         # The hub's client takes what it has, whatever that has become.

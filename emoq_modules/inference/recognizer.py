@@ -22,11 +22,12 @@ from emoq_modules.dataio.recordings import (
     read_samples,
     sliding_windows,
 )
-from emoq_modules.errors import AudioError
+from emoq_modules.errors import AudioError, SourceError
 from emoq_modules.evaluation.calibration import temperature_for
 from emoq_modules.inference.asr import load_transcriber, with_texts
 from emoq_modules.inference.batching import Recognizing, Segment, calibrated
 from emoq_modules.inference.fetching import (
+    DAMAGED,
     check_values,
     damaged_named,
     open_source,
@@ -182,7 +183,7 @@ class EmotionRecognizer(Pretrained):
         )
         posteriors = self._calibrated(
             [
-                Segment(Recording(None, *words), samples=wav[:count])
+                Segment(Recording(None, *words).readable(), samples=wav[:count])
                 for wav, count, *words in rows
             ]
         )
@@ -394,7 +395,37 @@ class EmotionRecognizer(Pretrained):
         return calibrated(self._posteriors(segments), temperatures)
 
     def _posteriors(self, segments):
-        """The same as they are in training."""
+        """The same as they are in training.
+
+        SourceError where there are none of any recording.
+        """
+        try:
+            posteriors = self._decode(segments)
+            if posteriors.isfinite().all():
+                return posteriors
+        except torch.OutOfMemoryError:
+            raise
+        except Exception:
+            self._check_itself()
+            raise
+        self._check_itself()
+        return posteriors
+
+    def _check_itself(self):
+        """Tries noise: where that fails, the recordings are not to blame."""
+        noise = torch.linspace(0, 1e4, SAMPLE_RATE).square().sin() / 10
+        try:
+            found = self._decode([Segment(Recording(None), samples=noise)])
+            reason = None if found.isfinite().all() else "values are not finite"
+        except Exception as error:
+            reason = f"{type(error).__name__}: {error}".splitlines()[0][:200]
+        if reason:
+            raise SourceError(
+                f"The trained system recognizes nothing at all ({reason}): "
+                f"{DAMAGED}"
+            )
+
+    def _decode(self, segments):
         batch = PaddedBatch(
             [
                 {
@@ -406,10 +437,9 @@ class EmotionRecognizer(Pretrained):
             ]
         ).to(self.device)
         with torch.inference_mode(), self.precision:
-            _, _, posteriors = decode(
+            return decode(
                 self.mods, batch, store_precision=self.hparams.store_precision
-            )
-        return posteriors
+            )[2]
 
     def _prompt_ids(self, recording):
         if recording.context and not self.hparams.context_turns:

@@ -280,7 +280,7 @@ def load_audio_configuration(source, revision=None):
     if isinstance(source, dict):
         config = AutoConfig.for_model(family, **values)
     else:
-        config = AutoConfig.from_pretrained(name)
+        config = AutoConfig.from_pretrained(name, trust_remote_code=False)
     # What follows the layers there has another rate of frames.
     config.add_adapter = config.use_intermediate_ffn_before_adapter = False
     return config

@@ -165,7 +165,7 @@ def load_configuration(source, revision=None):
     )
 
 
-def load_whole(folder, not_needed=(), **options):
+def load_whole(folder, not_needed=(), kind=AutoModel, **options):
     """Loads a model with all weights that its configuration asks for.
 
     Arguments
@@ -174,8 +174,10 @@ def load_whole(folder, not_needed=(), **options):
         A folder written by ``save_pretrained``.
     not_needed : tuple of str
         How names begin of weights that may be lacking.
+    kind : type
+        Which of transformers' automatic classes loads it.
     **options : dict
-        Further arguments of ``AutoModel.from_pretrained``.
+        Further arguments of its ``from_pretrained``.
 
     Returns
     -------
@@ -191,8 +193,8 @@ def load_whole(folder, not_needed=(), **options):
     'roberta'
     """
     try:
-        model, report = AutoModel.from_pretrained(
-            folder, output_loading_info=True, **options
+        model, report = kind.from_pretrained(
+            folder, output_loading_info=True, trust_remote_code=False, **options
         )
     except (SafetensorError, RuntimeError) as error:
         raise BackboneError(

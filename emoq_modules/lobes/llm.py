@@ -22,7 +22,7 @@ from transformers import (
 )
 
 from emoq_modules.errors import BackboneError
-from emoq_modules.lobes.backbones import local_folder
+from emoq_modules.lobes.backbones import load_whole, local_folder
 
 # A weight of four bits comes with an 8-bit scale for each 64 of them, and a
 # 32-bit one for each 256 of those.
@@ -80,11 +80,11 @@ def load_llm(source, revision=None, dtype=torch.float32, quantization=None):
     nf4 = _nf4_config(quantization, dtype)
     config = _configuration(source, revision)
     if isinstance(source, str | Path):
-        llm = AutoModelForCausalLM.from_pretrained(
+        llm = load_whole(
             local_folder(source, revision),
+            kind=AutoModelForCausalLM,
             dtype=dtype,
             quantization_config=nf4,
-            trust_remote_code=False,
         )
     else:
         llm = AutoModelForCausalLM.from_config(config, dtype=dtype)

@@ -10,7 +10,11 @@ import torch
 from torch import nn
 from transformers import AutoConfig, PretrainedConfig
 
-from emoq_modules.lobes.backbones import load_whole, local_folder
+from emoq_modules.lobes.backbones import (
+    load_configuration,
+    load_whole,
+    local_folder,
+)
 
 # By the model_type in config.json (MiniLM's is bert); and those that count
 # positions from the one after the padding's.
@@ -132,7 +136,7 @@ def load_text_encoder(source, revision=None):
         _check_family(config, "The configuration")
         return config, None
     folder = local_folder(source, revision)
-    _check_family(AutoConfig.from_pretrained(folder), source)
+    _check_family(load_configuration(folder), source)
     model = load_whole(folder, add_pooling_layer=False)
     return model.config, model.state_dict()
 

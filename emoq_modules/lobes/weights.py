@@ -142,16 +142,17 @@ def _read(path):
         weights = load_file(path)
     except (SafetensorError, OSError) as error:
         raise CheckpointError(
-            f"{path} cannot be read ({error}). Restore the file, or delete it: "
-            "the same command then makes it again from what was before it."
+            f"{path} cannot be read ({error})",
+            ". Restore the file, or delete it: the same command then makes it "
+            "again from what was before it.",
         ) from error
     for name, tensor in weights.items():
         # Else each recording that it hears would be blamed.
         if not tensor.isfinite().all():
             raise CheckpointError(
-                f"{path} holds values that are no finite numbers, in {name}: "
-                "restore the file, or train again, at a lower learning rate "
-                "perhaps."
+                f"{path} holds values that are no finite numbers, in {name}",
+                ": restore the file, or train again, at a lower learning rate "
+                "perhaps.",
             )
     return weights
 
@@ -173,8 +174,9 @@ def _fill(tensors, weights, path):
         shown = "; ".join(sorted(differences)[:3])
         raise CheckpointError(
             f"{path} is a checkpoint of another model: {len(differences)} of "
-            f"its weights do not fit ({shown}). Run with the settings it was "
-            "trained with, or choose another --results_folder."
+            f"its weights do not fit ({shown})",
+            ". Run with the settings it was trained with, or choose another "
+            "--results_folder.",
         )
     with torch.no_grad():
         for name, tensor in tensors.items():

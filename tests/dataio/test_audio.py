@@ -102,7 +102,7 @@ def test_silence_is_read_with_a_warning(tmp_path, caplog):
         ("a.wav", 8000, 2),
         ("a.flac", 44100, 6),
         ("a.ogg", 48000, 1),
-        ("a.mp3", 22050, 2),  # whose decoder clicks after a seek
+        ("a.mp3", 22050, 2),
         ("a.aiff", 96000, 1),
         ("a.wav", 44101, 1),  # nothing in common with 16,000
     ],
@@ -116,6 +116,12 @@ def test_any_format_rate_and_number_of_channels_is_read(
     # At once, and not second by second as a stream is.
     whole, _ = soundfile.read(path, dtype="float32", always_2d=True)
     whole = to_model_rate(torch.from_numpy(whole).mean(dim=1), rate)
+    if name.endswith((".mp3", ".ogg")):
+        # Of these FFmpeg reads all, and cuts off below 8 kHz in its own way.
+        size = min(len(samples), len(whole))
+        difference = (samples[:size] - whole[:size]).square().mean()
+        assert difference < 0.05 * whole.square().mean()
+        return
     torch.testing.assert_close(samples, whole, atol=1e-6, rtol=0)
 
 
@@ -178,6 +184,43 @@ def test_what_may_not_be_read_is_not_called_missing(tmp_path, monkeypatch):
     os.mkfifo(tmp_path / "pipe.wav")
     with pytest.raises(AudioError, match=r"pipe.wav is a pipe or a device"):
         read_audio(tmp_path / "pipe.wav")
+
+
+@pytest.mark.parametrize("form", ["ogg", "mp3"])
+def test_recordings_that_were_joined_are_read_to_their_end(tmp_path, form):
+    parts = [write_noise(tmp_path / f"{n}.{form}", 1.5) for n in range(2)]
+    path = tmp_path / f"both.{form}"
+    path.write_bytes(b"".join(part.read_bytes() for part in parts))
+    assert len(read_audio(path)) == pytest.approx(48000, abs=3200)
+    assert audio_duration(path) == pytest.approx(3.0, abs=0.2)
+
+
+@pytest.mark.parametrize("has_av", [True, False])
+def test_an_mp3_that_tells_no_length_is_read_whatever_is_before_it(
+    tmp_path, monkeypatch, has_av
+):
+    frames = write_noise(tmp_path / "a.mp3", 1.5).read_bytes()
+    frames = frames[frames.index(b"\xff", 400) :]  # the first tells how many
+    assert b"Xing" not in frames and b"Info" not in frames
+    picture = b"ID3\x03\0\0" + bytes([0, 6, 13, 32]) + bytes(100_000)
+    (tmp_path / "b.mp3").write_bytes(picture + frames)
+    if not has_av:
+        monkeypatch.setattr(audio, "find_spec", lambda name: None)
+    samples = read_audio(tmp_path / "b.mp3")
+    assert len(samples) == pytest.approx(24000, abs=3200)
+
+
+@pytest.mark.parametrize("form", ["w64", "rf64", "aiff", "mp3", "mkv"])
+def test_what_was_cut_off_is_named(tmp_path, form):
+    path = tmp_path / f"a.{form}"
+    if form == "mkv":
+        path.write_bytes(clip_bytes(3.0, form="matroska", video=False))
+    else:
+        write_noise(path, 3.0, format=form.upper())
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+    for read in (read_audio, audio_duration):
+        with pytest.raises(AudioError, match="truncated: its header says"):
+            read(path)
 
 
 def test_file_that_names_others_is_not_followed(tmp_path, monkeypatch):

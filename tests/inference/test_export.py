@@ -20,7 +20,6 @@ from emoq_modules import EmotionRecognizer
 from emoq_modules.commands.cli import main
 from emoq_modules.errors import (
     BackboneError,
-    CheckpointError,
     ExportError,
     SourceError,
     UnsafeYAMLError,
@@ -432,7 +431,7 @@ def test_adapter_of_another_model_is_refused(export):
     weights[name.replace("down", "town")] = weights.pop(name)
     save_file(weights, path, metadata={"format": "pt"})
     (export / "contents.json").write_text("{}")  # nor is it damaged
-    with pytest.raises(CheckpointError, match="2 of its weights do not fit"):
+    with pytest.raises(SourceError, match="2 of its weights do not fit"):
         EmotionRecognizer.from_hparams(export)
 
 

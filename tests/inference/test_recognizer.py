@@ -173,7 +173,7 @@ def test_bad_recordings_are_errors_and_the_rest_goes_on(
         "there is no file": tmp_path / "missing.wav",
         "cannot be read as audio": tmp_path / "text.wav",
         "too short: 10 ms": tmp_path / "short.wav",
-        "loud.wav is not recognized": tmp_path / "loud.wav",
+        "holds samples of up to 1e+30": tmp_path / "loud.wav",
         "trained without the turns": Recording(path, context=[("A", "B")]),
         "5 is given": Recording(path, text=5),
     }
@@ -190,6 +190,20 @@ def test_bad_recordings_are_errors_and_the_rest_goes_on(
         assert recognition.posteriors == pytest.approx(
             alone.posteriors, abs=1e-5
         )
+
+
+def test_a_system_that_recognizes_nothing_is_to_blame_itself(
+    recognizer, rows, monkeypatch
+):
+    path = next(iter(rows.values()))["wav"]
+    queries = recognizer.mods.fusion.queries
+    monkeypatch.setattr(queries, "data", torch.full_like(queries, torch.nan))
+    with pytest.raises(SourceError, match="nothing at all .values are not fin"):
+        list(recognizer.recognize([path]))
+    monkeypatch.undo()
+    monkeypatch.setattr(recognizer.hparams, "store_precision", "fp4")
+    with pytest.raises(SourceError, match="nothing at all .*fp4"):
+        list(recognizer.recognize([path]))
 
 
 def test_samples_are_checked_as_files_are(recognizer, rows):

@@ -5,6 +5,7 @@ import shutil
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from transformers import AutoTokenizer
 
 from emoq_modules import PromptTemplate
@@ -161,6 +162,15 @@ def test_an_llm_that_transformers_does_not_know_is_named(
         with pytest.raises(BackboneError, match=says) as refusal:
             make_decoder(known, tokenizer=llm)
         assert "\n" not in str(refusal.value)
+
+
+def test_an_llm_of_which_a_weight_is_missing_is_refused(llm, tmp_path):
+    source = shutil.copytree(llm, tmp_path / "llm")
+    weights = load_file(source / "model.safetensors")
+    del weights["model.layers.0.mlp.up_proj.weight"]
+    save_file(weights, source / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(BackboneError, match="lacks 1 of the weights .*up_proj"):
+        make_decoder(source)
 
 
 QWEN3 = "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"

@@ -1,5 +1,7 @@
 """The EmoQ-Former: a BERT's weights, fresh ones, masks, gradients."""
 
+import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -8,8 +10,9 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoConfig, AutoModel, BertConfig, ElectraConfig
 
-from emoq_modules import AttentivePooling, EmoQFormer
+from emoq_modules import AttentivePooling, EmoQFormer, HuggingFaceEncoder
 from emoq_modules.errors import BackboneError, CheckpointError
+from emoq_modules.inference.asr import load_transcriber
 from emoq_modules.lobes.weights import load_trainable, save_trainable
 
 AUDIO_DIM = 12
@@ -250,6 +253,22 @@ def test_backbone_with_weights_missing_is_refused(text_encoder, tmp_path):
     save_file(weights, tmp_path / "model.safetensors", {"format": "pt"})
     with pytest.raises(BackboneError, match="lacks 1 .*layer.1.output"):
         EmoQFormer(str(tmp_path), AUDIO_DIM)
+
+
+def test_code_that_comes_with_a_backbone_is_not_run(
+    text_encoder, tmp_path, monkeypatch
+):
+    folder = shutil.copytree(text_encoder, tmp_path / "strange")
+    (folder / "code.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')")
+    config = {"model_type": "strange", "auto_map": {"AutoConfig": "code.Any"}}
+    (folder / "config.json").write_text(json.dumps(config))
+    # transformers would ask the person.
+    monkeypatch.setattr("builtins.input", lambda _: "y")
+    extra = {EmoQFormer: [AUDIO_DIM], load_transcriber: ["cpu"]}
+    for load in (EmoQFormer, HuggingFaceEncoder, load_transcriber):
+        with pytest.raises((ValueError, BackboneError)):
+            load(str(folder), *extra.get(load, []))
+    assert not (tmp_path / "ran").exists()
 
 
 def test_too_long_a_transcript_is_refused(fusion):
