@@ -79,16 +79,14 @@ def add_predict(commands):
     command.add_argument(
         "--window_s",
         type=float,
-        default=4.0,
         metavar="S",
-        help="length of a window, in seconds (4)",
+        help="for --timeline: length of a window, in seconds (4)",
     )
     command.add_argument(
         "--hop_s",
         type=float,
-        default=2.0,
         metavar="S",
-        help="from the start of a window to that of the next (2)",
+        help="for --timeline: from one to the next, in seconds (2)",
     )
     command.add_argument(
         "--vad",
@@ -122,8 +120,11 @@ def _run(own):
     from emoq_modules.dataio.recordings import sliding_windows
     from emoq_modules.inference.vad import load_vad
 
-    if own.vad and not own.timeline:
-        raise ConfigurationError("--vad is for --timeline: give both.")
+    if sys.stdout is None:
+        raise ConfigurationError("There is no standard output to print to.")
+    for name in ("vad", "window_s", "hop_s"):
+        if getattr(own, name) is not None and not own.timeline:
+            raise ConfigurationError(f"--{name} is for --timeline: give both.")
     if own.timeline and (own.text or own.transcripts):
         raise ConfigurationError(
             "What is said in a recording is not said in each of its windows: "
@@ -139,8 +140,10 @@ def _run(own):
     options = {"batch_size": own.batch_size, "abstain_below": own.abstain_below}
     try:
         if own.timeline:
-            sliding_windows(own.window_s, own.hop_s)
-            options |= {"window_s": own.window_s, "hop_s": own.hop_s}
+            for name, usual in (("window_s", 4.0), ("hop_s", 2.0)):
+                given = getattr(own, name)
+                options[name] = usual if given is None else given
+            sliding_windows(options["window_s"], options["hop_s"])
             if own.vad:
                 options["vad"] = load_vad(own.vad, recognizer.device)
             results = _timelines(recognizer, recordings, options)

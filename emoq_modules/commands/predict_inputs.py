@@ -1,5 +1,6 @@
 """Which recordings are meant, and what is said in them, from lists of files."""
 
+import codecs
 import glob
 import os
 import sys
@@ -24,19 +25,37 @@ def find_recordings(sources):
     to say what is wrong.
     """
     for source in sources:
+        if not source:
+            raise ConfigurationError("A source is empty: it names no file.")
         if source == "-":
-            lines = (line.rstrip(b"\r\n") for line in sys.stdin.buffer)
-            yield from (os.fsdecode(line) for line in lines if line.strip())
+            yield from _listed()
             continue
         if os.path.isdir(source):
             paths = _in_folder(source)
         elif glob.has_magic(source) and not os.path.exists(source):
-            found = sorted(glob.iglob(source, recursive=True))
-            paths = (path for path in found if not os.path.isdir(path))
+            found = glob.glob(source, recursive=True)
+            # A link that leads back gives each file dozens of names.
+            known = {
+                os.path.realpath(path): path
+                for path in sorted(found, key=len, reverse=True)
+                if not os.path.isdir(path)
+            }
+            paths = iter(sorted(known.values()))
         else:
             paths = iter([source])
         yield next(paths, source)
         yield from paths
+
+
+def _listed():
+    """Paths on standard input, one a line."""
+    if sys.stdin is None:
+        raise ConfigurationError("- is standard input, and there is none.")
+    for number, line in enumerate(sys.stdin.buffer):
+        if number == 0:
+            line = line.removeprefix(codecs.BOM_UTF8)
+        if line.strip():
+            yield os.fsdecode(line.rstrip(b"\r\n"))
 
 
 class Transcripts:

@@ -69,9 +69,11 @@ class ServeSettings:
                     raise ConfigurationError(
                         f"--{name} is {value}; a confidence is from 0 to 1."
                     )
-            elif name == "window_s" and not _SHORTEST_S <= value < float("inf"):
+            elif name in ("window_s", "hop_s") and not (
+                _SHORTEST_S <= value < float("inf")
+            ):
                 raise ConfigurationError(
-                    f"--window_s is {value}; it has to be {_SHORTEST_S} s at "
+                    f"--{name} is {value}; it has to be {_SHORTEST_S} s at "
                     "least."
                 )
             elif not 0 < value < float("inf"):

@@ -4,9 +4,11 @@ What is wrong with the rows is found in one pass, and told together, before
 anything is made of them.
 """
 
+import itertools
 import logging
 import os
 import stat
+import unicodedata
 from collections import Counter, defaultdict
 from dataclasses import dataclass
 from pathlib import Path
@@ -258,10 +260,13 @@ def _place(data_folder, path, beside):
     The path is from there, or from ``beside``, the folder of the table.
     """
     inside = False
-    for base in (data_folder, beside):
+    # One letter may be written in two ways, in a table and on the disk.
+    forms = [unicodedata.normalize(form, path) for form in ("NFC", "NFD")]
+    names = dict.fromkeys([path, *forms])
+    for base, name in itertools.product((data_folder, beside), names):
         # Through links if need be.
         for full in (os.path.abspath, os.path.realpath):
-            folder, whole = full(data_folder), full(os.path.join(base, path))
+            folder, whole = full(data_folder), full(os.path.join(base, name))
             if whole.startswith(os.path.join(folder, "")):
                 inside = True
                 if _is_file(whole):

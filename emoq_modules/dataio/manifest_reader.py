@@ -116,7 +116,7 @@ def _parse(path):
         raise CorpusError(
             f"There is no manifest {path}: run the corpus's prepare step."
         ) from error
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise CorpusError(
             f"The manifest {path} is damaged ({error}): delete it and run "
             "the prepare step again."

@@ -161,7 +161,13 @@ def draw_fold(rows, groups, fold, folds, seed, notes):
             f"dialogue, session or recording, and the table has {len(names)}: "
             + _advice(rows, len(names))
         )
-    if not any(said.speaker or said.session for said in utterances):
+    told = [bool(said.speaker or said.session) for said in utterances]
+    if any(told) and not all(told):
+        notes.append(
+            f"{told.count(False)} of {len(rows)} rows name no speaker: a voice "
+            "may be in training and in test."
+        )
+    if not any(told):
         notes.append(
             "The table names no speakers: a voice may be in training and in "
             "test, and figures are too good then."

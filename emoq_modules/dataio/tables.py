@@ -12,6 +12,8 @@ import io
 import json
 import logging
 import os
+import re
+import string
 import unicodedata
 from collections import Counter
 from dataclasses import dataclass
@@ -40,6 +42,8 @@ USUAL_NAMES = {
 }
 _NEEDED = ("path", "emotion")
 _SEPARATORS = ",;\t|"
+# What stands around a cell unseen.
+_BLANKS = string.whitespace + "\u00a0\u200b\u2060\u3000\ufeff"
 _UTF_16 = codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE
 _PARQUET = b"PAR1"
 _ZIP = b"PK\x03\x04"  # what a file of Excel begins with
@@ -157,7 +161,7 @@ def open_listing(tables, columns=None):
         found = _columns_of(table, columns_for(table, tables, given))
         for line, row in zip(table.lines, table.rows, strict=True):
             cells = {
-                name: row[found[name]].strip() if name in found else ""
+                name: row[found[name]] if name in found else ""
                 for name in USUAL_NAMES
             }
             # One letter may be written in two ways; a path is as the disk has
@@ -277,7 +281,12 @@ def read_table(path):
     if not cells:
         raise CorpusError(f"The table {path} is empty.")
     (_, columns), *rows = cells
-    columns = [name.strip() for name in columns]
+    columns = [name.strip(_BLANKS) for name in columns]
+    if len(columns) == 1 and rows and all(len(row) > 1 for _, row in rows):
+        raise CorpusError(
+            f"The first line of {path}, {columns[0][:60]!r}, is no header: it "
+            "has to name the columns, with commas, semicolons or tabs between."
+        )
     repeated = [name for name, n in Counter(columns).items() if n > 1]
     if repeated:
         raise CorpusError(
@@ -297,6 +306,7 @@ def read_table(path):
     if faults:
         raise CorpusError(f"The table {path} has {list_faults(faults)}")
     lines, values = zip(*rows, strict=True)
+    values = [[cell.strip(_BLANKS) for cell in row] for row in values]
     rows = [dict(zip(columns, row, strict=True)) for row in values]
     return Table(path, columns, rows, list(lines))
 
@@ -315,6 +325,8 @@ def _csv_cells(path, content):
             "UTF-8."
         )
     # A header is what says how the table is written: a text may hold anything.
+    # Excel writes the separator before it, as a line "sep=;".
+    text = re.sub(r"\A\W*sep=(.)(?=\r?\n)", "", text)
     header = next((line for line in text.splitlines() if line.strip()), "")
     separator = max(
         _SEPARATORS,

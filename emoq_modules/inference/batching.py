@@ -17,6 +17,7 @@ from emoq_modules.errors import SourceError
 # as they are fewer than so many batches, and than so much sound (38 MB).
 _BATCHES_AHEAD = 4
 _SECONDS_AHEAD = 600
+_LARGEST_BATCH = 10_000
 
 
 @dataclass(frozen=True)
@@ -119,8 +120,11 @@ class Recognizing:
     abstain_below: float
 
     def __post_init__(self):
-        if self.batch_size < 1:
-            raise ValueError(f"batch_size is {self.batch_size}; 1 is the least")
+        if not 1 <= self.batch_size <= _LARGEST_BATCH:
+            raise ValueError(
+                f"batch_size is {self.batch_size}; it has to be from 1 to "
+                f"{_LARGEST_BATCH:,}"
+            )
         if not 0 <= self.abstain_below <= 1:
             raise ValueError(
                 f"abstain_below is {self.abstain_below}; a confidence is from "

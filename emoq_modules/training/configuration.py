@@ -21,11 +21,13 @@ import speechbrain as sb
 from hyperpyyaml import load_hyperpyyaml, resolve_references
 from ruamel.yaml import YAML, YAMLError
 from ruamel.yaml.constructor import DuplicateKeyError
+from speechbrain.utils.run_opts import RunOptions
 
 from emoq_modules import present_names
 from emoq_modules.errors import ConfigurationError
 from emoq_modules.lobes.chat import choose_words
 from emoq_modules.training.ranges import (
+    BUILT,
     LITERAL,
     LITERAL_OR_NULL,
     check_ranges,
@@ -33,6 +35,10 @@ from emoq_modules.training.ranges import (
 
 _SECTIONS = ("stage1", "stage2")
 _EQUALS = "\ue100"  # stands for a "=" on its way through SpeechBrain
+# SpeechBrain's options that take no value.
+_FLAGS = {
+    key for key, value in RunOptions().as_dict().items() if value is False
+}
 _OR_A_WORD = ("audio_layer",)  # the encoder says which
 # How HyperPyYAML begins its messages.
 _REFUSED = "There is no such|Invalid argument to"
@@ -96,6 +102,11 @@ def plan_runs(experiment, presets=(), options="", folds=None, debug=False):
     a variant of their own, so as not to take the place of whole ones.
     """
     options = _parse(options)
+    if "stage" in options:
+        raise ConfigurationError(
+            "--stage is no option: the stage is that of the experiment, "
+            "hparams/emoq_stage1.yaml or hparams/emoq_stage2.yaml."
+        )
     tree = _merged(experiment, presets, options)
     first, path = None, Path(experiment).with_name("emoq_stage1.yaml")
     if tree["stage"] == 2 and tree["fusion_weights"] and path.exists():
@@ -174,12 +185,16 @@ def read_options(experiment, arguments):
         word.split("=", 1) if word.startswith("--") else [word]
         for word in arguments
     )
-    key, quoted = "", []
+    key, quoted, is_given = "", [], True
     for word in words:
         if word.startswith("--"):
-            key = word.removeprefix("--")
+            key, is_given = word.removeprefix("--"), word[2:] in _FLAGS
+        elif is_given:
+            raise ConfigurationError(
+                f"{word!r} belongs to no option: an option is --NAME VALUE."
+            )
         else:
-            word = _as_yaml(key, word)
+            word, is_given = _as_yaml(key, word), True
         # SpeechBrain would take the "=" in a value for that after a key.
         quoted.append(word.replace("=", _EQUALS))
     _, run_opts, options = sb.parse_arguments([str(experiment), *quoted])
@@ -193,8 +208,14 @@ def read_options(experiment, arguments):
 def _as_yaml(key, value):
     """YAML of an option: a folder called ``run #2`` is called that."""
     is_text = key in LITERAL or (key in LITERAL_OR_NULL and value != "null")
+    if not is_text:
+        return value
+    if not value and key != "transcribe":
+        raise ConfigurationError(f"--{key} has an empty value.")
     # What is built, a configuration and a list are no text.
-    return json.dumps(value) if is_text and value[:1] not in "!{[" else value
+    is_built = key in BUILT and value[0] in "!{["
+    is_built |= value.startswith("!ref ")
+    return value if is_built else json.dumps(value)
 
 
 def _check_shares(hparams):
@@ -249,13 +270,14 @@ def _merged(experiment, presets, options, others_allowed=False):
     if others_allowed:
         options = {k: v for k, v in options.items() if k in tree}
     _lay_over(tree, options, "the command line")
-    if not _is_plain(tree.get("labels")):
-        # Found in the data: what the rest is made for, and a trained system
-        # keeps.
-        nodes = YAML().load(_resolve(experiment, tree))
-        found = load_hparams(_dump({"labels": nodes["labels"]}))
-        tree["labels"] = found["labels"]
-    _check_labels(tree.get("labels", []))
+    for key in ("labels", "folds"):
+        if not _is_plain(tree.get(key)):
+            # Found in the data: what the rest is made for, and a trained system
+            # keeps.
+            nodes = YAML().load(_resolve(experiment, tree))
+            tree[key] = load_hparams(_dump({key: nodes[key]}))[key]
+    if "labels" in tree:
+        _check_labels(tree["labels"])
     return tree
 
 
@@ -273,9 +295,9 @@ def _check_labels(labels):
             )
     if len(set(labels)) < len(labels):
         raise ConfigurationError(f"A label is there twice in {list(labels)}.")
-    if len(labels) == 1:
+    if len(labels) < 2:
         raise ConfigurationError(
-            f"The only label is {labels[0]!r}: it takes two to tell apart."
+            f"labels is {list(labels)}: it takes two to tell apart."
         )
 
 
@@ -283,6 +305,11 @@ def _resolve(experiment, tree, **values):
     """The YAML of a tree with some values set, its references resolved."""
     try:
         return resolve_references(_dump({**tree, **values})).getvalue()
+    except RecursionError:
+        raise ConfigurationError(
+            f"{experiment}, with presets and options, has a !ref that leads "
+            "back to itself."
+        ) from None
     except ValueError as error:
         missing = re.match(r"'(\w+)' is a !PLACEHOLDER", str(error))
         if missing is None:
@@ -296,10 +323,12 @@ def _resolve(experiment, tree, **values):
 def _chosen_folds(folds, tree):
     """The folds that ``--fold`` means."""
     known = tree["folds"]
-    if type(known) is int:  # so many of them
-        if known < 1:
-            raise ConfigurationError(f"folds is {known}; 1 is the least.")
+    if isinstance(known, int) and known >= 1:  # so many of them
         known = range(1, known + 1)
+    elif not isinstance(known, list) or not known:
+        raise ConfigurationError(
+            f"folds is {known!r}; it has to be a number, 1 or more, or a list."
+        )
     known = list(map(str, known))
     if folds is None:
         chosen = [str(tree["fold"])]
@@ -350,6 +379,11 @@ def _checked(content, origin):
     if not isinstance(content, dict):
         raise ConfigurationError(
             f"In {origin} there is {content!r} in place of keys with values."
+        )
+    strange = [key for key in content if not isinstance(key, str)]
+    if strange:
+        raise ConfigurationError(
+            f"In {origin} there is the key {strange[0]!r}, which is no name."
         )
     return content
 

@@ -114,6 +114,10 @@ def _due(run):
     if Path(weights).exists():
         _check_weights(Path(weights))
         return [run]
+    if run.first is not None and not run.has_own_stage_1:
+        raise ConfigurationError(
+            f"fusion_weights is {weights}, and there is no such file."
+        )
     if run.first is None:
         raise ConfigurationError(
             f"{weights} is not there, nor an emoq_stage1.yaml beside the "
@@ -137,13 +141,19 @@ def _check_weights(path):
 
 
 def _refuse_half_precision(run, run_opts):
-    if run.hparams.get("llm_dtype") != "float16":
-        return
-    if "cpu" in str((run_opts or {}).get("device") or infer_device()):
-        raise ConfigurationError(
-            "llm_dtype is float16, which is for a GPU, and this run is on a "
-            "CPU: set it to float32, or to bfloat16."
-        )
+    kinds = {
+        "llm_dtype": "float32, or to bfloat16",
+        "precision": "fp32 or bf16",
+    }
+    for key, instead in kinds.items():
+        value = run.hparams.get(key)
+        if value in ("float16", "fp16") and "cpu" in str(
+            (run_opts or {}).get("device") or infer_device()
+        ):
+            raise ConfigurationError(
+                f"{key} is {value}, which is for a GPU, and this run is on a "
+                f"CPU: set it to {instead}."
+            )
 
 
 def _try_llm(run, tried):
@@ -180,16 +190,23 @@ def run_stage(run, run_opts=None, check=None):
         hparams, manifests, brain.device, progressbar, dialogues
     )
     if hparams["pretrainer"] is not None:
-        hparams["pretrainer"].collect_files()
-        hparams["pretrainer"].load_collected()
-    brain.fit(
-        hparams["epoch_counter"],
-        datasets["train"],
-        datasets["valid"],
-        progressbar=progressbar,
-        train_loader_kwargs=dict(hparams["train_loader"]),
-        valid_loader_kwargs=dict(hparams["eval_loader"]),
-    )
+        _load_weights(run, hparams["pretrainer"])
+    try:
+        brain.fit(
+            hparams["epoch_counter"],
+            datasets["train"],
+            datasets["valid"],
+            progressbar=progressbar,
+            train_loader_kwargs=dict(hparams["train_loader"]),
+            valid_loader_kwargs=dict(hparams["eval_loader"]),
+        )
+    except ValueError as error:
+        if "Loss is not finite" not in str(error):
+            raise
+        raise ConfigurationError(
+            "The loss is no finite number any more: set lower learning rates "
+            f"than {hparams['learning_rates']}, and begin anew."
+        ) from error
     measured = {}
     for split in ("valid", *(way for way in WAYS if way in datasets), "test"):
         brain.evaluate(
@@ -225,6 +242,20 @@ def run_stage(run, run_opts=None, check=None):
             partial(_listen, hparams, datasets["test"]),
         ],
     )
+
+
+def _load_weights(run, pretrainer):
+    """Loads what stage 2 starts from."""
+    try:
+        pretrainer.collect_files()
+        pretrainer.load_collected()
+    except CheckpointError as error:
+        if run.has_own_stage_1:
+            raise
+        raise ConfigurationError(
+            f"{error.fault}: fusion_weights has to be what a stage 1 of these "
+            "settings has left, emoq_former.safetensors."
+        ) from error
 
 
 def _listen(hparams, dataset, utterance):

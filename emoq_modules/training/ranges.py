@@ -6,8 +6,6 @@ value that cannot be meant would else train to its end, or stop hours later.
 
 import math
 
-from transformers import SchedulerType
-
 from emoq_modules.errors import ConfigurationError
 from emoq_modules.evaluation.metrics import MEASURES
 
@@ -20,12 +18,20 @@ LITERAL = frozenset(
 LITERAL_OR_NULL = frozenset(
     "feature_store fusion_weights text_encoder llm llm_tokenizer".split()
 )
+# Of these a model is built, or a table made, by what is not text.
+BUILT = frozenset("audio_source text_encoder llm llm_tokenizer table".split())
+# Schedules that take a number of steps and of those to warm up, and no more.
+_SCHEDULES = (
+    "linear cosine cosine_with_restarts polynomial constant "
+    "constant_with_warmup inverse_sqrt"
+).split()
 
 
-def _whole(low):
+def _whole(low, high=math.inf):
     return (
-        lambda value: type(value) is int and value >= low,
-        f"a whole number, {low} or more",
+        lambda value: type(value) is int and low <= value <= high,
+        f"a whole number, {low} or more"
+        + (f", and {high} at most" if high < math.inf else ""),
     )
 
 
@@ -59,9 +65,10 @@ _WEIGHTINGS = "all_one max_one mean_one sum_one effective_number".split()
 # A rule, and the keys that it is for.
 _RULES = (
     (_TEXT, "corpus variant results_folder"),
-    (_whole(0), "seed context_turns num_queries queue_size row_tokens"),
-    (_whole(0), "num_workers number_of_epochs cross_attention_every"),
-    (_whole(1), "audio_dim pooling_heads batch_size"),
+    (_whole(0, 2**32 - 1), "seed split_seed"),
+    (_whole(0), "context_turns num_queries queue_size row_tokens"),
+    (_whole(0), "num_workers cross_attention_every"),
+    (_whole(1), "number_of_epochs audio_dim pooling_heads batch_size"),
     (_whole(1), "patience grad_accumulation_factor class_group lora_rank"),
     (_whole(1), "max_text_tokens max_context_tokens"),
     (_or_null(_whole(1)), "embedding_dim"),
@@ -81,7 +88,7 @@ _RULES = (
     (_one_of("float32", "bfloat16", "float16"), "llm_dtype"),
     (_or_null(_one_of("nf4")), "llm_quantization"),
     (_one_of(*MEASURES, "loss", "last"), "selection_metric"),
-    (_one_of(*(kind.value for kind in SchedulerType)), "scheduler"),
+    (_one_of(*_SCHEDULES), "scheduler"),
 )
 _RULE_OF = {key: rule for rule, keys in _RULES for key in keys.split()}
 

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import speechbrain as sb
 import torch.distributed as dist
-from ruamel.yaml import YAML
+from ruamel.yaml import YAML, YAMLError
 from speechbrain.utils.distributed import ddp_barrier, if_main_process
 from speechbrain.utils.logger import get_logger
 
@@ -179,7 +179,8 @@ def check_corpus(run, manifests, dialogues=None):
         try:
             # Earlier versions kept none.
             kept = json.loads(file.read_bytes()) if file.exists() else corpus
-        except ValueError as error:
+            kept = dict(kept)
+        except (ValueError, TypeError) as error:
             raise ConfigurationError(
                 f"{file} is damaged ({error}): delete it, if the corpus is the "
                 "one that the run began with."
@@ -227,9 +228,8 @@ def _keep_settings_of_stage_1(run):
     if not settings.exists():
         logger.warning(f"Nothing beside {run.weights} says how it was trained.")
         return
-    text = settings.read_text(encoding="utf-8")
-    write_atomically(kept, text.encode())
-    known = _texts(text)
+    known = _read_texts(settings)
+    write_atomically(kept, settings.read_bytes())
     corpus, variant, fold, seed = (
         known.get(key, "?") for key in ("corpus", "variant", "fold", "seed")
     )
@@ -249,17 +249,18 @@ def _changed(run, saved):
     """What differs from saved settings, in words; None where nothing does."""
     if not saved.exists():
         return None
-    earlier = present_names(saved.read_text(encoding="utf-8"))
-    changed = differences(run.hparams_yaml, earlier)
+    changed = _differences(_texts(run.hparams_yaml), _read_texts(saved))
     fixed = {k: v for k, v in changed.items() if k not in _FREE_TO_CHANGE}
     if not fixed:
         return None
-    key, values = next(iter(fixed.items()))
+    # A plain value says more than the object that it is an argument of.
+    key, values = min(fixed.items(), key=lambda item: len(max(item[1])))
     before, now = (
         value if len(value) <= _SHOWN else f"{value[:_SHOWN]}…"
         for value in (" ".join(value.split()) for value in values)
     )
-    others = f" (and {', '.join([*fixed][1:])})" if len(fixed) > 1 else ""
+    others = [name for name in fixed if name != key]
+    others = f" (and {', '.join(others)})" if others else ""
     return f"{key} was {before!r} and is now {now!r}{others}"
 
 
@@ -271,12 +272,26 @@ def differences(now, earlier):
     >>> differences("a: 1\\nb: 2", "a: 1\\nb: 3")
     {'b': ('3', '2')}
     """
-    ours, theirs = _texts(now), _texts(earlier)
+    return _differences(_texts(now), _texts(earlier))
+
+
+def _differences(ours, theirs):
     return {
         key: (theirs.get(key, "null"), ours.get(key, "null"))
         for key in ours | theirs
         if theirs.get(key, "null") != ours.get(key, "null")
     }
+
+
+def _read_texts(saved):
+    """``_texts`` of what a run has kept, by the names of today."""
+    try:
+        return _texts(present_names(saved.read_text(encoding="utf-8")))
+    except (YAMLError, ValueError, TypeError, AttributeError) as error:
+        raise ConfigurationError(
+            f"{saved} is damaged: restore it from a backup, or delete the "
+            f"folder {saved.parent} to train anew."
+        ) from error
 
 
 def _texts(hparams_yaml):

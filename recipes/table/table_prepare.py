@@ -43,6 +43,7 @@ from emoq_modules.inference.batching import Segment
 logger = logging.getLogger(__name__)
 
 VALID_FRACTION = 0.1
+FOLDS = 5
 
 
 def find_labels(
@@ -81,6 +82,14 @@ def find_labels(
     return labels
 
 
+def count_folds(table, columns=None):
+    """How many folds there are: 1 of a table with its own splits, else 5."""
+    if callable(table):
+        return FOLDS
+    rows = open_listing(table, columns).rows
+    return 1 if any(row["split"] for row in rows) else FOLDS
+
+
 def prepare_table(
     data_folder: str,
     save_folder: str,
@@ -90,7 +99,7 @@ def prepare_table(
     label_map: str = "",
     min_utterances: int = 10,
     fold: int = 1,
-    folds: int = 5,
+    folds: int = FOLDS,
     validate_on: Literal["groups", "dialogues"] = "groups",
     seed: int = 1234,
     segments_folder: str = "",
@@ -153,7 +162,7 @@ def prepare_table(
         The table cannot be read, or holds what cannot be meant, or cannot be
         split that way.
     """
-    if folds < 1:
+    if not isinstance(folds, int) or folds < 1:
         raise CorpusError(f"folds is {folds}; 2 or more are needed.")
     check_choice("fold", fold, range(1, folds + 1))
     check_choice("validate_on", validate_on, ("groups", "dialogues"))

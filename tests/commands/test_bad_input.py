@@ -162,6 +162,10 @@ def harm_stage_1(harm):
     harm(RUN / "stage1/emoq_former.safetensors")
 
 
+def overwrite(name, content):
+    (RUN / name).write_bytes(content)
+
+
 # --- The tables ---------------------------------------------------------------
 
 OWN = ("--preset", "own.yaml", *AFRESH)
@@ -341,6 +345,58 @@ REFUSED = [
         "LLM in half precision on a CPU",
         again("--llm_dtype", "float16", *AFRESH, stage=STAGE2),
         r"llm_dtype is float16, which is for a GPU",
+    ),
+    *(
+        (name, again(*words, *AFRESH, stage=stage), says)
+        for name, stage, words, says in [
+            ("precision of a GPU", STAGE1, ("--precision", "fp16"), "is fp16"),
+            (
+                "rate of no use",
+                STAGE1,
+                ("--lr", "1e30"),
+                "lower learning rates",
+            ),
+            ("number too large", STAGE1, ("--seed", "9" * 20), "at most"),
+            ("no epoch", STAGE1, ("--patience", "0"), "1 or more"),
+            ("schedule", STAGE1, ("--scheduler", "greedy"), "one of linear"),
+            ("stage", STAGE2, ("--stage", "1"), "--stage is no option"),
+            ("no folds", STAGE1, ("--folds", "0"), "folds is 0; it has to"),
+            ("folds", STAGE1, ("--folds", "two"), "folds is 'two'; it has to"),
+            ("no value", STAGE1, ("--text_encoder", ""), "has an empty value"),
+            ("stray word", STAGE1, ("two",), "'two' belongs to no option"),
+            ("flag with a value", STAGE1, ("--debug", "yes"), "'yes' belongs"),
+            (
+                "weights that are not there",
+                STAGE2,
+                ("--fusion_weights", "none.safetensors"),
+                "fusion_weights is none.safetensors, and there is no such file",
+            ),
+            (
+                "weights that are none",
+                STAGE2,
+                ("--fusion_weights", str(MANIFEST)),
+                r"train.json cannot be read .*: fusion_weights has to be what",
+            ),
+        ]
+    ),
+    *(
+        (
+            f"{what} settings of a run",
+            again(),
+            r"stage1/hyperparams.yaml is damaged: restore",
+            partial(overwrite, "stage1/hyperparams.yaml", content),
+        )
+        for what, content in [
+            ("empty", b""),
+            ("broken", b"a: [1"),
+            ("binary", bytes(range(256))),
+        ]
+    ),
+    (
+        "digests of the corpus that are none",
+        again(),
+        r"corpus.json is damaged",
+        partial(overwrite, "stage1/corpus.json", b"3"),
     ),
     (
         "folder as experiment",

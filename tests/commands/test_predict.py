@@ -115,9 +115,21 @@ def test_folders_patterns_and_lists_mean_their_files(
     assert list(find_recordings([notes, a])) == [notes, a]
     pattern = shutil.copy(a, tmp_path / "a[1].wav")  # is itself, where it is
     assert list(find_recordings([str(pattern)])) == [str(pattern)]
-    lines = io.TextIOWrapper(io.BytesIO(f"{b}\r\n\n{a}\n".encode()))
+    (folder / "more/back").symlink_to(folder)
+    assert list(find_recordings([f"{folder}/**/*.wav"])) == [a, b, c]
+    (folder / "more/back").unlink()
+    listed = f"\ufeff{b}\r\n\n{a}\n".encode()  # as Windows writes it
+    lines = io.TextIOWrapper(io.BytesIO(listed))
     monkeypatch.setattr(sys, "stdin", lines)
     assert list(find_recordings([c, "-"])) == [c, b, a]
+
+
+def test_without_standard_input_or_output_it_is_said(predict, monkeypatch):
+    for name, source in (("stdin", "-"), ("stdout", "a.wav")):
+        with monkeypatch.context() as closed:
+            closed.setattr(sys, name, None)
+            status, _, error = predict(source)
+        assert status == 2 and "standard" in error
 
 
 def test_folders_are_entered_through_links_and_the_rest_is_counted(
@@ -228,6 +240,10 @@ def test_timeline_has_a_row_for_each_window(predict, tmp_path):
         (["--abstain_below", "2"], "abstain_below is 2.0"),
         (["--device", "warp"], "--device warp is not to be had"),
         (["--vad", "a/b"], "--vad is for --timeline"),
+        (["--window_s", "1"], "--window_s is for --timeline"),
+        (["--batch_size", str(10**30)], "has to be from 1 to 10,000"),
+        (["--device", "meta"], "--device meta is not to be had"),
+        ([""], "A source is empty"),
         (["--asr_language", "de"], "--asr_language is for --asr"),
         (["--timeline", "--hop_s", "0"], "hop_s is 0.0"),
         (["--timeline", "--text", "hello"], "each of its windows"),

@@ -51,6 +51,7 @@ def test_values_stay_text(read):
         ("", "is empty"),
         ("path,text\n", r"a header \(path, text\), and no rows"),
         ("path,text,text\na,b,c\n", "several columns 'text'"),
+        ("# mine\npath,text\na,b\n", "The first line of .* '# mine', is no h"),
         ("path,text\na,one, two\nb,c\nd\n", r"faults: 2\n  line 2: 3 cells"),
         ('path,text\na,b\nc,"d\ne,f\n', "no CSV from line 3 on"),
         ('path,text\na,"b" c\n', "no CSV from line 2 on"),
@@ -162,6 +163,11 @@ def test_columns_that_none_of_the_tables_has_are_named(
 def test_a_table_twice_is_refused(two_tables):
     with pytest.raises(CorpusError, match="named twice"):
         open_listing([two_tables[0], two_tables[0]])
+
+
+def test_what_stands_around_a_cell_unseen_is_no_part_of_it(read):
+    table = read("sep=;\r\npath ; text\u200b\r\n a.wav ; Hm, yes\u00a0\r\n")
+    assert table.rows == [{"path": "a.wav", "text": "Hm, yes"}]
 
 
 def test_a_letter_written_in_two_ways_is_one(tmp_path):

@@ -30,6 +30,15 @@ def set_columns(**values):
     return change
 
 
+def test_rows_without_a_speaker_among_others_are_told(prepare_calls, caplog):
+    def change(row):
+        nameless = row["path"].startswith("d0")
+        return row | {"speaker": "" if nameless else row["speaker"]}
+
+    prepare_calls(change)
+    assert "8 of 48 rows name no speaker" in caplog.text
+
+
 @pytest.mark.parametrize("folds", [2, 3, 6])
 def test_nothing_is_on_two_sides_and_everything_is_tested_once(
     prepare_calls, folds

@@ -150,6 +150,12 @@ def test_a_composed_experiment_composes_to_itself(experiment, write):
         ("size: 1\nsize: 2", "", r"(?s)p\.yaml is no YAML.*duplicate key"),
         ("", "size: [1", r"options on the command line are no YAML"),
         ("", "size", r"In the command line there is 'size' in place"),
+        ("3: 4", "", r"p\.yaml there is the key 3, which is no name"),
+        (
+            "a: !ref <size>\nsize: !ref <a>",
+            "data_folder: x",
+            "leads back to itself",
+        ),
         ("store: !ref <no>", "data_folder: x", r'experiment\.yaml: .*"no"'),
         ("data_folder: !PLACEHOLDER", "", r"give it as --data_folder VALUE"),
     ],
@@ -310,7 +316,8 @@ def test_a_value_may_have_an_equals_sign(words):
         ("[null, sad]", "The label None is no text"),
         ("[1, sad]", r'The label 1 is no text: put it in quotes, as in \["1"'),
         ("[sad, sad]", "A label is there twice"),
-        ("[sad]", "The only label is 'sad'"),
+        ("[sad]", r"labels is \['sad'\]: it takes two"),
+        ("[]", "it takes two"),
     ],
 )
 def test_labels_that_are_no_words_are_refused(experiment, labels, message):
