@@ -10,9 +10,10 @@ from emoq_modules.commands.options import (
     add_recognition_options,
     load_recognizer,
 )
-from emoq_modules.errors import AudioError, ConfigurationError
+from emoq_modules.errors import AudioError, ConfigurationError, ResultsError
 
 _MATRIX_FILE = "matrix.png"
+_WRITTEN = "results.json", "predictions.csv", "index.html"
 
 _DESCRIPTION = """\
 Measures a trained EmoQ on the labeled recordings of a table, or on the test set
@@ -155,6 +156,12 @@ def _check(own, sources, folders):
                 f"--out {folder} is the folder of a run, whose results would "
                 "be overwritten: name another."
             )
+        own_files = filter(Path.exists, (folder / name for name in _WRITTEN))
+        for file in own_files if not _is_evaluation(folder) else ():
+            raise ConfigurationError(
+                f"--out {folder} holds {file.name}, which no evaluation has "
+                "left there: name another folder."
+            )
     if len(folders) < len(own.model) * len(sources):
         raise ConfigurationError(
             f"Two tables are called {sources[0].name}: rename one."
@@ -163,6 +170,15 @@ def _check(own, sources, folders):
         source.count_labels()
     for model in own.model[1:]:
         open_source(model, SETTINGS_FILE, trust_source=own.trust_source)
+
+
+def _is_evaluation(folder):
+    from emoq_modules.evaluation.results import read_results
+
+    try:
+        return "model" in read_results(folder)
+    except ResultsError:
+        return False
 
 
 def _measure(recognizer, source, own, out, model):
@@ -311,7 +327,9 @@ def _told(stats, info):
         f"{error:.3f} {name}"
         for name, error in info["calibration_errors"].items()
     )
-    return "\n".join([*lines, f"\nCalibration error: {errors}"])
+    lines.append(f"\nCalibration error: {errors}")
+    lines += [f"left out, {why}: {n}" for why, n in info["left_out"].items()]
+    return "\n".join(lines)
 
 
 def _common(words, source):

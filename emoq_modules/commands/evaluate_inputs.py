@@ -1,6 +1,5 @@
 """What ``emoq evaluate`` measures on: a table, or a corpus as prepared."""
 
-import json
 import os
 import sys
 from collections import Counter
@@ -11,7 +10,11 @@ from pathlib import Path
 from emoq_modules.dataio.audio import SAMPLE_RATE, read_audio
 from emoq_modules.dataio.labeled import Labeled, count_labels, read_labeled
 from emoq_modules.dataio.manifest import DIALOGUES_FILE, SPLITS
-from emoq_modules.dataio.manifest_reader import read_dialogues, read_manifest
+from emoq_modules.dataio.manifest_reader import (
+    parse_manifest,
+    read_dialogues,
+    read_manifest,
+)
 from emoq_modules.dataio.recordings import Recording
 from emoq_modules.dataio.splits import SPLITS as SPLIT_NAMES
 from emoq_modules.dataio.tables import (
@@ -21,7 +24,8 @@ from emoq_modules.dataio.tables import (
     read_table,
 )
 from emoq_modules.errors import ConfigurationError
-from emoq_modules.evaluation.results import RESULTS_FILE
+from emoq_modules.evaluation.results import RESULTS_FILE, read_results
+from emoq_modules.inference.recognizer_folder import SETTINGS_FILE
 
 
 def find_sources(own):
@@ -208,16 +212,24 @@ class _Corpus:
         return Counter(row.utterance.emotion for row in rows.values())
 
     def check(self, model):
-        """Refuses folds whose test set a run's model has trained on."""
-        results = Path(model).parent / RESULTS_FILE
-        if not results.exists():
+        """Refuses what a run's model has trained on."""
+        run = Path(model).parent
+        if not (run / RESULTS_FILE).exists():
             return
-        trained = json.loads(results.read_bytes())
+        trained = read_results(run)
         folds = [run.hparams["fold"] for run in self._runs]
         if trained["corpus"] == self.name and folds != [trained["fold"]]:
             raise ConfigurationError(
                 f"{model} has trained on what other folds of {self} test: give "
                 f"--fold {trained['fold']}."
+            )
+        # Another preset, or split, may have the same recordings.
+        heard = _trained_on(run) & self._read[0].keys()
+        if heard:
+            raise ConfigurationError(
+                f"{model} has trained on {len(heard)} of the "
+                f"{len(self._read[0])} recordings of {self}: choose folds, or "
+                "a split, of which it has heard none."
             )
 
     def read(self, labels):
@@ -225,6 +237,15 @@ class _Corpus:
         rows, dialogues = self._read
         kept = [row for row in rows.values() if row.utterance.emotion in labels]
         return kept, dialogues, {}
+
+
+def _trained_on(run):
+    """Ids of the utterances that a run has trained on, where it is known."""
+    from emoq_modules.training.configuration import StageRun
+
+    text = (run / SETTINGS_FILE).read_text(encoding="utf-8")
+    manifest = Path(StageRun(text).hparams["manifest_folder"], "train.json")
+    return parse_manifest(manifest).keys() if manifest.exists() else set()
 
 
 def as_recording(row, dialogues):

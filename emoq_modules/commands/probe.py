@@ -2,7 +2,7 @@
 
 import sys
 
-from emoq_modules.commands.options import add_command
+from emoq_modules.commands.options import add_command, check_device
 
 _DESCRIPTION = """\
 Fits a logistic regression to the time mean of each layer of an audio encoder,
@@ -76,6 +76,8 @@ def _probe(own):
     variant = probe_variant(merge_presets(experiment, own.preset, options))
     if not any(word.split("=")[0] == "--variant" for word in own.rest):
         options = change(options, variant=variant)
+    if "device" in run_opts.overridden_args:
+        check_device(run_opts["device"])
     words = ["-m", "emoq_modules", "probe"]
     words += [word for preset in own.preset for word in ("--preset", preset)]
     runs = plan_runs(experiment, own.preset, options, own.fold)

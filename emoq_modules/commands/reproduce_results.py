@@ -4,7 +4,6 @@ All of it comes from the runs' predictions, and the map of embeddings from those
 kept beside them: no model is needed.
 """
 
-import json
 from dataclasses import dataclass, field, replace
 
 import numpy as np
@@ -27,6 +26,7 @@ from emoq_modules.evaluation.results import (
     measure,
     pool,
     read_predictions,
+    read_results,
 )
 from emoq_modules.inference.recognizer_folder import SETTINGS_FILE
 from emoq_modules.training.configuration import StageRun
@@ -164,7 +164,7 @@ def _find_probe(runs):
         folder = corpus_folder / variant / f"fold{fold}-seed{seed}" / "stage1"
         if not (folder / RESULTS_FILE).exists():
             return []
-        results = _read_json(folder / RESULTS_FILE)
+        results = read_results(folder)
         stage = StageRun((folder / SETTINGS_FILE).read_text(encoding="utf-8"))
         if encoder_yaml(stage.hparams_yaml) != wanted:
             return []
@@ -174,16 +174,9 @@ def _find_probe(runs):
     return [Run(name, *described) for described in found]
 
 
-def _read_json(path):
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ResultsError(f"{path} is no JSON file: {error}") from error
-
-
 def _read_run(run):
     path = run.folder / RESULTS_FILE
-    results = _read_json(path)
+    results = read_results(run.folder)
     hparams = run.stages[-1].hparams
     corpus, variant = hparams["corpus"], hparams["variant"]
     expected = {"corpus": corpus, "variant": variant}

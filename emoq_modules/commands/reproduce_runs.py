@@ -20,7 +20,7 @@ from ruamel.yaml import YAML
 from speechbrain.utils.logger import get_logger
 
 from emoq_modules.errors import BusyError, ConfigurationError
-from emoq_modules.evaluation.results import RESULTS_FILE
+from emoq_modules.evaluation.results import RESULTS_FILE, read_results
 from emoq_modules.training.configuration import (
     change,
     plan_runs,
@@ -249,7 +249,7 @@ def _measured_rates(results_folder):
     """Seconds an utterance and epoch, by stage, and by corpus and variant."""
     rates = {}
     for file in results_folder.glob(f"*/*/fold*-seed*/stage*/{RESULTS_FILE}"):
-        results = json.loads(file.read_text(encoding="utf-8"))
+        results = read_results(file.parent)
         if results.get("epoch_seconds"):
             rate = results["epoch_seconds"] / results["train_utterances"]
             key = (results["corpus"], results["variant"])

@@ -125,6 +125,25 @@ def write_results(
     return results
 
 
+def read_results(folder):
+    """What ``write_results`` has told of a run, and of its figures.
+
+    ResultsError where the file is missing, or none of a run.
+    """
+    path = Path(folder, RESULTS_FILE)
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise ResultsError(
+            f"{path} does not exist: has this run been evaluated?"
+        ) from None
+    except (ValueError, RecursionError) as error:
+        raise ResultsError(f"{path} is damaged ({error}).") from error
+    if not isinstance(found, dict) or not {"corpus", "fold"} <= found.keys():
+        raise ResultsError(f"{path} is damaged: it holds no results of a run.")
+    return found
+
+
 def read_predictions(path):
     """The ``EmotionStats`` that a ``predictions.csv`` was written from.
 

@@ -5,7 +5,6 @@ One HTML file that holds all it shows, to be opened offline.
 
 import base64
 import io
-import json
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +14,7 @@ import torch
 from emoq_modules.dataio.files import write_atomically
 from emoq_modules.evaluation.metrics import MEASURES
 from emoq_modules.evaluation.pages import render
+from emoq_modules.evaluation.results import read_results
 
 PAGE_FILE = "index.html"
 _MISTAKES = 10
@@ -57,7 +57,7 @@ def find_probes(corpus_folder, fold, seed):
     pattern = f"probe-*/fold{fold}-seed{seed}/stage1/results.json"
     found = []
     for path in sorted(Path(corpus_folder).glob(pattern)):
-        results = json.loads(path.read_text(encoding="utf-8"))
+        results = read_results(path.parent)
         encoder = path.parents[2].name.removeprefix("probe-")
         name = f"linear probe of {encoder}, layer {results['layer']}"
         found.append((name, results))

@@ -5,7 +5,6 @@ the posteriors of the run's own recognizer.
 """
 
 import gc
-import json
 import os
 import shutil
 from contextlib import contextmanager
@@ -15,7 +14,7 @@ import torch
 from huggingface_hub import ModelCard
 from hyperpyyaml import resolve_references
 from hyperpyyaml.core import RefTag
-from ruamel.yaml import YAML
+from ruamel.yaml import YAML, YAMLError
 from speechbrain.utils.logger import get_logger
 
 from emoq_modules.dataio.files import (
@@ -28,7 +27,11 @@ from emoq_modules.dataio.files import (
 )
 from emoq_modules.errors import ExportError, UnsafeYAMLError
 from emoq_modules.evaluation.calibration import calibrate
-from emoq_modules.evaluation.results import RESULTS_FILE, read_predictions
+from emoq_modules.evaluation.results import (
+    RESULTS_FILE,
+    read_predictions,
+    read_results,
+)
 from emoq_modules.inference.model_card import is_hub_name, model_card
 from emoq_modules.inference.portable import bare, merge, take_along, take_llm
 from emoq_modules.inference.recognizer import EmotionRecognizer
@@ -90,7 +93,7 @@ def export_recognizer(
     """
     run = _find_run(results_folder)
     out = _check_out(out)
-    results = _read_results(run)
+    results = read_results(run)
     tree = _read_tree(run / RECOGNIZER_FOLDER)
     calibration = _calibration(run, tree)
     parts = _parts(tree)
@@ -140,7 +143,7 @@ def read_card(folder):
     tree = _read_tree(Path(folder))
     found = _calibration(run, tree)
     prompt = _prompt_text(tree["decoder"]["prompt"])
-    return model_card(_read_results(run), found, _parts(tree), prompt).text
+    return model_card(read_results(run), found, _parts(tree), prompt).text
 
 
 def _find_run(results_folder):
@@ -210,14 +213,6 @@ def _taking_the_place_of(out):
         shutil.rmtree(new, ignore_errors=True)
 
 
-def _read_results(run):
-    file = run / RESULTS_FILE
-    try:
-        return json.loads(file.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ExportError(f"{file} is damaged ({error}).") from None
-
-
 def _calibration(run, tree):
     """How a run's confidence is corrected, with a warning if it is not."""
     found = calibrate(tree.get("temperature"), read_predictions(run))
@@ -228,16 +223,22 @@ def _calibration(run, tree):
 
 def _read_tree(source):
     """The YAML of a run's recognizer as that of an export, with its paths."""
-    settings = resolve_references(
-        (source / SETTINGS_FILE).read_text(encoding="utf-8"),
-        {"pretrained_path": str(source)},
-    )
-    tree = {
-        key: bare(value)
-        for key, value in YAML().load(settings).items()
-        if key not in ("modules", "pretrained_path", "pretrainer")
-    }
-    tree["decoder"]["labels"] = RefTag("<labels>")
+    file = source / SETTINGS_FILE
+    try:
+        settings = resolve_references(
+            file.read_text(encoding="utf-8"), {"pretrained_path": str(source)}
+        )
+        tree = {
+            key: bare(value)
+            for key, value in YAML().load(settings).items()
+            if key not in ("modules", "pretrained_path", "pretrainer")
+        }
+        tree["decoder"]["labels"] = RefTag("<labels>")
+    except (YAMLError, ValueError, AttributeError, KeyError) as error:
+        raise ExportError(
+            f"{file} is damaged: start the run again, which writes it anew "
+            "from its checkpoint."
+        ) from error
     return {
         "format_version": FORMAT_VERSION,
         "labels": tree.pop("labels"),

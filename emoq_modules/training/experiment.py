@@ -5,7 +5,6 @@ read, its objects are made, it trains, is evaluated, and leaves its results.
 """
 
 import gc
-import json
 import sys
 import time
 from functools import partial
@@ -43,9 +42,9 @@ from emoq_modules.evaluation.plots import as_png, plot_map
 from emoq_modules.evaluation.results import (
     CONFUSION_FILE,
     CURVES_FILE,
-    RESULTS_FILE,
     format_summary,
     read_predictions,
+    read_results,
     write_results,
 )
 from emoq_modules.evaluation.run_page import (
@@ -91,10 +90,7 @@ def run_folds(runs, run_opts=None):
         key = f"stage {run.hparams['stage']}"
         folders.setdefault(key, []).append(run.folder)
     pages = [folder / PAGE_FILE for folder in folders[key]]
-    results = [
-        json.loads((folder / RESULTS_FILE).read_bytes())
-        for folder in folders[key]
-    ]
+    results = map(read_results, folders[key])
     notes = {n: None for found in results for n in found.get("notes", ())}
     return format_summary(
         {

@@ -240,10 +240,10 @@ def _download(url, path, size, md5):
 def _find_files(data_folder):
     """The corpus's audio files, and the names of others beside them."""
     places = [
-        (data_folder / "wav", "*.wav"),
-        (data_folder / "flac", "*.flac"),
-        (data_folder, "*.wav"),
-        (data_folder, "*.flac"),
+        (data_folder / "wav", "*.[wW][aA][vV]"),
+        (data_folder / "flac", "*.[fF][lL][aA][cC]"),
+        (data_folder, "*.[wW][aA][vV]"),
+        (data_folder, "*.[fF][lL][aA][cC]"),
     ]
     for folder, pattern in places:
         named, strange = [], []
@@ -251,10 +251,10 @@ def _find_files(data_folder):
             (named if _NAME.fullmatch(path.stem) else strange).append(path)
         if named:
             return named, [path.name for path in strange]
-    looked = ", ".join(str(folder / pattern) for folder, pattern in places)
     raise CorpusError(
         f"There is no EMO-DB in {data_folder}: looked for files such as "
-        f"03a01Fa.wav in {looked}. With --download it is fetched there."
+        "03a01Fa.wav there and in wav, or 03a01Fa.flac there and in flac. "
+        "recipes/EMODB/README.md says how to get it."
     )
 
 

@@ -70,7 +70,8 @@ _REASONS = {"xxx": "no majority ('xxx')"}
 
 # [6.2901 - 8.2357]	Ses01F_impro01_F000	neu	[2.5000, 2.5000, 2.5000]
 _TURN = re.compile(
-    r"^\[([\d.]+) - [\d.]+\]\s+(Ses\d\d\w+_[FM]\w+)\s+(\w+)", re.MULTILINE
+    r"^[ \t]*\[(\d+(?:\.\d+)?) - [\d.]+\]\s+(Ses\d\d\w+_[FM]\w+)\s+(\w+)",
+    re.MULTILINE,
 )
 # Ses01F_impro01_F000 [006.2901-008.2357]: Excuse me.
 _SPOKEN = re.compile(r"^(Ses\d\d\w+)\s*\[[\d.\s-]*\]:(.*)$", re.MULTILINE)
@@ -156,6 +157,10 @@ def prepare_iemocap(
     spoken = _transcripts(release)
     dialogues = _dialogues(release)
     utterances, skipped = _read(dialogues, spoken, wavs, data_folder, labels)
+    known = {id_ for turns in dialogues.values() for _, id_, _ in turns}
+    unknown = sorted(wavs.keys() - known)
+    if unknown:
+        skipped["of which EmoEvaluation says nothing"] = unknown
     if set(labels) == set(LABELS):
         _compare_with_standard(utterances)
     _report_scripted(utterances)

@@ -36,6 +36,7 @@ def read_annotations(split, path):
         )
     rows = {}
     for line, row in zip(table.lines, table.rows, strict=True):
+        _check_numbers(row, f"Line {line} of {path}")
         key = f"{split}/dia{row['Dialogue_ID']}_utt{row['Utterance_ID']}"
         emotion = row["Emotion"].strip().lower()
         row["Emotion"] = WORDS.get(emotion, emotion)
@@ -53,6 +54,26 @@ def read_annotations(split, path):
     return rows
 
 
+def _check_numbers(row, place):
+    """Refuses what is no number, and makes ``8`` of the ``8.0`` of pandas."""
+    for name in ("Dialogue_ID", "Utterance_ID", "Season", "Episode"):
+        try:
+            number = float(row[name])
+            row[name] = str(int(number))
+            strange = number % 1
+        except (ValueError, OverflowError):
+            strange = True
+        if strange:
+            raise CorpusError(
+                f"{place} has the {name} {row[name]!r}, which is no whole "
+                "number: compare the file with the published one."
+            )
+    try:
+        annotated_times(row)
+    except CorpusError as error:
+        raise CorpusError(f"{place}: {error}") from error
+
+
 def annotated_times(row):
     """Start and end of an utterance in its episode, in seconds."""
     times = [row["StartTime"], row["EndTime"]]
@@ -68,19 +89,8 @@ def annotated_times(row):
 
 
 def find_episode(row):
-    """Season and episode of an utterance; pandas may write ``8.0`` for 8."""
-    numbers = [row["Season"], row["Episode"]]
-    try:
-        season, episode = map(float, numbers)
-        if season % 1 or episode % 1:
-            raise ValueError
-    except ValueError:
-        raise CorpusError(
-            f"Dialogue {row['Dialogue_ID']}, utterance {row['Utterance_ID']} "
-            f"has the Season and Episode {numbers}, which are no numbers of "
-            "them: compare the CSV file with the published one."
-        ) from None
-    return int(season), int(episode)
+    """Season and episode of an utterance."""
+    return int(row["Season"]), int(row["Episode"])
 
 
 def _seconds(time):

@@ -11,7 +11,7 @@ from emoq_modules.commands.cli import main
 from emoq_modules.commands.reproduce_results import Row
 from emoq_modules.evaluation.metrics import MEASURES
 from emoq_modules.evaluation.results import read_predictions, write_results
-from tests.corpus_folders import wav_bytes
+from tests.corpus_folders import wav_bytes, write
 
 
 @pytest.fixture
@@ -104,6 +104,12 @@ def test_a_model_is_not_measured_on_what_it_has_trained_on(evaluate_corpus):
     )
     assert status == 2 and "has trained on what other folds" in messages
     assert "give --fold 1" in messages
+    for words in (["--split", "train"], ["--corpus", "x", "--split", "train"]):
+        status, _, messages = evaluate_corpus(
+            "--preset", "tests/tiny.yaml", *words
+        )
+        assert status == 2
+        assert "has trained on 21 of the 21 recordings of" in messages
 
 
 def test_a_corpus_may_have_words_of_its_own(evaluate_corpus, tmp_path):
@@ -165,6 +171,23 @@ def test_classes_that_one_side_lacks_are_named_and_left_out(evaluate, tmp_path):
     torch.testing.assert_close(sums, torch.ones(6))
     status, _, messages = evaluate(change)
     assert status == 2 and "fewer than two are the same" in messages
+
+
+def test_rows_without_an_emotion_are_told(evaluate, tiny_results):
+    def change(row):
+        known = row["emotion"] != "happy"
+        return row | {"emotion": row["emotion"] if known else ""}
+
+    status, output, _ = evaluate(change)
+    assert status == 0 and "left out, without an emotion: 3" in output
+
+
+@pytest.mark.parametrize("name", ["results.json", "index.html"])
+def test_no_file_of_a_persons_own_is_written_over(evaluate, tmp_path, name):
+    write(tmp_path / "out" / name, "{}")
+    status, _, messages = evaluate()
+    assert status == 2 and f"holds {name}, which no evaluation" in messages
+    assert (tmp_path / "out" / name).read_text() == "{}"
 
 
 def test_parts_of_recordings_are_recognized_as_the_whole_is(

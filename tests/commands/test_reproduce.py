@@ -44,7 +44,7 @@ def finish(run, **facts):
     for stage in run.stages:
         stage.folder.mkdir(parents=True, exist_ok=True)
         (stage.folder / "hyperparams.yaml").write_text(stage.hparams_yaml)
-        told = ("corpus", "variant", "stage")
+        told = ("corpus", "variant", "fold", "stage")
         known = {key: stage.hparams[key] for key in told}
         text = json.dumps({**known, **facts})
         (stage.folder / "results.json").write_text(text)

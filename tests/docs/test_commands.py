@@ -86,13 +86,15 @@ def assert_takes(words, text):
 
 
 def assert_trains(words, folder, capsys):
-    """Whether nothing is in the way of training but that there is no corpus."""
+    """Whether nothing is in the way of training but that data are missing."""
     if "cuda:0" in words and not torch.cuda.is_available():
         words = ["cpu" if word == "cuda:0" else word for word in words]
-    data_folder = words[words.index("--data_folder") + 1]
+    # Weights of another run come first.
+    key = "--fusion_weights" if "--fusion_weights" in words else "--data_folder"
+    missing = words[words.index(key) + 1]
     assert train.run([*words, "--results_folder", str(folder)]) == 2
     said = capsys.readouterr().err
-    assert "error: " in said and data_folder in said, said
+    assert "error: " in said and missing in said, said
 
 
 @collected(

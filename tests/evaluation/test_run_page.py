@@ -2,6 +2,7 @@
 
 import base64
 import io
+import json
 import re
 
 import pytest
@@ -49,8 +50,9 @@ def test_the_most_certain_mistakes_come_first(stats, tmp_path):
 
 def test_figures_stand_beside_those_of_a_probe(stats, tmp_path):
     place = "tones/probe-whisper-base/fold1-seed7/stage1/results.json"
-    text = '{"layer": 3, "WA": 91.26, "UA": 90.0, "WF1": 1.0, "n": 12}'
-    write(tmp_path / place, text)
+    told = {"corpus": "tones", "fold": 1, "layer": 3, "n": 12}
+    told |= {"WA": 91.26, "UA": 90.0, "WF1": 1.0}
+    write(tmp_path / place, json.dumps(told))
     probes = find_probes(tmp_path / "tones", 1, 7)
     assert find_probes(tmp_path / "tones", 2, 7) == []
     notes = ["Said by machine."]

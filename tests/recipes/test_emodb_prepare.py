@@ -187,7 +187,7 @@ def test_another_folder_is_refused_by_a_clear_message(tmp_path, run_script):
     )
     assert status == 2
     assert said.startswith(f"error: There is no EMO-DB in {tmp_path}")
-    assert "--download" in said and "Traceback" not in said
+    assert "README.md" in said and "Traceback" not in said
 
 
 @pytest.fixture

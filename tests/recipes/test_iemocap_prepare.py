@@ -2,6 +2,7 @@
 
 import csv
 import itertools
+import re
 from collections import Counter
 
 import pytest
@@ -151,6 +152,27 @@ def test_what_is_left_out_is_counted_by_reason(release, tmp_path, caplog):
     assert "5531 utterances expected, 75 found" in caplog.text
     assert "angry 1103 expected, 15 found" in caplog.text
     assert "Ses05 1241 expected, 15 found" in caplog.text
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "[6.2.901 - 8.2357]\tSes01F_impro01_F000\tneu\t[2.5, 2.5, 2.5]",
+        "[6,2901 - 8,2357]\tSes01F_impro01_F000\tneu\t[2.5, 2.5, 2.5]",
+        "",
+    ],
+)
+def test_what_no_evaluation_mentions_is_named(release, tmp_path, caplog, line):
+    caplog.set_level("INFO")
+    path = release / "Session1/dialog/EmoEvaluation/Ses01F_impro01.txt"
+    path.write_text(
+        re.sub(r"\[6\.2901.*F000.*", line, path.read_text(), count=1)
+    )
+    prepare(release, tmp_path / "save")
+    assert (
+        "left out, of which EmoEvaluation says nothing: 1 (Ses01F_impro01_F000)"
+        in caplog.text
+    )
 
 
 def test_missing_and_damaged_wavs_are_left_out_and_named(

@@ -6,7 +6,11 @@ import pytest
 
 from emoq_modules.errors import CorpusError
 from emoq_modules.training.configuration import plan_runs
-from recipes.MELD.annotations import annotated_times, find_episode
+from recipes.MELD.annotations import (
+    annotated_times,
+    find_episode,
+    read_annotations,
+)
 from tests.corpus_folders import (
     SHARED_DATA,
     all_rows,
@@ -149,11 +153,27 @@ def test_of_meld_a_scene_is_in_training_and_test(tmp_path, caplog, without):
 def test_times_may_be_seconds_and_numbers_as_pandas_writes_them():
     row = {"StartTime": "00:01:02,5", "EndTime": "63.25"}
     assert annotated_times(row) == (62.5, 63.25)
-    assert find_episode({"Season": "8.0", "Episode": "21"}) == (8, 21)
 
 
-@pytest.mark.parametrize("season", ["", "eight", "8.5", "nan"])
-def test_a_season_that_is_no_number_is_named(season):
-    row = {"Dialogue_ID": "3", "Utterance_ID": "1"}
-    with pytest.raises(CorpusError, match="Dialogue 3, utterance 1 has the Se"):
-        find_episode(row | {"Season": season, "Episode": "1"})
+ROW = 'Hm.,Joey,joy,{Dialogue_ID},1,{Season},3,"{StartTime}","00:02:04,0"'
+GOOD = {"Dialogue_ID": "0.0", "Season": "8.0", "StartTime": "00:02:00,0"}
+
+
+def test_numbers_may_be_as_pandas_writes_them(tmp_path):
+    path = write(tmp_path / "a.csv", HEADER + ROW.format(**GOOD))
+    rows = read_annotations("train", path)
+    assert list(rows) == ["train/dia0_utt1"]
+    assert find_episode(rows["train/dia0_utt1"]) == (8, 3)
+
+
+@pytest.mark.parametrize("value", ["", "eight", "8.5", "nan", "inf"])
+@pytest.mark.parametrize("column", GOOD)
+def test_what_is_no_number_is_named_with_its_line(tmp_path, column, value):
+    if column == "StartTime":
+        value = f"{value}:x"
+    row = ROW.format(**(GOOD | {column: value}))
+    path = write(tmp_path / "a.csv", f"{HEADER}\n{row}")
+    with pytest.raises(
+        CorpusError, match=f"Line 3 of .*a.csv.* has the {column}"
+    ):
+        read_annotations("train", path)
