@@ -47,8 +47,8 @@ def build_page(recognizer, settings, kept_s):
         try:
             return answer(recognizer, settings, recording, text, speaker)
         except UploadError as error:
-            message = escape(str(error))
-            raise gr.Error(message, print_exception=False) from error
+            # Programs alone ask here, and get it as JSON.
+            raise gr.Error(str(error), print_exception=False) from error
 
     def show(recording, text, speaker):
         try:
