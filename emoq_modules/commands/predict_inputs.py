@@ -24,9 +24,9 @@ def find_recordings(sources):
     A source that stands for nothing is passed on as it is, for whoever reads it
     to say what is wrong.
     """
+    if "" in sources:
+        raise ConfigurationError("A source is empty: it names no file.")
     for source in sources:
-        if not source:
-            raise ConfigurationError("A source is empty: it names no file.")
         if source == "-":
             yield from _listed()
             continue

@@ -421,8 +421,8 @@ class EmotionRecognizer(Pretrained):
             reason = f"{type(error).__name__}: {error}".splitlines()[0][:200]
         if reason:
             raise SourceError(
-                f"The trained system recognizes nothing at all ({reason}): "
-                f"{DAMAGED}"
+                f"The trained system in {self.hparams.pretrained_path} "
+                f"recognizes nothing at all ({reason}): {DAMAGED}"
             )
 
     def _decode(self, segments):

@@ -292,7 +292,7 @@ def _read_json(folder, name):
         return json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
         raise BackboneError(
-            f"{path} is no JSON ({error}). Delete the folder and download the "
+            f"{path} is no JSON ({error}). Restore the folder, or get the "
             "model again."
         ) from None
 

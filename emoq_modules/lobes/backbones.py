@@ -200,8 +200,7 @@ def load_whole(folder, not_needed=(), kind=AutoModel, **options):
         raise BackboneError(
             f"The weights in {folder} cannot be loaded "
             f"({str(error).splitlines()[0]}): they are damaged, or not those "
-            "of its config.json. Delete the folder and download the model "
-            "again."
+            "of its config.json. Restore the folder, or get the model again."
         ) from error
     missing = [
         name

@@ -108,6 +108,11 @@ def plan_runs(experiment, presets=(), options="", folds=None, debug=False):
             "hparams/emoq_stage1.yaml or hparams/emoq_stage2.yaml."
         )
     tree = _merged(experiment, presets, options)
+    if tree.get("pretrainer") and tree["fusion_weights"] is None:
+        raise ConfigurationError(
+            "fusion_weights is null, and the pretrainer would load them: give "
+            "--pretrainer null too, to start from nothing."
+        )
     first, path = None, Path(experiment).with_name("emoq_stage1.yaml")
     if tree["stage"] == 2 and tree["fusion_weights"] and path.exists():
         first = _merged(path, presets, options, others_allowed=True)
@@ -293,6 +298,8 @@ def _check_labels(labels):
                 f"The label {label!r} is no text: put it in quotes, as in "
                 f'["{label}", angry].'
             )
+        if not label.strip():
+            raise ConfigurationError(f"A label is empty in {list(labels)}.")
     if len(set(labels)) < len(labels):
         raise ConfigurationError(f"A label is there twice in {list(labels)}.")
     if len(labels) < 2:

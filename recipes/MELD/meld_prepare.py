@@ -104,6 +104,8 @@ def prepare_meld(
         check_choice("label", label, LABELS)
     check_choice("without_repeats", without_repeats, (True, False))
     data_folder = Path(data_folder)
+    if data_folder.suffix == ".csv":
+        raise CorpusError(f"{data_folder} is a table: give its folder.")
     if not data_folder.exists():
         raise CorpusError(
             f"{data_folder} does not exist: give the folder MELD.Raw, or "
@@ -248,8 +250,6 @@ def _split_of(path):
 def _find_csv(split, data_folder, audio_folder):
     """A split's annotations: as published, or as found in an archive."""
     name = f"{split}_sent_emo.csv"
-    if data_folder.name.endswith(".csv"):
-        raise CorpusError(f"{data_folder} is a file: give its folder.")
     found = sorted(data_folder.rglob(name), key=lambda p: len(p.parts))
     found.append(audio_folder / name)
     if not found[0].is_file():

@@ -163,7 +163,9 @@ def prepare_table(
         split that way.
     """
     if not isinstance(folds, int) or folds < 1:
-        raise CorpusError(f"folds is {folds}; 2 or more are needed.")
+        raise CorpusError(
+            f"folds is {folds}; it has to be a number, 2 or more."
+        )
     check_choice("fold", fold, range(1, folds + 1))
     check_choice("validate_on", validate_on, ("groups", "dialogues"))
     if callable(table):

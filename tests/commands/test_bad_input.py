@@ -360,6 +360,12 @@ REFUSED = [
             ("no epoch", STAGE1, ("--patience", "0"), "1 or more"),
             ("schedule", STAGE1, ("--scheduler", "greedy"), "one of linear"),
             ("stage", STAGE2, ("--stage", "1"), "--stage is no option"),
+            (
+                "start",
+                STAGE2,
+                ("--fusion_weights", "null"),
+                "--pretrainer null",
+            ),
             ("no folds", STAGE1, ("--folds", "0"), "folds is 0; it has to"),
             ("folds", STAGE1, ("--folds", "two"), "folds is 'two'; it has to"),
             ("no value", STAGE1, ("--text_encoder", ""), "has an empty value"),

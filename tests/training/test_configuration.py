@@ -318,6 +318,7 @@ def test_a_value_may_have_an_equals_sign(words):
         ("[sad, sad]", "A label is there twice"),
         ("[sad]", r"labels is \['sad'\]: it takes two"),
         ("[]", "it takes two"),
+        ('["", sad]', "A label is empty"),
     ],
 )
 def test_labels_that_are_no_words_are_refused(experiment, labels, message):
