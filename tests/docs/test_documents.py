@@ -71,7 +71,7 @@ def test_readme_is_read_in_three_minutes():
     # What has not run stands in the first screen, before the picture.
     first_screen = text.partition("![")[0]
     assert len(first_screen.splitlines()) <= 20
-    assert "**What has not**: IEMOCAP and MELD" in first_screen
+    assert "**What has not**: IEMOCAP, MELD's sound" in first_screen
 
 
 @each_document
