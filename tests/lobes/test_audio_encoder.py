@@ -354,7 +354,7 @@ def test_a_folder_with_missing_or_truncated_weights_is_refused(
         HuggingFaceEncoder(tmp_path)
     weights = tmp_path / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:-100])
-    with pytest.raises(BackboneError, match="cannot be loaded .*get the model again"):
+    with pytest.raises(BackboneError, match="cannot be loaded .*get the model"):
         HuggingFaceEncoder(tmp_path)
 
 
