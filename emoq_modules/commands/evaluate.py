@@ -13,7 +13,6 @@ from emoq_modules.commands.options import (
 from emoq_modules.errors import AudioError, ConfigurationError, ResultsError
 
 _MATRIX_FILE = "matrix.png"
-_WRITTEN = "results.json", "predictions.csv", "index.html"
 
 _DESCRIPTION = """\
 Measures a trained EmoQ on the labeled recordings of a table, or on the test set
@@ -147,8 +146,12 @@ def _evaluate(own):
 
 def _check(own, sources, folders):
     """What can be known before the first of several is measured."""
+    from emoq_modules.evaluation.results import PREDICTIONS_FILE, RESULTS_FILE
+    from emoq_modules.evaluation.run_page import PAGE_FILE
     from emoq_modules.inference.fetching import open_source
     from emoq_modules.inference.recognizer_folder import SETTINGS_FILE
+
+    written = RESULTS_FILE, PREDICTIONS_FILE, PAGE_FILE
 
     for folder in folders.values():
         if (folder / SETTINGS_FILE).exists():
@@ -156,7 +159,7 @@ def _check(own, sources, folders):
                 f"--out {folder} is the folder of a run, whose results would "
                 "be overwritten: name another."
             )
-        own_files = filter(Path.exists, (folder / name for name in _WRITTEN))
+        own_files = filter(Path.exists, (folder / name for name in written))
         for file in own_files if not _is_evaluation(folder) else ():
             raise ConfigurationError(
                 f"--out {folder} holds {file.name}, which no evaluation has "

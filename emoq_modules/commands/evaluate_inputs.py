@@ -243,6 +243,8 @@ def _trained_on(run):
     """Ids of the utterances that a run has trained on, where it is known."""
     from emoq_modules.training.configuration import StageRun
 
+    if not (run / SETTINGS_FILE).exists():
+        return set()
     text = (run / SETTINGS_FILE).read_text(encoding="utf-8")
     manifest = Path(StageRun(text).hparams["manifest_folder"], "train.json")
     return parse_manifest(manifest).keys() if manifest.exists() else set()

@@ -324,9 +324,9 @@ def _csv_cells(path, content):
             f"{path} is no text that can be read: save the table as CSV, in "
             "UTF-8."
         )
-    # A header is what says how the table is written: a text may hold anything.
-    # Excel writes the separator before it, as a line "sep=;".
+    # Excel can be told the separator by a first line, "sep=;".
     text = re.sub(r"\A\W*sep=(.)(?=\r?\n)", "", text)
+    # A header is what says how the table is written: a text may hold anything.
     header = next((line for line in text.splitlines() if line.strip()), "")
     separator = max(
         _SEPARATORS,

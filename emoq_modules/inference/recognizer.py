@@ -416,14 +416,16 @@ class EmotionRecognizer(Pretrained):
         noise = torch.linspace(0, 1e4, SAMPLE_RATE).square().sin() / 10
         try:
             found = self._decode([Segment(Recording(None), samples=noise)])
-            reason = None if found.isfinite().all() else "values are not finite"
+            if not found.isfinite().all():
+                raise ValueError("values are not finite")
+        except torch.OutOfMemoryError:
+            raise
         except Exception as error:
             reason = f"{type(error).__name__}: {error}".splitlines()[0][:200]
-        if reason:
             raise SourceError(
                 f"The trained system in {self.hparams.pretrained_path} "
                 f"recognizes nothing at all ({reason}): {DAMAGED}"
-            )
+            ) from error
 
     def _decode(self, segments):
         batch = PaddedBatch(

@@ -197,6 +197,8 @@ def load_whole(folder, not_needed=(), kind=AutoModel, **options):
             folder, output_loading_info=True, trust_remote_code=False, **options
         )
     except (SafetensorError, RuntimeError) as error:
+        if "memory" in str(error):
+            raise  # there is not enough of it, and nothing is damaged
         raise BackboneError(
             f"The weights in {folder} cannot be loaded "
             f"({str(error).splitlines()[0]}): they are damaged, or not those "
