@@ -15,6 +15,7 @@ from emoq_modules.lobes import backbones
 from emoq_modules.lobes.backbones import (
     fingerprint,
     load_tokenizer,
+    load_whole,
     local_folder,
 )
 from emoq_modules.lobes.small_backbones import build_llm
@@ -128,6 +129,16 @@ def test_a_model_without_usable_weights_is_refused(tmp_path, use_hub):
     use_hub(Hub({"config.json": b"{}", "tf_model.h5": b"weights"}).url)
     with pytest.raises(BackboneError, match="has no model.safetensors"):
         local_folder("someone/model", cache_dir=tmp_path)
+
+
+def test_for_want_of_memory_no_weights_are_called_damaged(tmp_path):
+    class Large:
+        @staticmethod
+        def from_pretrained(folder, **_):
+            raise RuntimeError("DefaultCPUAllocator: can't allocate memory")
+
+    with pytest.raises(RuntimeError, match="^DefaultCPUAllocator"):
+        load_whole(tmp_path, kind=Large)
 
 
 def test_a_name_that_the_hub_does_not_know_is_said_to_be_unknown(
