@@ -11,7 +11,7 @@ CORPUS ?= emodb4
 ON_EMODB := --preset hparams/presets/cpu.yaml --preset recipes/EMODB/$(CORPUS).yaml \
     --data_folder $(EMODB) --audio_source $(MODELS)/whisper-base --fold all
 
-.PHONY: demo demo-modalities emodb emodb-trained bench api test install
+.PHONY: demo demo-modalities emodb emodb-trained bench upstream api test install
 
 # Stage 1, stage 2 and the evaluation on the synthesized corpus, on a CPU.
 demo: install
@@ -38,6 +38,11 @@ emodb-trained: install
 # annotation and clip durations. Writes bench.json.
 bench: install
 	$(BIN)/python -m benchmarks.bench --data $(DATA)
+
+# The contribution to SpeechBrain, as branches of the clone CHECKOUT, and that
+# project's checks of each.
+upstream: install
+	$(BIN)/python upstream/lay.py $(CHECKOUT)
 
 # The reference of emoq_modules as web pages, made of its docstrings.
 api: install

@@ -1,0 +1,1 @@
+../../IEMOCAP/emotion_recognition/train_with_emoq.py
