@@ -97,6 +97,8 @@ setup(
             "ipython>=8.37",
             # The web page is looked at, with the system's Chromium.
             "playwright>=1.65",
+            # The recipe in upstream/ keeps frames in HDF5.
+            "h5py>=3.11",
             "pytest>=8",
             "pytest-xdist>=3.8",  # make test, in two processes
             "ruff>=0.12",

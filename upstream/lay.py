@@ -259,10 +259,7 @@ def main(arguments=None):
                 ]
             finally:
                 git(checkout, "worktree", "remove", "--force", tree)
-    print(
-        "\nBy hand: push each branch, and open its request with its text in"
-        " upstream/README.md."
-    )
+    print("\nBy hand: push each, and open its request by upstream/README.md.")
     if failed:
         print("\n".join(["failed:", *failed]))
     return 1 if failed else 0
