@@ -145,18 +145,19 @@ def _move(tree, branch):
         if not before:
             raise LayError(f"{branch} is not of this script: rename it.")
         git(tree, "checkout", "--detach", "--force", tip)
-        if before != laid:
-            change = git(tree, "diff", "--binary", before, laid) + "\n"
-            patch = Path(tree.parent, "change.diff")
-            patch.write_text(change, encoding="utf-8")
-            try:
+        patch = Path(tree.parent, "change.diff")
+        git(tree, "diff", "--binary", f"--output={patch}", before, laid)
+        try:
+            git(tree, "merge", "--no-edit", "develop")
+            if patch.stat().st_size:
                 git(tree, "apply", "--3way", "--index", patch)
-            except LayError as error:
-                print(
-                    f"{branch}: others changed the same lines. It stays as "
-                    f"it is; by hand: git diff {before} {laid}\n{error}"
-                )
-                return tip
+        except LayError as error:
+            print(
+                f"{branch}: others changed the same lines. It stays as it is; "
+                f"by hand: git diff {before} {laid}\n{error}"
+            )
+            return tip
+        if git(tree, "diff", "--cached", "--name-only"):
             git(tree, "commit", "--no-verify", "-m", UPDATE)
     tip = git(tree, "rev-parse", "HEAD")
     git(tree, "update-ref", mark, laid)

@@ -126,6 +126,23 @@ def test_a_reviewers_commit_stays_in_another_clone(checkout, source):
     assert show(other, "two", "lobes/b.py") == "b = 2"
 
 
+def test_a_reviewed_branch_follows_develop(checkout, source):
+    lay(checkout, source, TOY)
+    comment(checkout, "two", **{"lobes/a.py": "a = 1  # why?\n"})
+    comment(checkout, "one", text="FIRST\nsecond, says one\nthird\n")
+    git(checkout, "stash")
+    write(checkout, text="first\nsecond\nthird\nfourth\n", other="\n")
+    git(checkout, "add", ".")
+    git(checkout, "commit", "-m", "Go on")
+    lay(checkout, source, TOY)
+    for branch in ("one", "two"):
+        assert show(checkout, branch, "other") == ""
+    assert show(checkout, "one") == "FIRST\nsecond, says one\nthird\nfourth"
+    names = git(checkout, "diff", "--name-only", "develop", "two").split()
+    assert names == ["lobes/a.py", "lobes/b.py"]
+    assert show(checkout, "two", "lobes/a.py") == "a = 1  # why?"
+
+
 def test_where_both_change_a_line_the_reviewers_stays(checkout, source, capsys):
     lay(checkout, source, TOY)
     tip = comment(checkout, "two", **{"lobes/a.py": "a = 3\n"})
