@@ -17,7 +17,6 @@ from pathlib import Path
 import numpy as np
 import soundfile
 import torch
-from scipy.signal import resample_poly
 from speechbrain.utils.logger import get_logger
 from torchaudio.functional import resample
 
@@ -180,6 +179,9 @@ def to_model_rate(samples, rate):
         return samples
     if math.gcd(rate, SAMPLE_RATE) >= _COMMON_STEP:
         return resample(samples, rate, SAMPLE_RATE)
+    # Here, as such rates are rare, and the module takes a second to import.
+    from scipy.signal import resample_poly
+
     # torchaudio has a filter for each phase: 2.8 GB of them for 44,101 Hz.
     resampled = resample_poly(samples.numpy(), SAMPLE_RATE, rate)
     return torch.from_numpy(resampled).float()

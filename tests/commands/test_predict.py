@@ -5,6 +5,7 @@ import io
 import json
 import os
 import shutil
+import subprocess
 import sys
 import threading
 from dataclasses import asdict
@@ -55,6 +56,22 @@ def predict(recognizer_folder, capsys):
 
 def read_csv(output):
     return list(csv.DictReader(io.StringIO(output)))
+
+
+def test_nothing_is_imported_that_is_not_used(recognizer_folder, folder):
+    run = f"""
+import sys
+from emoq_modules.commands.cli import main
+assert main(["predict", "--model", {recognizer_folder!r}, {str(folder)!r}]) == 0
+print(*sorted(sys.modules))
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", run], capture_output=True, text=True, check=True
+    )
+    imported = set(done.stdout.splitlines()[-1].split())
+    heavy = {"matplotlib", "pandas", "sklearn", "gradio", "scipy.signal"}
+    assert "emoq_modules.inference.recognizer" in imported
+    assert heavy & imported == set()
 
 
 def test_csv_and_jsonl_hold_what_the_recognizer_says(predict, folder, expected):
