@@ -83,7 +83,7 @@ def files_of(part):
         path.relative_to(part)
         for path in part.rglob("*")
         if path.is_symlink() or path.is_file()
-        if "__pycache__" not in path.parts
+        if not {"__pycache__", ".ruff_cache"} & set(path.parts)
     )
 
 

@@ -192,7 +192,7 @@ def theirs(ours, tmp_path_factory):
         "device": "cpu",
     }
     own = [
-        {"out_n_neurons": 3, "classifier_dropout": 0.0},
+        {"classifier_dropout": 0.0},
         {
             "emoq_former_file": root / "stage1/emoq_former.ckpt",
             "emotion_words": "[angry, happy, sad]",
@@ -215,12 +215,12 @@ def theirs(ours, tmp_path_factory):
     return root
 
 
-def run(root, *arguments):
+def run(root, *arguments, cwd=None):
     """Runs Python where the recipe is, on the SpeechBrain laid over."""
     environment = {"PYTHONPATH": str(root), "HF_HUB_OFFLINE": "1"}
     done = subprocess.run(
         [sys.executable, *map(str, arguments)],
-        cwd=root / RECIPE,
+        cwd=cwd or root / RECIPE,
         env=os.environ | environment,
         capture_output=True,
         text=True,
@@ -253,7 +253,9 @@ def test_posteriors_are_the_same(ours, theirs, stage):
         assert found == pytest.approx(list(map(float, own)), abs=1e-5)
 
 
-def test_the_folder_of_stage_2_is_a_recognizer(ours, theirs):
+def test_the_folder_of_stage_2_is_a_recognizer_anywhere(ours, theirs, tmp_path):
+    moved = shutil.copytree(theirs / "stage2", tmp_path / "moved")
+    shutil.rmtree(moved / "save")
     words = json.loads((theirs / "test.json").read_text())
     utterance = "test04"
     printed = run(
@@ -262,10 +264,10 @@ def test_the_folder_of_stage_2_is_a_recognizer(ours, theirs):
         f"""
 from speechbrain.inference.interfaces import foreign_class
 recognizer = foreign_class(
-    source="{theirs}/stage2",
+    source="{moved}",
     pymodule_file="train_with_emoq.py",
     classname="EmotionRecognizer",
-    savedir="{theirs}/recognizer",
+    savedir="{tmp_path}/fetched",
     run_opts={{"device": "cpu", "precision": "fp32"}},
 )
 posteriors, score, emotions = recognizer.classify_file(
@@ -275,6 +277,7 @@ posteriors, score, emotions = recognizer.classify_file(
 )
 print(*posteriors[0].tolist(), emotions[0])
 """,
+        cwd=tmp_path,
     )
     *found, emotion = printed.splitlines()[-1].split()
     row = read_rows(theirs, 2)[utterance]

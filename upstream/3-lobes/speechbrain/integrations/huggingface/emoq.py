@@ -39,7 +39,7 @@ class EmoQFormer(HFTransformersInterface):
     Arguments
     ---------
     source : str
-        HuggingFace hub name, or a local folder, of a model of BERT's family:
+        HuggingFace hub name, or a local folder, of a BERT or RoBERTa:
         e.g "FacebookAI/roberta-base"
     save_path : str
         Path (dir) of the downloaded model.
@@ -271,7 +271,7 @@ class SoftPromptDecoder(nn.Module):
     system_prompt : str
         What the LLM is told first; "{words}" is replaced by the words.
     user_prompt : str
-        What it is asked: one line with "{audio}", and lines with "{transcript}"
+        What it is asked: a line with "{audio}", and others with "{transcript}"
         or "{speaker}", which are left out where there is none.
     answer : str
         What the answer begins with; the emotion word follows.
@@ -312,11 +312,17 @@ class SoftPromptDecoder(nn.Module):
         self.llm = llm
         self.projector = projector
         self.tokenizer = llm.tokenizer
-        self.system_prompt = system_prompt.format(words=", ".join(words))
+        self.system_prompt = system_prompt.replace("{words}", ", ".join(words))
         self.user_prompt = user_prompt
         self.answer = answer
         self.word_weight = word_weight
         self.max_text_tokens = max_text_tokens
+        audio_lines = [x for x in user_prompt.splitlines() if "{audio}" in x]
+        if len(audio_lines) != 1 or audio_lines[0].count("{") != 1:
+            raise ValueError(
+                'The user prompt needs one line with "{audio}", and no other '
+                f"field in it; it is {user_prompt!r}."
+            )
         ids = [self._plain_ids(f" {word}") for word in words]
         several = [word for word, own in zip(words, ids) if len(own) > 1]
         if several or len({tuple(own) for own in ids}) < len(ids):

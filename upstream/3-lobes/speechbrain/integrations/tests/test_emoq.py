@@ -80,7 +80,10 @@ def _tokenizer(special):
     )
 
 
-def _decoder(folder, words=WORDS, **options):
+USER = "Speaker: {speaker}\nTranscript: {transcript}\nVoice: {audio}"
+
+
+def _decoder(folder, words=WORDS, user_prompt=USER, **options):
     from speechbrain.integrations.huggingface.emoq import (
         SoftPromptDecoder,
         SoftPromptProjector,
@@ -105,7 +108,7 @@ def _decoder(folder, words=WORDS, **options):
         projector,
         words,
         "Which of {words}?",
-        "Speaker: {speaker}\nTranscript: {transcript}\nVoice: {audio}",
+        user_prompt,
         **options,
     )
 
@@ -219,3 +222,12 @@ def test_emotion_words_of_several_tokens_are_refused(qwen):
     """Posteriors compare tokens"""
     with pytest.raises(ValueError, match="astonished"):
         _decoder(qwen, words=["angry", "astonished"])
+
+
+@pytest.mark.parametrize(
+    "prompt", ["Voice", "{audio}\n{audio}", "{transcript} {audio}"]
+)
+def test_the_prompt_has_one_line_for_the_audio(qwen, prompt):
+    """Otherwise the soft prompt would stand elsewhere, or be left out"""
+    with pytest.raises(ValueError, match="one line with"):
+        _decoder(qwen, user_prompt=prompt)

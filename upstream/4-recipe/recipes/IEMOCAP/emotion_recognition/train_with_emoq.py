@@ -39,7 +39,11 @@ import speechbrain as sb
 from speechbrain.inference.interfaces import Pretrained
 from speechbrain.integrations.hdf5.cached_item import CachedHDF5DynamicItem
 from speechbrain.nnet.schedulers import LinearWarmupScheduler
-from speechbrain.utils.distributed import if_main_process, run_on_main
+from speechbrain.utils.distributed import (
+    if_main_process,
+    infer_device,
+    run_on_main,
+)
 
 
 class EmoQFormerBrain(sb.Brain):
@@ -72,7 +76,7 @@ class EmoQFormerBrain(sb.Brain):
         """Keeps what was recognized for the statistics."""
         self.stats.append(
             batch.id,
-            [self.hparams.emotions[i] for i in posteriors.argmax(dim=-1)],
+            [self.hparams.emotions[i] for i in posteriors.argmax(-1).tolist()],
             batch.emo,
             posteriors=posteriors,
         )
@@ -134,7 +138,9 @@ class EmoQFormerBrain(sb.Brain):
             ]
         )
         self.optimizers_dict = {"optimizer": self.optimizer}
-        steps = self.hparams.steps_per_epoch * self.hparams.number_of_epochs
+        # Batches that are left at the end of an epoch make no step.
+        steps = self.hparams.batches_per_epoch // self.grad_accumulation_factor
+        steps *= self.hparams.number_of_epochs
         warmup = round(self.hparams.warmup_ratio * steps)
         self.schedule = torch.optim.lr_scheduler.LambdaLR(
             self.optimizer,
@@ -176,11 +182,6 @@ class EmotionRecognizer(Pretrained):
     def __init__(self, *args, **kwargs):
         super().__init__(*args, **kwargs)
         self.hubert = self.hparams.hubert().to(self.device).eval()
-        found = self.hparams.checkpointer.recover_if_possible(max_key="UA")
-        if found is None:
-            raise FileNotFoundError(
-                f"No checkpoint in {self.hparams.save_folder}: train stage 2."
-            )
 
     @torch.no_grad()
     def classify_batch(self, wavs, wav_lens, transcripts, speakers=None):
@@ -214,8 +215,12 @@ class EmotionRecognizer(Pretrained):
             wav = wav[: round(float(wav_len) * len(wav))].to(self.device)
             items.append(
                 {
-                    "frames": self.hubert(wav[None])[0],
-                    "tokens": encode_text(self.mods, self.hparams, transcript),
+                    "frames": compute_frames(self.hubert, wav),
+                    "tokens": encode_text(
+                        self.mods.emoq_former.tokenizer,
+                        transcript,
+                        self.hparams.max_text_tokens,
+                    ),
                     "prompt": self.mods.decoder.encode_prompt(
                         transcript, speaker
                     ),
@@ -226,7 +231,11 @@ class EmotionRecognizer(Pretrained):
             embeddings = self.mods.emoq_former(*batch.frames, *batch.tokens)
             posteriors, _ = self.mods.decoder(embeddings, batch.prompt)
         score, best = posteriors.max(dim=-1)
-        return posteriors, score, [self.hparams.emotions[i] for i in best]
+        return (
+            posteriors,
+            score,
+            [self.hparams.emotions[i] for i in best.tolist()],
+        )
 
     def classify_file(self, path, transcript="", speaker=None, **kwargs):
         """Recognizes the emotion of an audio file.
@@ -255,12 +264,32 @@ class EmotionRecognizer(Pretrained):
         return self.classify_batch(wavs, wav_lens, transcripts, speakers)
 
 
-def encode_text(modules, hparams, words):
-    """Token ids of a transcript for the EmoQ-Former, of shape (length,)."""
-    tokens = modules.emoq_former.tokenizer(
-        words, truncation=True, max_length=hparams.max_text_tokens
-    )
+def encode_text(tokenizer, words, max_text_tokens):
+    """Tokenizes a transcript for the EmoQ-Former.
+
+    Arguments
+    ---------
+    tokenizer : transformers.PreTrainedTokenizer
+        The tokenizer.
+    words : str
+        What was said.
+    max_text_tokens : int
+        Longer transcripts are cut.
+
+    Returns
+    -------
+    tokens : torch.Tensor
+        Token ids, of shape (length,).
+    """
+    tokens = tokenizer(words, truncation=True, max_length=max_text_tokens)
     return torch.tensor(tokens["input_ids"])
+
+
+def compute_frames(hubert, wav):
+    """HuBERT's frames of a waveform, by itself, of shape (time, dim)."""
+    # Its first frame hears 400 samples.
+    wav = torch.nn.functional.pad(wav, (0, max(0, 400 - len(wav))))
+    return hubert(wav[None])[0]
 
 
 def cached_frames(hparams, file_mode, hubert=None, device="cpu"):
@@ -272,26 +301,50 @@ def cached_frames(hparams, file_mode, hubert=None, device="cpu"):
     def frames_pipeline(id, wav):
         """Computes the frames of an utterance by itself."""
         sig = sb.dataio.dataio.read_audio(wav)
-        return hubert(sig[None].to(device))[0].cpu().numpy()
+        return compute_frames(hubert, sig.to(device)).cpu().numpy()
 
     return frames_pipeline
 
 
 def extract_frames(hparams, device):
-    """Computes the frames of all utterances that have none yet."""
-    known = cached_frames(hparams, "a").hdf5file
+    """Computes the frames of all utterances that have none yet.
+
+    Arguments
+    ---------
+    hparams : dict
+        This dictionary is loaded from the yaml file.
+    device : str
+        Where HuBERT works.
+    """
     wavs = {}
     for split in ("train", "valid", "test"):
-        with open(hparams[f"{split}_annotation"], encoding="utf-8") as f:
-            entries = json.load(f).items()
-        wavs |= {key: e["wav"] for key, e in entries if key not in known}
-    known.close()
+        annotation = hparams[f"{split}_annotation"]
+        with open(annotation, encoding="utf-8") as f:
+            entries = json.load(f)
+        for key, entry in entries.items():
+            # Now, as hours may go by until it is trained on.
+            if "words" not in entry or entry["emo"] not in hparams["emotions"]:
+                raise ValueError(
+                    f"{key} in {annotation} needs words, and one of the "
+                    f"emotions {hparams['emotions']}: prepare the data anew."
+                )
+            wavs[key] = entry["wav"].format(data_root=hparams["data_root"])
+    path = os.path.join(hparams["frames_folder"], "cache.hdf5")
+    if os.path.exists(path):
+        # Not for writing: other runs may read it.
+        with cached_frames(hparams, "r").hdf5file as known:
+            wavs = {key: wav for key, wav in wavs.items() if key not in known}
     if not wavs:
         return
     hubert = hparams["hubert"]().to(device).eval()
     pipeline = cached_frames(hparams, "a", hubert, device)
-    for utterance, wav in tqdm(wavs.items(), desc="frames of HuBERT"):
-        pipeline(utterance, wav.format(data_root=hparams["data_root"]))
+    for key, wav in tqdm(wavs.items(), desc="frames of HuBERT"):
+        try:
+            pipeline(key, wav)
+        except RuntimeError as error:
+            raise RuntimeError(f"{wav} has no frames: {error}") from error
+        # What is not on disk when a job is killed makes the file unreadable.
+        pipeline.hdf5file.flush()
     pipeline.hdf5file.close()
 
 
@@ -309,18 +362,13 @@ def dataio_prepare(hparams):
     datasets : dict
         The DynamicItemDataset of "train", "valid" and "test".
     """
-    modules = collections.namedtuple("Modules", hparams["modules"])(
-        **hparams["modules"]
-    )
-    options = collections.namedtuple("Options", ["max_text_tokens"])(
-        hparams["max_text_tokens"]
-    )
+    tokenizer = hparams["emoq_former"].tokenizer
 
     @sb.utils.data_pipeline.takes("words")
     @sb.utils.data_pipeline.provides("tokens")
     def text_pipeline(words):
         """Tokenizes the transcript for the EmoQ-Former."""
-        return encode_text(modules, options, words)
+        return encode_text(tokenizer, words, hparams["max_text_tokens"])
 
     @sb.utils.data_pipeline.takes("emo")
     @sb.utils.data_pipeline.provides("emo_encoded")
@@ -337,7 +385,7 @@ def dataio_prepare(hparams):
         @sb.utils.data_pipeline.provides("before", "after")
         def prompt_pipeline(*values):
             """Makes the prompt of the LLM."""
-            yield from modules.decoder.encode_prompt(*values)
+            yield from hparams["decoder"].encode_prompt(*values)
 
         items.append(prompt_pipeline)
         keys += ["before", "after"]
@@ -386,6 +434,13 @@ if __name__ == "__main__":
     with open(hparams_file, encoding="utf-8") as fin:
         hparams = load_hyperpyyaml(fin, overrides)
 
+    stage1 = hparams["emoq_former_file"]
+    if hparams["stage"] == 2:
+        if not os.path.isfile(stage1):
+            raise FileNotFoundError(f"There is no {stage1}: train stage 1.")
+        if len(hparams["emotion_words"]) != len(hparams["emotions"]):
+            raise ValueError("There has to be a word for each emotion.")
+
     # Create experiment directory
     sb.create_experiment_directory(
         experiment_directory=hparams["output_folder"],
@@ -400,7 +455,7 @@ if __name__ == "__main__":
         script, function = hparams["prepare_function"].split(".")
         prepare = getattr(importlib.import_module(script), function)
         run_on_main(prepare, kwargs=hparams["prepare_options"])
-    device = run_opts.get("device") or "cpu"
+    device = run_opts.get("device") or infer_device()
     run_on_main(extract_frames, args=[hparams, device])
 
     # Create dataset objects "train", "valid", and "test".
@@ -413,13 +468,14 @@ if __name__ == "__main__":
         )
     else:
         brain_class = SoftPromptBrain
-        run_on_main(hparams["pretrainer"].collect_files)
-        hparams["pretrainer"].load_collected()
+        hparams["emoq_former"].load_state_dict(
+            torch.load(stage1, map_location="cpu", weights_only=True)
+        )
 
     # Initialize the Brain object to prepare for training.
     batches = len(datasets["train"]) / hparams["batch_size"]
     ranks = int(os.environ.get("WORLD_SIZE", 1))
-    hparams["steps_per_epoch"] = math.ceil(batches / ranks)
+    hparams["batches_per_epoch"] = math.ceil(batches / ranks)
     brain = brain_class(
         modules=hparams["modules"],
         opt_class=hparams["opt_class"],
@@ -446,8 +502,15 @@ if __name__ == "__main__":
         max_key="UA",
         test_loader_kwargs=hparams["test_dataloader_opts"],
     )
-    if hparams["stage"] == 1 and if_main_process():
-        # What stage 2 starts from.
+    # Its weights: stage 2 starts from the first, and all three recognize.
+    if if_main_process():
+        folder = hparams["output_folder"]
+        stage2 = os.path.join(folder, "emoq_former.ckpt")
         torch.save(
-            hparams["emoq_former"].state_dict(), hparams["emoq_former_file"]
+            hparams["emoq_former"].state_dict(),
+            stage1 if hparams["stage"] == 1 else stage2,
         )
+        if hparams["stage"] == 2:
+            projector = hparams["projector"].state_dict()
+            torch.save(projector, os.path.join(folder, "projector.ckpt"))
+            hparams["adapted_llm"].saver(os.path.join(folder, "llm.ckpt"))
