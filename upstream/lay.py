@@ -266,7 +266,7 @@ def main(arguments=None):
     return 1 if failed else 0
 
 
-def _passes(name, command, path, tree, tools, again=True):
+def _passes(name, command, path, tree, tools, tries=4):
     started = time.perf_counter()
     done = subprocess.run(
         list(map(str, command)),
@@ -287,8 +287,8 @@ def _passes(name, command, path, tree, tools, again=True):
     if done.returncode:
         print(done.stdout[-4000:])
         # A test of several processes aborts now and then, on develop too.
-        if again and "SIGABRT" in done.stdout:
-            return _passes(name, command, path, tree, tools, again=False)
+        if tries > 1 and "SIGABRT" in done.stdout:
+            return _passes(name, command, path, tree, tools, tries - 1)
     return not done.returncode
 
 
